@@ -1,0 +1,264 @@
+"""Dyna-Q with a learned dynamics ensemble (Sutton 1991; short model rollouts as in MBPO, Janner et al. 2019).
+
+For every real step, K lanes advance by H imagined steps from real states, their rows go to the imagined replay, and the Q-learner is
+updated on minibatches of them.
+
+* batch: N random transitions, one fit of the model, and no further contact with the environment;
+* interactive: after the random transitions and a first fit the agent acts epsilon-greedily, and the model is refitted every round.
+
+At the end of a round the target network is scored by imagined episodes. The best-scored snapshot is the chosen policy: choosing it
+costs no real transition.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax import replay
+from mbrl_jax.agents.q_learning import Outcomes, QState, UpdateLog, make_q_learner
+from mbrl_jax.algorithms import training
+from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
+from mbrl_jax.config import DynaQConfig, check, holdout_stride
+from mbrl_jax.environment import Environment, EnvironmentState, make_environment
+from mbrl_jax.evaluation import play, play_imagined, sample_first_observations
+from mbrl_jax.imagination import lanes as lanes_
+from mbrl_jax.imagination.horizon import HorizonController, make_controller
+from mbrl_jax.imagination.lanes import LaneDraws, LaneLog, Lanes
+from mbrl_jax.model import ensemble as ens
+from mbrl_jax.model import fitting
+from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.model.fitting import FitLog, ModelState
+from mbrl_jax.networks import Params
+from mbrl_jax.replay import Replay, Rows
+
+
+class Snapshot(NamedTuple):
+    """A policy and the mean return of its imagined episodes."""
+
+    params: Params
+    score: Array  # []
+
+
+class State(NamedTuple):
+    """The whole run between two rounds."""
+
+    time: Array  # [] int32, steps of the main loop so far, shared by all seeds
+    key: Array  # [] the seed's own, never changed
+    episode: EnvironmentState  # the real episode in progress
+    real: Replay
+    imagined: Replay
+    model: ModelState
+    lanes: Lanes
+    agent: QState
+    chosen: Snapshot
+
+
+AXES = State(  # type: ignore[call-overload]
+    time=None, key=0, episode=0, real=replay.AXES, imagined=replay.AXES, model=0, lanes=0, agent=0, chosen=0
+)
+
+
+class Metrics(NamedTuple):
+    """Of one round. Blocks are of ``metric_steps`` steps."""
+
+    update: UpdateLog  # leaves [blocks]
+    lanes: LaneLog  # leaves [blocks]
+    curve_return: Array  # [] mean return of the target network's greedy real episodes
+    score: Array  # [] mean return of its imagined episodes
+    chosen_score: Array  # [] that of the snapshot chosen so far
+    is_chosen: Array  # [] bool, whether this round's snapshot became the chosen one
+    refit: FitLog | None  # leaves [E], none in the batch protocol
+
+
+class Draws(NamedTuple):
+    """The random numbers of a round of T steps."""
+
+    behaviour: BehaviourDraws | None  # leaves [T, ...], none in the batch protocol
+    lanes: LaneDraws  # leaves [T, H, ...]
+    imagined: Array  # [T, updates, imagined rows of a minibatch] uint32
+    real: Array  # [T, updates, real rows of a minibatch] uint32
+
+
+def make_train(
+    config: DynaQConfig, *, environment: Environment | None = None, controller: HorizonController | None = None
+) -> Train:
+    """Build the algorithm. ``jax.jit(jax.vmap(make_train(config).train))(keys)`` trains one agent for each key.
+
+    Args:
+      config: its settings.
+      environment: a task in place of the one that ``config.environment`` names.
+      controller: a horizon controller in place of the one that ``config.imagination`` names.
+
+    Raises:
+      ConfigError: the settings cannot work.
+    """
+    check(config)
+    task = make_environment(config.environment) if environment is None else environment
+    make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
+    stride = holdout_stride(config)
+    interactive = config.protocol == "interactive"
+    real_batch = round(config.agent.real_ratio * config.agent.batch_size)
+
+    def ensemble_of(hyper: DynaQConfig) -> Ensemble:
+        return Ensemble(hyper.model, task.spec, task.reward, task.terminated)
+
+    def controller_of(hyper: DynaQConfig) -> HorizonController:
+        if controller is not None:
+            return controller
+        return make_controller(hyper.imagination.controller, hyper.imagination.controller_settings)
+
+    controller_of(config)  # refuses what is not known
+
+    def init(key: Array) -> tuple[State, Array]:
+        size = task.spec.observation_size
+        agent = make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT))
+        real = replay.create(config.real_transitions, size)
+        episode, real, collected = training.collect_into(real, task, key, config.random_transitions)
+        state = State(
+            time=jnp.zeros((), jnp.int32),
+            key=key,
+            episode=episode,
+            real=real,
+            imagined=replay.create(config.imagination.capacity, size),
+            model=fitting.init(ensemble_of(config), stream(key, Stream.MODEL)),
+            lanes=lanes_.init(config.imagination, controller_of(config), size),
+            agent=agent,
+            chosen=Snapshot(agent.target, jnp.full((), -jnp.inf)),
+        )
+        return state, collected
+
+    def fit(state: State, hyper: DynaQConfig) -> tuple[State, FitLog]:
+        rows = state.real.rows[: config.random_transitions]
+        model, log = fitting.fit(ensemble_of(hyper), state.model, rows, stream(state.key, Stream.FIT), stride)
+        return calibrated(state._replace(model=model), hyper), log
+
+    def calibrated(state: State, hyper: DynaQConfig) -> State:
+        """Let the horizon controller see the model that has just been fitted."""
+        ensemble = ensemble_of(hyper)
+        members = fitting.members(ensemble, state.model)
+        valid = jnp.arange(state.real.rows.shape[0]) < replay.size(state.real)
+        new = controller_of(hyper).calibrate(state.lanes.controller, ensemble, members, state.real.rows, valid)
+        return state._replace(lanes=state.lanes._replace(controller=new))
+
+    def draw(key: Array, ensemble: Ensemble) -> Draws:
+        key_behaviour, key_lanes, key_imagined, key_real = jax.random.split(key, 4)
+        updates = (config.round_steps, config.agent.updates_per_step)
+        return Draws(
+            behaviour=training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None,
+            lanes=lanes_.draw(config.imagination, ensemble, key_lanes, (config.round_steps,)),
+            imagined=jax.random.bits(key_imagined, (*updates, config.agent.batch_size - real_batch)),
+            real=jax.random.bits(key_real, (*updates, real_batch)),
+        )
+
+    def advance(state: State, hyper: DynaQConfig) -> tuple[State, Metrics]:
+        learner = make_q_learner(hyper.agent, task.spec)
+        ensemble, horizon = ensemble_of(hyper), controller_of(hyper)
+        members = fitting.members(ensemble, state.model)
+
+        def step(carry: Any, draws: Draws) -> tuple[Any, tuple[UpdateLog, LaneLog]]:
+            time, episode, real, imagined, lanes, agent = carry
+
+            # act in the real environment
+            if draws.behaviour is not None:
+                explore, random_action, fresh = draws.behaviour
+                epsilon = training.exploration_rate(hyper.exploration, time, config.steps)
+                action = learner.act(agent.online, episode.observation, epsilon, explore, random_action)
+                episode, transition = task.step(episode, action, fresh)
+                real = replay.write(real, training.real_rows(transition)[None])
+
+            # imagine K lanes of H steps
+            def policy(observation: Array, explore: Array, random_action: Array) -> Array:
+                return learner.act(agent.online, observation, hyper.imagination.epsilon, explore, random_action)
+
+            lanes, rows, lane_log = lanes_.advance(
+                hyper.imagination, ensemble, horizon, lanes, members, policy, real, time, draws.lanes
+            )
+            imagined = replay.write(imagined, rows)
+
+            # learn
+            def update(agent: QState, bits: tuple[Array, Array]) -> tuple[QState, UpdateLog]:
+                sampled = [replay.sample(imagined, bits[0]), replay.sample(real, bits[1])]
+                batch = replay.unpack(jnp.concatenate(sampled) if real_batch else sampled[0])
+                return learner.update(agent, batch, conservative_outcomes(ensemble, members, hyper, batch))
+
+            agent, update_log = jax.lax.scan(update, agent, (draws.imagined, draws.real), unroll=True)
+            return (time + 1, episode, real, imagined, lanes, agent), (jax.tree.map(jnp.mean, update_log), lane_log)
+
+        carry = (state.time, state.episode, state.real, state.imagined, state.lanes, state.agent)
+        draws = draw(stream(state.key, Stream.ROUND, state.time), ensemble)
+        (time, episode, real, imagined, lanes, agent), logs = jax.lax.scan(step, carry, draws)
+        state = state._replace(time=time, episode=episode, real=real, imagined=imagined, lanes=lanes, agent=agent)
+
+        # the round's end: refit, choose, evaluate
+        refit_log = None
+        if interactive:
+            model, refit_log = fitting.refit(
+                ensemble, state.model, real, stream(state.key, Stream.REFIT, time), stride
+            )
+            state = calibrated(state._replace(model=model), hyper)
+        state, score, is_chosen = choose(state, hyper)
+        curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, time)
+        update_log, lane_log = training.average_blocks(logs, config.metric_steps)
+        return state, Metrics(update_log, lane_log, curve, score, state.chosen.score, is_chosen, refit_log)
+
+    def choose(state: State, hyper: DynaQConfig) -> tuple[State, Array, Array]:
+        """Keep the better of the chosen snapshot and the present target network, as imagination scores them.
+
+        A refit changes the world that scores, so in the interactive protocol the chosen snapshot is scored anew beside its challenger,
+        from the same starts and with the same noise.
+        """
+        learner = make_q_learner(hyper.agent, task.spec)
+        ensemble = ensemble_of(hyper)
+        members = fitting.members(ensemble, state.model)
+        key_start, key_noise = jax.random.split(stream(state.key, Stream.SELECTION, state.time))
+        first = sample_first_observations(state.real, jax.random.bits(key_start, (config.selection.episodes,)))
+
+        def score_of(params: Params) -> Array:
+            returns = play_imagined(
+                ensemble, members, lambda s: learner.greedy(params, s), first, key_noise, config.selection.steps
+            )
+            return jnp.mean(returns)
+
+        challenger = Snapshot(state.agent.target, score_of(state.agent.target))
+        incumbent = state.chosen
+        if interactive:
+            never = jnp.isneginf(incumbent.score)
+            incumbent = incumbent._replace(score=jnp.where(never, -jnp.inf, score_of(incumbent.params)))
+        better = challenger.score > incumbent.score
+        chosen = jax.tree.map(lambda new, old: jnp.where(better, new, old), challenger, incumbent)
+        return state._replace(chosen=chosen), challenger.score, better
+
+    def finish(state: State, hyper: DynaQConfig) -> Outcome:
+        learner = make_q_learner(hyper.agent, task.spec)
+        starts = task.draw_resets(stream(state.key, Stream.FINAL_EVALUATION), (config.evaluation.episodes,))
+        last, chosen = state.agent.target, state.chosen.params
+        returns_last, returns_chosen = (
+            play(task, lambda s, params=params: learner.greedy(params, s), starts) for params in (last, chosen)
+        )
+        return Outcome(last, chosen, returns_last, returns_chosen, state.agent.frozen, state.agent.updates)
+
+    return training.assemble(config, init, fit, advance, finish, AXES)
+
+
+def conservative_outcomes(
+    ensemble: Ensemble, members: Members, config: DynaQConfig, batch: Rows
+) -> Outcomes | None:
+    """What every member expects to follow a minibatch, where the learner's target asks for it.
+
+    Penalties that a horizon controller took from a row's reward stay taken: the row's own reward is used where rewards are known.
+    """
+    if config.agent.target not in ("quantile", "mean_std"):
+        return None
+    ask = (ensemble.sampling_members, *batch.action.shape)
+    observation = jnp.broadcast_to(batch.observation[None], (*ask, batch.observation.shape[-1]))
+    action = jnp.broadcast_to(batch.action[None], ask)
+    prediction = ens.predict(ensemble, members, observation, action)
+    imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, None)
+    reward = imagined.reward
+    if ensemble.config.reward == "known":
+        reward = jnp.broadcast_to(batch.reward[None], ask)
+    return Outcomes(reward, imagined.next_observation, imagined.terminated)
+
+

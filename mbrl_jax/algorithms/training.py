@@ -1,0 +1,184 @@
+"""What the training loops share: their contract, their streams of random numbers, and how they act while they learn."""
+
+import contextlib
+import enum
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax import environment as env
+from mbrl_jax import replay
+from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, ModelFreeQConfig
+from mbrl_jax.environment import Environment, EnvironmentState, Transition
+from mbrl_jax.evaluation import play
+from mbrl_jax.networks import Params
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Outcome(NamedTuple):
+    """What a finished run leaves."""
+
+    last: Params  # the target network after the last update
+    chosen: Params | None  # the snapshot that imagination scored best, none without a model
+    returns_last: Array  # [n] returns of greedy episodes in the real environment
+    returns_chosen: Array | None  # [n]
+    frozen: Array  # [] bool, the learner went non-finite and rested at its last finite parameters
+    updates: Array  # [] int32, updates made
+
+
+class Result(NamedTuple):
+    """A whole run."""
+
+    outcome: Outcome
+    collected: Array  # [N] return of the random episode that ended at each real step, NaN where none did
+    fit: Any  # the FitLog of the model's first fit, or () without a model
+    metrics: Any  # the algorithm's Metrics with a leading axis of rounds
+
+
+class Train(NamedTuple):
+    """An algorithm: pure functions over its state. ``hyper`` is a config of the same structure with other traced numbers.
+
+    Attributes:
+      init: ``(key) -> (state, collected)``: fresh networks, and the random transitions; ``collected`` as in :class:`Result`.
+      fit: ``(state, hyper) -> (state, log)``: the model's first fit; nothing and () without a model.
+      advance: ``(state, hyper) -> (state, metrics)``: one round.
+      finish: ``(state, hyper) -> Outcome``.
+      train: ``(key, hyper=None) -> Result``: all of it.
+      rounds: rounds of a run.
+      axes: of the state for ``vmap``, as a prefix of its tree: 0 for what each seed has, None for counters that all share.
+    """
+
+    init: Callable[[Array], tuple[Any, Array]]
+    fit: Callable[[Any, Any], tuple[Any, Any]]
+    advance: Callable[[Any, Any], tuple[Any, Any]]
+    finish: Callable[[Any, Any], Outcome]
+    train: Callable[..., Result]
+    rounds: int
+    axes: Any
+
+
+def assemble(
+    config: ModelFreeQConfig,
+    init: Callable[[Array], tuple[Any, Array]],
+    fit: Callable[[Any, Any], tuple[Any, Any]],
+    advance: Callable[[Any, Any], tuple[Any, Any]],
+    finish: Callable[[Any, Any], Outcome],
+    axes: Any,
+) -> Train:
+    """Put an algorithm together: ``train`` composed of the other functions, and all of them under the config's precision."""
+    rounds = config.steps // config.round_steps
+
+    def train(key: Array, hyper: Any = None) -> Result:
+        hyper = config if hyper is None else hyper
+        if jax.tree.structure(hyper) != jax.tree.structure(config):
+            raise ConfigError("hyper: its static settings differ from the config's; only traced numbers may")
+        state, collected = init(key)
+        state, fit_log = fit(state, hyper)
+        state, metrics = jax.lax.scan(lambda state, _: advance(state, hyper), state, None, length=rounds)
+        return Result(finish(state, hyper), collected, fit_log, metrics)
+
+    precise = functools.partial(_with_precision, config.precision)
+    return Train(precise(init), precise(fit), precise(advance), precise(finish), precise(train), rounds, axes)
+
+
+def _with_precision(precision: str, function: Callable[P, T]) -> Callable[P, T]:
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+class Stream(enum.IntEnum):
+    """Independent streams of a seed's random numbers. The same stream gives both arms of a comparison the same real data."""
+
+    COLLECTION = 0
+    AGENT = 1
+    MODEL = 2
+    FIT = 3
+    FINAL_EVALUATION = 4
+    ROUND = 5
+    CURVE = 6
+    SELECTION = 7
+    REFIT = 8
+    BEHAVIOUR = 9
+
+
+def stream(key: Array, which: Stream, time: Array | int = 0) -> Array:
+    """The key of a stream at a point in time."""
+    return jax.random.fold_in(jax.random.fold_in(key, which), time)
+
+
+def seed_keys(base: int, seeds: int, first: int = 0) -> Array:
+    """[seeds] typed threefry keys; seed i has the same one however many there are."""
+    root = jax.random.key(base, impl="threefry2x32")
+    return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.arange(first, first + seeds))
+
+
+# --------------------------------------------------------------------------------------------- acting in the real environment
+
+
+class BehaviourDraws(NamedTuple):
+    """The random numbers of T real steps."""
+
+    explore: Array  # [T] uniform
+    action: Array  # [T] int32
+    reset: EnvironmentState  # leaves [T, ...]
+
+
+def draw_behaviour(environment: Environment, key: Array, steps: int) -> BehaviourDraws:
+    """Draw all that ``steps`` epsilon-greedy real steps consume."""
+    key_explore, key_action, key_reset = jax.random.split(key, 3)
+    return BehaviourDraws(
+        explore=jax.random.uniform(key_explore, (steps,)),
+        action=jax.random.randint(key_action, (steps,), 0, environment.spec.action_count, jnp.int32),
+        reset=environment.draw_resets(key_reset, (steps,)),
+    )
+
+
+def exploration_rate(config: ExplorationConfig, time: Array, steps: int) -> Array:
+    """[] epsilon at real step ``time`` of ``steps``, linear from start to end."""
+    share = time.astype(jnp.zeros(()).dtype) / max(steps - 1, 1)
+    return config.start + share * (config.end - config.start)
+
+
+def real_rows(transitions: Transition) -> Array:
+    """Packed rows [..., 2 D + 5] of real transitions; that they were truncated is not part of them."""
+    return replay.pack(
+        replay.Rows(
+            observation=transitions.observation,
+            next_observation=transitions.next_observation,
+            action=transitions.action,
+            reward=transitions.reward,
+            terminated=transitions.terminated,
+            weight=jnp.ones_like(transitions.reward),
+            depth=transitions.elapsed,
+        )
+    )
+
+
+def collect_into(replay_: replay.Replay, environment: Environment, key: Array, transitions: int) -> Any:
+    """Fill a replay with random transitions; returns the episode in progress, the replay, and the returns of :func:`env.collect`."""
+    draws = env.draw_collection(environment, stream(key, Stream.COLLECTION), transitions)
+    state, collected, returns = env.collect(environment, draws)
+    return state, replay.write(replay_, real_rows(collected)), returns
+
+
+def curve_return(
+    environment: Environment, config: EvaluationConfig, greedy: Callable[[Array], Array], key: Array, time: Array
+) -> Array:
+    """[] mean return of the learning curve's greedy episodes, which are drawn apart from everything that is learned from."""
+    starts = environment.draw_resets(stream(key, Stream.CURVE, time), (config.curve_episodes,))
+    return jnp.mean(play(environment, greedy, starts))
+
+
+def average_blocks(log: Any, length: int) -> Any:
+    """Leaves [T] averaged over blocks, [T // length]."""
+    return jax.tree.map(lambda x: jnp.mean(x.reshape(-1, length), axis=1), log)

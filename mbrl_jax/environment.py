@@ -1,0 +1,209 @@
+"""Environments: gymnax behind one small interface of pure functions on single, unbatched states.
+
+What gymnax folds together is kept apart here. ``terminated`` and ``truncated`` are two flags; the next observation is the true
+one, also where the episode ends; and a reset is a state drawn beforehand, many at once, which ``step`` merely puts in place
+(gymnax would draw one inside every step). The reward and the termination that the task itself uses are exposed as plain
+functions of observations, because imagination needs them where there is no simulator.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax.config import ConfigError, EnvironmentConfig
+
+
+class EnvironmentSpec(NamedTuple):
+    """What a learner must know of a task before it starts."""
+
+    name: str
+    observation_size: int  # D
+    action_count: int  # A
+    time_limit: int  # steps until truncation
+    observation_scale: tuple[float, ...]  # D positive numbers that bring each axis to about [-1, 1]
+
+
+class EnvironmentState(NamedTuple):
+    """A running episode."""
+
+    inner: Any  # the simulator's own state, with a field `time`: steps since the reset
+    observation: Array  # [D]
+
+
+class Transition(NamedTuple):
+    """One real step. Leading axes are those of the states stepped, none inside ``step``."""
+
+    observation: Array  # [D] s
+    action: Array  # [] int32
+    reward: Array  # [] r
+    next_observation: Array  # [D] s', the true one also at an episode's end
+    terminated: Array  # [] bool, the task itself ended: nothing follows
+    truncated: Array  # [] bool, the time limit ended the episode: the target bootstraps through it
+    elapsed: Array  # [] int32, steps since the reset, 0 on an episode's first
+
+
+class Environment(NamedTuple):
+    """A task as pure functions.
+
+    Attributes:
+      spec: sizes and limits.
+      draw_resets: ``(key, shape) -> EnvironmentState``, freshly reset states with leading axes ``shape``.
+      step: ``(state, action, fresh) -> (state, Transition)``; the state that comes back is ``fresh`` where the episode ended.
+      reward: ``(s [..., D], a [...], s' [..., D]) -> [...]``, the task's known reward.
+      terminated: ``(s [..., D], a [...], s' [..., D]) -> [...] bool``, the task's known termination, judged on s'.
+    """
+
+    spec: EnvironmentSpec
+    draw_resets: Callable[[Array, tuple[int, ...]], EnvironmentState]
+    step: Callable[[EnvironmentState, Array, EnvironmentState], tuple[EnvironmentState, Transition]]
+    reward: Callable[[Array, Array, Array], Array]
+    terminated: Callable[[Array, Array, Array], Array]
+
+
+class _Task(NamedTuple):
+    """What gymnax does not say about a task: its scale, and its reward and termination on observations."""
+
+    observation_scale: tuple[float, ...]
+    reward: Callable[[Array, Array, Array], Array]
+    terminated: Callable[[Array, Array, Array], Array]
+
+
+CARTPOLE_X = 2.4  # metres
+CARTPOLE_THETA = 12 * 2 * jnp.pi / 360  # radians
+MOUNTAIN_CAR_GOAL = 0.5
+
+
+def _cartpole_terminated(s: Array, a: Array, s2: Array) -> Array:
+    return (jnp.abs(s2[..., 0]) > CARTPOLE_X) | (jnp.abs(s2[..., 2]) > CARTPOLE_THETA)
+
+
+def _acrobot_terminated(s: Array, a: Array, s2: Array) -> Array:
+    cos1, sin1, cos2, sin2 = (s2[..., i] for i in range(4))
+    return -cos1 - (cos1 * cos2 - sin1 * sin2) > 1.0  # height of the tip: -cos(t1) - cos(t1 + t2)
+
+
+def _mountain_car_terminated(s: Array, a: Array, s2: Array) -> Array:
+    return (s2[..., 0] >= MOUNTAIN_CAR_GOAL) & (s2[..., 1] >= 0.0)
+
+
+def _one_per_step(s: Array, a: Array, s2: Array) -> Array:
+    return jnp.ones_like(s2[..., 0])
+
+
+def _minus_one_per_step(s: Array, a: Array, s2: Array) -> Array:
+    return -jnp.ones_like(s2[..., 0])
+
+
+def _acrobot_reward(s: Array, a: Array, s2: Array) -> Array:
+    return jnp.where(_acrobot_terminated(s, a, s2), 0.0, _minus_one_per_step(s, a, s2))
+
+
+_TASKS = {
+    "CartPole-v1": _Task((2.4, 2.0, 0.21, 2.0), _one_per_step, _cartpole_terminated),
+    "Acrobot-v1": _Task((1.0, 1.0, 1.0, 1.0, 12.57, 28.27), _acrobot_reward, _acrobot_terminated),
+    "MountainCar-v0": _Task((1.2, 0.07), _minus_one_per_step, _mountain_car_terminated),
+}
+
+
+def make_environment(config: EnvironmentConfig) -> Environment:
+    """The task that ``config`` names.
+
+    Raises:
+      ConfigError: the task is not one of those that run here.
+    """
+    if config.name not in _TASKS:
+        raise ConfigError(f"environment.name: {config.name!r} is not known; it must be one of {', '.join(_TASKS)}")
+    import gymnax  # takes a second or two, so only where an environment is made
+
+    task = _TASKS[config.name]
+    simulator, parameters = gymnax.make(config.name)
+    if config.time_limit is not None:
+        parameters = parameters.replace(max_steps_in_episode=config.time_limit)
+    spec = EnvironmentSpec(
+        name=config.name,
+        observation_size=simulator.observation_space(parameters).shape[0],
+        action_count=simulator.num_actions,
+        time_limit=parameters.max_steps_in_episode,
+        observation_scale=task.observation_scale,
+    )
+
+    def draw_resets(key: Array, shape: tuple[int, ...]) -> EnvironmentState:
+        count = 1
+        for size in shape:
+            count *= size
+        with jax.numpy_dtype_promotion("standard"):
+            observations, inner = jax.vmap(simulator.reset_env, in_axes=(0, None))(jax.random.split(key, count), parameters)
+        state = EnvironmentState(inner=inner, observation=observations)
+        return jax.tree.map(lambda x: _strong(x).reshape(shape + x.shape[1:]), state)
+
+    def step(state: EnvironmentState, action: Array, fresh: EnvironmentState) -> tuple[EnvironmentState, Transition]:
+        unused = jax.random.key(0)  # none of these tasks has noise in its dynamics
+        with jax.numpy_dtype_promotion("standard"):
+            observation, inner, reward, terminated, _ = simulator.step_env(unused, state.inner, action, parameters)
+            truncated = simulator.is_truncated(inner, parameters)
+        transition = Transition(
+            observation=state.observation,
+            action=action,
+            reward=reward.astype(observation.dtype),
+            next_observation=observation,
+            terminated=terminated,
+            truncated=truncated,
+            elapsed=state.inner.time,
+        )
+        after = jax.tree.map(_strong, EnvironmentState(inner=inner, observation=observation))
+        return restart(after, fresh, terminated | truncated), transition
+
+    return Environment(spec, draw_resets, step, task.reward, task.terminated)
+
+
+def restart(state: EnvironmentState, fresh: EnvironmentState, ended: Array) -> EnvironmentState:
+    """``fresh`` where the scalar ``ended`` holds, else ``state``."""
+    return jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, state)
+
+
+def _strong(x: Array) -> Array:
+    """``x`` without weak typing, so that a state keeps its type through a scan."""
+    return jax.lax.convert_element_type(x, x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- random data collection
+
+
+class CollectionDraws(NamedTuple):
+    """The random numbers of a collection of N transitions."""
+
+    first: EnvironmentState  # [] where it begins
+    actions: Array  # [N] int32
+    resets: EnvironmentState  # [N] where to go on if the episode ends at that step
+
+
+def draw_collection(environment: Environment, key: Array, transitions: int) -> CollectionDraws:
+    """Draw all that :func:`collect` consumes for ``transitions`` steps."""
+    key_first, key_actions, key_resets = jax.random.split(key, 3)
+    return CollectionDraws(
+        first=environment.draw_resets(key_first, ()),
+        actions=jax.random.randint(key_actions, (transitions,), 0, environment.spec.action_count, jnp.int32),
+        resets=environment.draw_resets(key_resets, (transitions,)),
+    )
+
+
+def collect(environment: Environment, draws: CollectionDraws) -> tuple[EnvironmentState, Transition, Array]:
+    """Act by the uniform random policy.
+
+    Returns:
+      The state reached, the transitions [N], and [N] the return of the episode that ended at each step, NaN where none did.
+    """
+
+    def step(carry: tuple[EnvironmentState, Array], draw: tuple[Array, EnvironmentState]) -> tuple[Any, Any]:
+        state, so_far = carry
+        state, transition = environment.step(state, *draw)
+        so_far = so_far + transition.reward
+        ended = transition.terminated | transition.truncated
+        return (state, jnp.where(ended, 0.0, so_far)), (transition, jnp.where(ended, so_far, jnp.nan))
+
+    start = (draws.first, jnp.zeros((), draws.first.observation.dtype))
+    (state, _), (transitions, returns) = jax.lax.scan(step, start, (draws.actions, draws.resets))
+    return state, transitions, returns

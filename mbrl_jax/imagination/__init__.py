@@ -1,0 +1,1 @@
+"""Imagination: lanes of imagined rollouts, and the controllers that decide how long they are."""

@@ -1,0 +1,218 @@
+"""The dynamics ensemble: E networks as one batched network, from normalised state and action to normalised state change.
+
+A member's outputs are, in order, the mean of the normalised state change and of the normalised reward (if learned), the
+termination logit (if learned), and for Gaussian members the log-variances of state change and reward.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax.config import ModelConfig
+from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.networks import MLP, Params
+
+LOG_VARIANCE_BOUNDS = (-10.0, 0.5)
+SMALLEST_STD = 1e-6  # an axis that varies less is left unscaled
+
+
+class Normaliser(NamedTuple):
+    """Means and standard deviations (ddof 0) of the real data that the model is fitted on; a std below 1e-6 counts as 1."""
+
+    state_mean: Array  # [D]
+    state_std: Array  # [D]
+    target_mean: Array  # [D'] of the state change, then of the reward where it is learned
+    target_std: Array  # [D']
+
+
+class Bounds(NamedTuple):
+    """Soft bounds of the log-variance."""
+
+    minimum: Array  # [E, D']
+    maximum: Array  # [E, D']
+
+
+class Members(NamedTuple):
+    """What a prediction needs: M members, all of the ensemble or its elites."""
+
+    params: Params  # leaves [M, ...]
+    bounds: Bounds  # leaves [M, D']
+    normaliser: Normaliser
+
+
+class Prediction(NamedTuple):
+    """What members say of a batch, in normalised units."""
+
+    mean: Array  # [M, B, D'] of state change, then reward
+    log_variance: Array | None  # [M, B, D'], none if the members are deterministic
+    termination_logit: Array | None  # [M, B], none if termination is known
+
+
+class Imagined(NamedTuple):
+    """One imagined step in real units."""
+
+    next_observation: Array  # [..., D]
+    reward: Array  # [...]
+    terminated: Array  # [...] bool
+
+
+class Ensemble(NamedTuple):
+    """The shape of the ensemble and what it needs to know of the task.
+
+    Attributes:
+      config: the model's settings.
+      spec: the task's sizes.
+      reward: the task's known reward function, used unless the reward is learned.
+      terminated: the task's known termination function, used unless termination is learned.
+    """
+
+    config: ModelConfig
+    spec: EnvironmentSpec
+    reward: Callable[[Array, Array, Array], Array]
+    terminated: Callable[[Array, Array, Array], Array]
+
+    @property
+    def targets(self) -> int:
+        """D', the regression targets: every axis of the state change, and the reward if it is learned."""
+        return self.spec.observation_size + (self.config.reward == "learned")
+
+    @property
+    def network(self) -> MLP:
+        """One member."""
+        outputs = self.targets * (2 if self.config.kind == "gaussian" else 1) + (self.config.termination == "learned")
+        return MLP(hidden=self.config.hidden, outputs=outputs, activation=self.config.activation)
+
+    @property
+    def input_size(self) -> int:
+        """D and the encoded action: one number where there are two actions, one-hot otherwise."""
+        return self.spec.observation_size + (1 if self.spec.action_count == 2 else self.spec.action_count)
+
+    @property
+    def sampling_members(self) -> int:
+        """M, the members that imagination uses."""
+        return self.config.members if self.config.elites is None else self.config.elites
+
+
+def init_params(ensemble: Ensemble, key: Array) -> tuple[Params, Bounds]:
+    """Fresh parameters of every member [E, ...] and the log-variance bounds [E, D']."""
+    keys = jax.random.split(key, ensemble.config.members)
+    params = jax.vmap(ensemble.network.init, in_axes=(0, None))(keys, jnp.zeros((1, ensemble.input_size)))
+    shape = (ensemble.config.members, ensemble.targets)
+    return params, Bounds(*(jnp.full(shape, bound) for bound in LOG_VARIANCE_BOUNDS))
+
+
+def init_normaliser(ensemble: Ensemble) -> Normaliser:
+    """The identity, before any data are seen."""
+    size, targets = ensemble.spec.observation_size, ensemble.targets
+    return Normaliser(jnp.zeros(size), jnp.ones(size), jnp.zeros(targets), jnp.ones(targets))
+
+
+def measure(observations: Array, targets: Array, counted: Array) -> Normaliser:
+    """Statistics over the rows for which ``counted`` holds.
+
+    Args:
+      observations: [N, D].
+      targets: [N, D'].
+      counted: [N] bool, at least one true.
+    """
+    weight = counted.astype(observations.dtype)[:, None]
+    total = jnp.sum(weight)
+
+    def mean_and_std(x: Array) -> tuple[Array, Array]:
+        mean = jnp.sum(weight * x, axis=0) / total
+        std = jnp.sqrt(jnp.sum(weight * jnp.square(x - mean[None]), axis=0) / total)
+        return mean, jnp.where(std < SMALLEST_STD, 1.0, std)
+
+    return Normaliser(*mean_and_std(observations), *mean_and_std(targets))
+
+
+def encode(ensemble: Ensemble, normaliser: Normaliser, observation: Array, action: Array) -> Array:
+    """Network inputs [..., D + action] from observations [..., D] and actions [...] int32."""
+    last = (1,) * (observation.ndim - 1) + (-1,)
+    state = (observation - normaliser.state_mean.reshape(last)) / normaliser.state_std.reshape(last)
+    if ensemble.spec.action_count == 2:
+        encoded = (2 * action - 1).astype(state.dtype)[..., None]
+    else:
+        encoded = jax.nn.one_hot(action, ensemble.spec.action_count, dtype=state.dtype)
+    return jnp.concatenate([state, encoded], axis=-1)
+
+
+def bound_log_variance(log_variance: Array, bounds: Bounds) -> Array:
+    """Log-variances [..., D'] bent softly into their bounds [..., D'] (Chua et al. 2018, arXiv:1805.12114)."""
+    log_variance = bounds.maximum - jax.nn.softplus(bounds.maximum - log_variance)
+    return bounds.minimum + jax.nn.softplus(log_variance - bounds.minimum)
+
+
+def split_outputs(ensemble: Ensemble, outputs: Array, bounds: Bounds) -> Prediction:
+    """One member's raw outputs [B, outputs] as mean, bounded log-variance and termination logit, without a member axis."""
+    targets, learned = ensemble.targets, ensemble.config.termination == "learned"
+    log_variance = None
+    if ensemble.config.kind == "gaussian":
+        one_row = Bounds(*(bound[None] for bound in bounds))
+        log_variance = bound_log_variance(outputs[:, targets + learned :], one_row)
+    return Prediction(outputs[:, :targets], log_variance, outputs[:, targets] if learned else None)
+
+
+def predict(ensemble: Ensemble, members: Members, observation: Array, action: Array) -> Prediction:
+    """Every member's prediction of its own rows.
+
+    Args:
+      ensemble: the shape.
+      members: M of them.
+      observation: [M, B, D]; to ask all members the same, broadcast it.
+      action: [M, B] int32.
+    """
+    inputs = encode(ensemble, members.normaliser, observation, action)
+
+    def one(params: Params, bounds: Bounds, x: Array) -> Prediction:
+        return split_outputs(ensemble, ensemble.network.apply(params, x), bounds)  # type: ignore[arg-type]
+
+    return jax.vmap(one)(members.params, members.bounds, inputs)
+
+
+def mixture_mean(prediction: Prediction) -> Prediction:
+    """The members' mean, as a prediction without the member axis: mean of means, mean of variances, mean of logits."""
+
+    def over_members(x: Array | None) -> Any:
+        return None if x is None else jnp.mean(x, axis=0)
+
+    variance = None if prediction.log_variance is None else jnp.exp(prediction.log_variance)
+    log_variance = None if variance is None else jnp.log(jnp.mean(variance, axis=0))
+    return Prediction(over_members(prediction.mean), log_variance, over_members(prediction.termination_logit))
+
+
+def decode(
+    ensemble: Ensemble, normaliser: Normaliser, prediction: Prediction, observation: Array, action: Array, noise: Array | None
+) -> Imagined:
+    """An imagined step from predictions: ``s' = s + target_mean + target_std * (mean + exp(log_variance / 2) * noise)``.
+
+    The noise moves the state only: a learned reward is its mean, and a learned termination happens where its probability is above
+    one half. Both of these are judged, or known functions are evaluated, on the ``s'`` that was drawn.
+
+    Args:
+      ensemble: the shape.
+      normaliser: of the data the members were fitted on.
+      prediction: leaves [..., D'], [..., D'] and [...].
+      observation: [..., D].
+      action: [...] int32.
+      noise: [..., D] standard normal; none takes the mean, as deterministic members always do.
+    """
+    size = ensemble.spec.observation_size
+    last = (1,) * (observation.ndim - 1) + (-1,)
+    change = prediction.mean[..., :size]
+    if noise is not None and prediction.log_variance is not None:
+        change = change + jnp.exp(0.5 * prediction.log_variance[..., :size]) * noise
+    shift, scale = normaliser.target_mean[:size].reshape(last), normaliser.target_std[:size].reshape(last)
+    next_observation = observation + shift + scale * change
+    if ensemble.config.reward == "learned":
+        reward = normaliser.target_mean[size] + normaliser.target_std[size] * prediction.mean[..., size]
+    else:
+        reward = ensemble.reward(observation, action, next_observation)
+    if prediction.termination_logit is not None:
+        terminated = prediction.termination_logit > 0
+    else:
+        terminated = ensemble.terminated(observation, action, next_observation)
+    return Imagined(next_observation, reward, terminated)

@@ -1,0 +1,204 @@
+"""Fitting the ensemble: epochs over a fixed data set at the start, minibatches from a growing one afterwards.
+
+Every ``stride``-th real row is held out, never trained on and not counted in the statistics; so the split of the rows
+seen so far stays as it is while data come in.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from mbrl_jax import replay
+from mbrl_jax.model import ensemble as ens
+from mbrl_jax.model import losses
+from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
+from mbrl_jax.networks import Params
+
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+class ModelState(NamedTuple):
+    """The ensemble's parameters and what goes with them."""
+
+    params: Params  # leaves [E, ...]
+    bounds: Bounds  # leaves [E, D']
+    optimizer: Any  # Adam's moments of (params, bounds)
+    normaliser: Normaliser
+    elites: Array  # [M] int32, the members with the lowest holdout error, best first
+
+
+class FitLog(NamedTuple):
+    """How a fit went; leading axis [epochs] for the first fit, none for a refit."""
+
+    loss: Array  # [..., E] mean training loss over the minibatches
+    holdout_mse: Array  # [..., E] squared error of the normalised targets, summed over axes
+    holdout_nll: Array  # [..., E] negative log-likelihood, the squared error's half for deterministic members
+
+
+class FitData(NamedTuple):
+    """Real rows, encoded once for a whole fit."""
+
+    table: Array  # [N, inputs + D' + 1] network input, normalised target, terminated
+    training_rows: Array | int  # n, how many training rows there are
+    holdout: Array  # [N // stride] int32, row numbers of the holdout
+    holdout_weight: Array  # [N // stride] 1 for rows that hold data, else 0
+    stride: int
+
+
+def init(ensemble: Ensemble, key: Array) -> ModelState:
+    """An unfitted ensemble."""
+    params, bounds = ens.init_params(ensemble, key)
+    elites = jnp.arange(ensemble.sampling_members, dtype=jnp.int32)
+    return ModelState(params, bounds, ADAM.init((params, bounds)), ens.init_normaliser(ensemble), elites)
+
+
+def members(ensemble: Ensemble, state: ModelState) -> Members:
+    """The M members that imagination uses: the elites, best first, or all in their own order."""
+    if ensemble.config.elites is None:
+        return Members(state.params, state.bounds, state.normaliser)
+    params, bounds = jax.tree.map(lambda leaf: leaf[state.elites], (state.params, state.bounds))
+    return Members(params, bounds, state.normaliser)
+
+
+def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: int) -> tuple[ModelState, FitLog]:
+    """Fit from the present parameters by ``config.epochs`` passes over a fixed data set.
+
+    With ``config.patience`` each member ends at the parameters of its own best holdout epoch, and rests once that many epochs have
+    brought nothing better.
+
+    Args:
+      ensemble: the shape.
+      state: where to begin.
+      real: [N, 2 D + 5] packed rows, all of them data.
+      key: consumed.
+      stride: every how manieth row is held out.
+    """
+    config = ensemble.config
+    rows = real.shape[0]
+    normaliser, data = _prepare(ensemble, real, rows, stride)
+    training_rows = rows - rows // stride
+    start = (state.params, state.bounds, state.optimizer)
+    patience = config.patience
+
+    def epoch(carry: Any, key: Array) -> tuple[Any, FitLog]:
+        now, best, best_error, stale = carry
+        key_batches, key_probes = jax.random.split(key)
+        batches = replay.epoch_minibatches(
+            key_batches, config.members, training_rows, config.batch_size, bootstrap=config.bootstrap
+        )
+        directions = losses.laplacian_directions(ensemble, key_probes)
+        after, loss = _descend(ensemble, now, data, batches, directions)
+        mse, nll = _holdout_errors(ensemble, after[:2], data)
+        if patience is not None:
+            after = _per_member(stale >= patience, now, after)
+            better = mse < best_error
+            best = _per_member(~better, best, after)
+            best_error = jnp.where(better, mse, best_error)
+            stale = jnp.where(better, 0, stale + 1)
+        return (after, best, best_error, stale), FitLog(loss, mse, nll)
+
+    carry = (start, start, jnp.full(config.members, jnp.inf), jnp.zeros(config.members, jnp.int32))
+    (now, best, best_error, _), log = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+    params, bounds, optimizer = now if patience is None else best
+    error = log.holdout_mse[-1] if patience is None else best_error
+    return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, error)), log
+
+
+def refit(
+    ensemble: Ensemble, state: ModelState, real: replay.Replay, key: Array, stride: int
+) -> tuple[ModelState, FitLog]:
+    """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from a replay that grows.
+
+    Args and returns as :func:`fit`, with the replay in place of its rows.
+    """
+    config = ensemble.config
+    normaliser, data = _prepare(ensemble, real.rows, replay.size(real), stride)
+    key_batches, key_probes = jax.random.split(key)
+    shape = (config.refit_batches, config.members, config.batch_size)
+    batches = (jax.random.bits(key_batches, shape) % data.training_rows.astype(jnp.uint32)).astype(jnp.int32)  # type: ignore[union-attr]
+    directions = losses.laplacian_directions(ensemble, key_probes)
+    now, loss = _descend(ensemble, (state.params, state.bounds, state.optimizer), data, batches, directions)
+    mse, nll = _holdout_errors(ensemble, now[:2], data)
+    return ModelState(*now, normaliser, _elites(ensemble, mse)), FitLog(loss, mse, nll)
+
+
+def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) -> tuple[Normaliser, FitData]:
+    """Statistics of the training rows among the first ``size``, and all rows encoded with them."""
+    rows = replay.unpack(real)
+    targets = rows.next_observation - rows.observation
+    if ensemble.config.reward == "learned":
+        targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)
+    number = jnp.arange(real.shape[0])
+    is_holdout = number % stride == stride - 1
+    normaliser = ens.measure(rows.observation, targets, (number < size) & ~is_holdout)
+    inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
+    targets = (targets - normaliser.target_mean[None]) / normaliser.target_std[None]
+    table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
+    holdout = jnp.arange(real.shape[0] // stride) * stride + stride - 1
+    weight = (holdout < size).astype(inputs.dtype)
+    return normaliser, FitData(table, size - size // stride, holdout, weight, stride)
+
+
+def _columns(ensemble: Ensemble, table: Array) -> tuple[Array, Array, Array]:
+    """Inputs, targets and termination flags of table rows."""
+    split = (ensemble.input_size, ensemble.input_size + ensemble.targets)
+    return table[..., : split[0]], table[..., split[0] : split[1]], table[..., -1] > 0.5
+
+
+def _descend(ensemble: Ensemble, start: Any, data: FitData, batches: Array, directions: Array) -> tuple[Any, Array]:
+    """Adam steps of every member over minibatches [n, E, B] of training-row numbers; also the mean loss [E]."""
+    config = ensemble.config
+
+    def loss(learned: tuple[Params, Bounds], batch: Array) -> tuple[Array, Array]:
+        def one(params: Params, bounds: Bounds, rows: Array) -> Array:
+            columns = _columns(ensemble, rows)
+            return losses.member_loss(ensemble, params, bounds, *columns, directions, config.laplacian_weight)
+
+        each = jax.vmap(one)(*learned, batch)
+        return jnp.sum(each), each
+
+    def step(carry: Any, batch: Array) -> tuple[Any, Array]:
+        params, bounds, optimizer = carry
+        row = batch + batch // (data.stride - 1)  # skip the held-out rows
+        table = data.table.at[row].get(mode="promise_in_bounds")
+        gradients, each = jax.grad(loss, has_aux=True)((params, bounds), table)
+        direction, optimizer = ADAM.update(gradients, optimizer)
+        params, bounds = jax.tree.map(lambda p, d: p - config.learning_rate * d, (params, bounds), direction)
+        return (params, bounds, optimizer), each
+
+    end, each = jax.lax.scan(step, start, batches)
+    return end, jnp.mean(each, axis=0)
+
+
+def _holdout_errors(ensemble: Ensemble, learned: tuple[Params, Bounds], data: FitData) -> tuple[Array, Array]:
+    """[E] squared error and [E] negative log-likelihood over the holdout rows that hold data."""
+    inputs, targets, _ = _columns(ensemble, data.table[data.holdout])
+    weight = data.holdout_weight / jnp.sum(data.holdout_weight)
+
+    def one(params: Params, bounds: Bounds) -> tuple[Array, Array]:
+        prediction = ens.split_outputs(ensemble, ensemble.network.apply(params, inputs), bounds)  # type: ignore[arg-type]
+        square = jnp.square(prediction.mean - targets)
+        if prediction.log_variance is None:
+            nll = 0.5 * square
+        else:
+            nll = 0.5 * (square * jnp.exp(-prediction.log_variance) + prediction.log_variance)
+        return jnp.sum(weight[:, None] * square), jnp.sum(weight[:, None] * nll)
+
+    return jax.vmap(one)(*learned)
+
+
+def _elites(ensemble: Ensemble, holdout_mse: Array) -> Array:
+    """[M] int32 the members with the lowest holdout error, best first."""
+    return jnp.argsort(holdout_mse)[: ensemble.sampling_members].astype(jnp.int32)
+
+
+def _per_member(choose: Array, if_true: Any, if_false: Any) -> Any:
+    """Leaf by leaf, member by member; a leaf without a member axis (Adam's step count) comes from ``if_false``."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(choose.reshape((-1,) + (1,) * (a.ndim - 1)), a, b) if a.ndim else b
+
+    return jax.tree.map(pick, if_true, if_false)

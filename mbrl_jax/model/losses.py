@@ -1,0 +1,97 @@
+"""The losses of the dynamics ensemble, each for one member; the ensemble's loss is their sum."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax.model.ensemble import Bounds, Ensemble, split_outputs
+from mbrl_jax.networks import Params, laplacian
+
+BOUNDS_PENALTY = 0.01
+EXACT_LAPLACIAN_UP_TO = 8  # observation axes
+
+
+def squared_error(mean: Array, target: Array) -> Array:
+    """[] mean over rows of the squared errors [B, D'] summed over axes."""
+    return jnp.mean(jnp.sum(jnp.square(mean - target), axis=-1))
+
+
+def gaussian_nll(mean: Array, log_variance: Array, target: Array) -> Array:
+    """[] mean over rows of the negative log-likelihood [B, D'] summed over axes, without the constant ``log(2 pi) / 2``."""
+    per_axis = 0.5 * (jnp.square(mean - target) * jnp.exp(-log_variance) + log_variance)
+    return jnp.mean(jnp.sum(per_axis, axis=-1))
+
+
+def termination_cross_entropy(logit: Array, terminated: Array) -> Array:
+    """[] mean over rows of the binary cross-entropy of logits [B] against flags [B] bool."""
+    return jnp.mean(jax.nn.softplus(logit) - terminated.astype(logit.dtype) * logit)
+
+
+def bounds_penalty(bounds: Bounds) -> Array:
+    """[] what keeps learned log-variance bounds together (Chua et al. 2018): ``0.01 sum(maximum) - 0.01 sum(minimum)``."""
+    return BOUNDS_PENALTY * (jnp.sum(bounds.maximum) - jnp.sum(bounds.minimum))
+
+
+def laplacian_directions(ensemble: Ensemble, key: Array) -> Array:
+    """Input directions [J, inputs] whose second derivatives sum to the Laplacian over the state, exactly or on average."""
+    size = ensemble.spec.observation_size
+    exact = ensemble.config.laplacian == "exact" or (
+        ensemble.config.laplacian == "auto" and size <= EXACT_LAPLACIAN_UP_TO
+    )
+    if exact:
+        return jnp.eye(size, ensemble.input_size)
+    probes = ensemble.config.laplacian_probes
+    signs = jax.random.rademacher(key, (probes, size), jnp.zeros(()).dtype) / jnp.sqrt(1.0 * probes)
+    return jnp.pad(signs, ((0, 0), (0, ensemble.input_size - size)))
+
+
+def laplacian_penalty(ensemble: Ensemble, params: Params, inputs: Array, directions: Array) -> Array:
+    """[] mean over rows of the squared Laplacian of the predicted means, summed over the D' regression targets.
+
+    Args:
+      ensemble: the shape.
+      params: one member's.
+      inputs: [B, inputs].
+      directions: [J, inputs] from :func:`laplacian_directions`.
+    """
+    curvature = laplacian(params, inputs, directions, ensemble.config.activation)[:, : ensemble.targets]
+    return jnp.mean(jnp.sum(jnp.square(curvature), axis=-1))
+
+
+def member_loss(
+    ensemble: Ensemble,
+    params: Params,
+    bounds: Bounds,
+    inputs: Array,
+    target: Array,
+    terminated: Array,
+    directions: Array,
+    laplacian_weight: Array | float,
+) -> Array:
+    """[] one member's whole loss.
+
+    Args:
+      ensemble: the shape.
+      params: one member's.
+      bounds: one member's, [D'] each.
+      inputs: [B, inputs] encoded states and actions.
+      target: [B, D'] normalised state changes, and rewards if they are learned.
+      terminated: [B] bool.
+      directions: [J, inputs] of the Laplacian, ignored where the penalty is off.
+      laplacian_weight: of the penalty.
+    """
+    config = ensemble.config
+    if not config.learn_bounds:
+        bounds = jax.lax.stop_gradient(bounds)
+    prediction = split_outputs(ensemble, ensemble.network.apply(params, inputs), bounds)  # type: ignore[arg-type]
+    if prediction.log_variance is None:
+        loss = squared_error(prediction.mean, target)
+    else:
+        loss = gaussian_nll(prediction.mean, prediction.log_variance, target)
+    if prediction.termination_logit is not None:
+        loss = loss + termination_cross_entropy(prediction.termination_logit, terminated)
+    if config.learn_bounds:
+        loss = loss + bounds_penalty(bounds)
+    if config.laplacian != "off":
+        loss = loss + laplacian_weight * laplacian_penalty(ensemble, params, inputs[: config.laplacian_rows], directions)
+    return loss
