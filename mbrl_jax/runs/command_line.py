@@ -1,0 +1,215 @@
+"""The command line: ``mbrl-jax train``, ``compare`` and ``evaluate``."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mbrl_jax import config as settings
+from mbrl_jax import statistics
+from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.runs import comparison, execution
+from mbrl_jax.runs.display import Display
+
+USAGE = """usage: mbrl-jax COMMAND …
+
+  train CONFIG --seeds N --out DIR [--seed BASE] [--any.setting VALUE …]
+      train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
+  compare --protocol batch|interactive --seeds N --out DIR [--seed BASE]
+      train the model-based and the model-free arm on the same real data, and set them side by side
+  evaluate DIR [--episodes 50] [--env gymnax|gymnasium] [--seed BASE]
+      play the policies that a run saved
+
+Each command says more with --help; `train CONFIG --help` lists every setting. Presets: {presets}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The ``mbrl-jax`` command. Exits with 2 after bad input, saying what was wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "compare": _compare, "evaluate": _evaluate}
+    if not words or words[0] not in commands:
+        asked = bool(words) and words[0] in ("-h", "--help")
+        print(USAGE.format(presets=", ".join(sorted(presets()))), file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
+    try:
+        commands[words[0]](words[1:])
+    except ConfigError as error:
+        print(f"mbrl-jax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def presets() -> dict[str, Path]:
+    """The shipped presets by name."""
+    package = Path(settings.__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):  # installed, or a checkout
+        if folder.is_dir():
+            return {path.stem: path for path in folder.rglob("*.yaml")}
+    return {}
+
+
+def read_preset(name: str) -> ModelFreeQConfig:
+    """The settings in a YAML file, or of a shipped preset.
+
+    Raises:
+      ConfigError: there is neither, or it is bad.
+    """
+    if not Path(name).exists() and name in presets():
+        return settings.load(presets()[name])
+    if not Path(name).exists():
+        raise ConfigError(f"config: {name!r} is neither a file nor a shipped preset; there are {', '.join(sorted(presets()))}")
+    return settings.load(name)
+
+
+def _train(words: list[str]) -> None:
+    if not words or words[0].startswith("-"):
+        asked = bool(words) and words[0] in ("-h", "--help")
+        print(USAGE.format(presets=", ".join(sorted(presets()))), file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
+    preset = read_preset(words[0])
+    flags = dataclasses.make_dataclass(
+        "Train",
+        [
+            ("seeds", int),
+            ("out", Path),
+            ("seed", int, 0),
+            ("config", Annotated[type(preset), tyro.conf.arg(name="")], preset),
+        ],
+    )
+    given = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax train {words[0]}", description=type(preset).__doc__)
+    _check(given.config, given.seeds)
+    train(given.config, given.seeds, given.out, given.seed)
+
+
+def train(config: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
+    """Train all seeds, and write the run's folder."""
+    execution.use_all_cores()
+    from mbrl_jax.runs import figures, results, runner
+
+    runner.make_train(config)  # refuses what cannot work before a folder is made
+    folder = results.make_folder(out)
+    with Display.standard(settings.algorithm_name(config)) as display:
+        run = runner.run(config, seeds, base_seed=seed, display=display)
+    summary = results.write(run, folder)
+    figures.draw_run(run, folder / "curves.png")
+    table = Table(title=f"{summary['algorithm']}, {summary['protocol']}, {seeds} seeds")
+    for column in ("policy", "IQM", *(f">= {mark}" for mark in statistics.SUCCESS_MARKS)):
+        table.add_column(column)
+    for arm in ("chosen", "last"):
+        iqm = summary["iqm"][arm]
+        if iqm is not None:
+            shares = (summary["fraction_at_least"][str(mark)][arm] for mark in statistics.SUCCESS_MARKS)
+            table.add_row(arm, str(statistics.Estimate(iqm["value"], *iqm["ci95"])), *(f"{share:.0%}" for share in shares))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"compiled in {run.seconds.compile:.0f} s, ran in {run.seconds.run:.0f} s: "
+        f"{summary['real_steps_per_second']:,.0f} steps/s, {summary['imagined_transitions_per_second']:,.0f} imagined transitions/s"
+    )
+    if summary["frozen_seeds"]:
+        console.print(f"went non-finite and were frozen: seeds {summary['frozen_seeds']}")
+    console.print(f"written to {folder}")
+
+
+def _compare(words: list[str]) -> None:
+    def flags(
+        protocol: Literal["batch", "interactive"],
+        seeds: int,
+        out: Path,
+        seed: int = 0,
+        model_based: str | None = None,
+        model_free: str | None = None,
+    ) -> None:
+        """Train both arms on the same real data and set them side by side.
+
+        Args:
+            protocol: all real data at random beforehand, or an agent that goes on acting
+            seeds: agents in each arm
+            out: a new folder
+            seed: base seed
+            model_based: a preset for the model-based arm in place of cartpole_PROTOCOL
+            model_free: a preset for the other arm in place of cartpole_PROTOCOL_model_free
+        """
+        ours = read_preset(model_based or f"cartpole_{protocol}")
+        theirs = read_preset(model_free or f"cartpole_{protocol}_model_free")
+        for config in (ours, theirs):
+            if config.protocol != protocol:
+                raise ConfigError(f"protocol: {config.protocol!r} in a preset does not fit --protocol {protocol}")
+        compare(ours, theirs, seeds, out, seed)
+
+    tyro.cli(flags, args=words, prog="mbrl-jax compare")
+
+
+def compare(model_based: ModelFreeQConfig, model_free: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
+    """Train both arms, write a folder for each, the table and the figure."""
+    comparison.check_arms(model_based, model_free)
+    _check(model_based, seeds)
+    _check(model_free, seeds)
+    execution.use_all_cores()
+    from mbrl_jax.runs import figures, results, runner
+
+    folder = results.make_folder(out)
+    runs = []
+    for name, config in (("model_based", model_based), ("model_free", model_free)):
+        with Display.standard(name) as display:
+            runs.append(runner.run(config, seeds, base_seed=seed, display=display))
+        arm = folder / name
+        arm.mkdir()
+        results.write(runs[-1], arm)
+        figures.draw_run(runs[-1], arm / "curves.png")
+    measured = comparison.compare(*runs)
+    (folder / "comparison.json").write_text(json.dumps(comparison.as_json(measured), indent=1) + "\n", encoding="utf-8")
+    figures.draw_comparison(*runs, folder / "comparison.png")
+    console = Console()
+    title = f"{model_based.environment.name}, {model_based.protocol}: {model_based.real_transitions:,} real transitions, {seeds} seeds"
+    console.print(comparison.as_table(measured, title))
+    compiling = sum(run.seconds.compile for run in runs)
+    console.print(f"besides, {compiling:.0f} s of compilation; figure and data in {folder}")
+
+
+def _evaluate(words: list[str]) -> None:
+    def flags(
+        directory: tyro.conf.Positional[Path],
+        episodes: int = 50,
+        env: Literal["gymnax", "gymnasium"] = "gymnax",
+        seed: int = 0,
+    ) -> None:
+        """Play the policies that a run saved.
+
+        Args:
+            directory: the run's folder
+            episodes: for each policy
+            env: whose implementation of the task
+            seed: of the initial states
+        """
+        from mbrl_jax.runs import playing, results
+
+        config, policies = results.load_policies(directory)
+        table = Table(title=f"{config.environment.name} of {env}, {episodes} episodes a policy")
+        for column in ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in statistics.SUCCESS_MARKS)):
+            table.add_column(column)
+        for name, params in policies.items():
+            returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
+            shares = (statistics.fraction_at_least(mark)(returns) for mark in statistics.SUCCESS_MARKS)
+            iqm = str(statistics.bootstrap(returns))
+            average = (f"{returns.mean():.1f}", f"{statistics.median(returns):.1f}")
+            table.add_row(name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares))
+        Console().print(table)
+
+    tyro.cli(flags, args=words, prog="mbrl-jax evaluate")
+
+
+def _check(config: ModelFreeQConfig, seeds: int) -> None:
+    settings.check(config)
+    if seeds < 1:
+        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The comparison of the model-based arm with the model-free one on the same real data."""
+
+from typing import Any
+
+from rich.table import Table
+
+from mbrl_jax import statistics
+from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig
+from mbrl_jax.runs.results import per_seed
+from mbrl_jax.runs.runner import Run
+from mbrl_jax.statistics import SUCCESS_MARKS, Estimate, bootstrap, fraction_at_least, paired_difference
+
+
+def check_arms(model_based: ModelFreeQConfig, model_free: ModelFreeQConfig) -> None:
+    """Refuse arms that would not share their real data and their number of updates.
+
+    Raises:
+      ConfigError: naming what differs.
+    """
+    if not isinstance(model_based, DynaQConfig) or isinstance(model_free, DynaQConfig):
+        raise ConfigError("algorithm: the first arm must be 'dyna_q' and the second 'model_free_q'")
+    for field in ("protocol", "environment", "random_transitions", "steps"):
+        ours, theirs = getattr(model_based, field), getattr(model_free, field)
+        if ours != theirs:
+            raise ConfigError(f"{field}: {ours!r} and {theirs!r} differ; both arms must have the same")
+
+
+def compare(model_based: Run, model_free: Run) -> dict[str, Any]:
+    """The arms' figures and the paired differences between them, seed by seed.
+
+    Both are there: last policy against last policy, and chosen against last, since a model-free agent has nothing to choose with.
+    """
+    chosen = per_seed(model_based.result.outcome.returns_chosen)
+    last = per_seed(model_based.result.outcome.returns_last)
+    baseline = per_seed(model_free.result.outcome.returns_last)
+
+    def arm(returns: Any, run: Run) -> dict[str, Any]:
+        return {
+            "mean": bootstrap(returns, statistics.mean),
+            "median": bootstrap(returns, statistics.median),
+            "iqm": bootstrap(returns),
+            **{f"at_least_{mark}": bootstrap(returns, fraction_at_least(mark)) for mark in SUCCESS_MARKS},
+            "seconds": run.seconds.run,
+        }
+
+    def difference(ours: Any) -> dict[str, Estimate]:
+        return {
+            "mean": paired_difference(ours, baseline),
+            "iqm": paired_difference(ours, baseline, statistics.interquartile_mean),
+        }
+
+    return {
+        "arms": {
+            "model-based, chosen": {**arm(chosen, model_based), "paired_difference": difference(chosen)},
+            "model-based, last": {**arm(last, model_based), "paired_difference": difference(last)},
+            "model-free, last": {**arm(baseline, model_free), "paired_difference": None},
+        },
+        "seeds": len(baseline),
+    }
+
+
+def as_json(figures: Any) -> Any:
+    """:func:`compare`'s figures as plain JSON."""
+    if isinstance(figures, Estimate):
+        return {"value": figures.value, "ci95": [figures.low, figures.high]}
+    if isinstance(figures, dict):
+        return {name: as_json(value) for name, value in figures.items()}
+    return figures
+
+
+def as_table(figures: dict[str, Any], title: str) -> Table:
+    """:func:`compare`'s figures for a terminal."""
+    table = Table(title=title, caption="brackets: 95 % bootstrap intervals; difference: mean over seeds of own return minus model-free")
+    table.add_column("policy")
+    for column in ("mean", "median", "IQM", *(f">= {mark}" for mark in SUCCESS_MARKS), "difference", "seconds"):
+        table.add_column(column, justify="right")
+    for name, arm in figures["arms"].items():
+        difference = arm["paired_difference"]
+        table.add_row(
+            name,
+            f"{arm['mean'].value:.1f}",
+            f"{arm['median'].value:.1f}",
+            str(arm["iqm"]),
+            *(f"{arm[f'at_least_{mark}'].value:.0%}" for mark in SUCCESS_MARKS),
+            "" if difference is None else str(difference["mean"]),
+            f"{arm['seconds']:.0f}",
+        )
+    return table

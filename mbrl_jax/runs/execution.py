@@ -1,0 +1,118 @@
+"""How seeds are spread over the machine.
+
+On an accelerator seeds are one batch axis: ``vmap``. On a CPU one seed at a time keeps a core's cache warm and its matrix
+products whole, so the seeds are shared out to the cores and mapped one after another. Either way the numbers of a seed are
+its own, and counters that all seeds share stay unbatched.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+SEEDS = "seeds"
+
+
+class Layout(NamedTuple):
+    """Where seeds go."""
+
+    mesh: Mesh  # one axis, of devices; each cares for an equal share of the seeds
+    batch: int | None  # seeds that run together on a device, one such batch after another; none runs all together
+
+    def padded(self, seeds: int) -> int:
+        """``seeds`` rounded up to a multiple of the devices."""
+        return -(-seeds // self.mesh.size) * self.mesh.size
+
+    def place(self, keys: Array) -> Array:
+        """Keys [seeds, ...] distributed over the devices; their number must be a multiple of the devices."""
+        return jax.device_put(keys, NamedSharding(self.mesh, PartitionSpec(SEEDS)))
+
+
+def use_all_cores() -> None:
+    """Make every CPU core a device of its own. Only possible before JAX has been used."""
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+def choose_layout(seeds: int) -> Layout:
+    """All local devices, but no more than there are seeds; on a CPU one seed at a time on each."""
+    devices = jax.local_devices()[:seeds]
+    mesh = Mesh(np.array(devices), (SEEDS,), axis_types=(AxisType.Auto,))
+    return Layout(mesh, 1 if devices[0].platform == "cpu" else None)
+
+
+def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, layout: Layout) -> Callable[..., Any]:
+    """``function`` of one seed as a function of all seeds, to be compiled.
+
+    Args:
+      function: of one seed.
+      in_axes: for each argument a prefix of its tree: 0 for what every seed has, None for what all share.
+      out_axes: the same for the result; what all share must not depend on what each has.
+      layout: where seeds go.
+    """
+
+    def share(*arguments: Any) -> Any:
+        if layout.batch is None:
+            return jax.vmap(function, in_axes=in_axes, out_axes=out_axes)(*arguments)
+        leaves, tree = jax.tree.flatten(arguments)
+        axes = _leaf_axes(in_axes, arguments)
+        own = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
+
+        def one(own: list[Array]) -> Any:
+            remaining = iter(own)
+            full = [next(remaining) if axis == 0 else leaf for leaf, axis in zip(leaves, axes, strict=True)]
+            return function(*jax.tree.unflatten(tree, full))
+
+        stacked = jax.lax.map(one, own, batch_size=layout.batch if layout.batch > 1 else None)
+        leaves_out, tree_out = jax.tree.flatten(stacked)
+        axes_out = _leaf_axes(out_axes, stacked)
+        return tree_out.unflatten([x if axis == 0 else x[0] for x, axis in zip(leaves_out, axes_out, strict=True)])
+
+    return jax.shard_map(
+        share, mesh=layout.mesh, in_specs=_specs(in_axes), out_specs=_specs(out_axes), check_vma=False
+    )
+
+
+class Compiled(NamedTuple):
+    """A compiled function and what compiling it took."""
+
+    call: Callable[..., Any]
+    seconds: float
+    temporary_bytes: int  # per device
+
+
+def compile_(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Compiled:
+    """Compile for these arguments; those numbered in ``donate`` give up their memory when it is called."""
+    start = time.perf_counter()
+    executable = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    analysis = executable.memory_analysis()
+    return Compiled(executable, seconds, analysis.temp_size_in_bytes if analysis is not None else 0)
+
+
+def bytes_per_seed(axes: Any, tree: Any, seeds: int) -> int:
+    """Bytes of the leaves that every seed has, for one seed."""
+    leaves = zip(jax.tree.leaves(tree), _leaf_axes(axes, tree), strict=True)
+    return sum(_bytes(leaf) for leaf, axis in leaves if axis == 0) // seeds
+
+
+def _bytes(leaf: Array) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return int(leaf.nbytes)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _leaf_axes(axes: Any, tree: Any) -> list[int | None]:
+    return jax.tree.leaves(jax.tree.broadcast(axes, tree, is_leaf=_is_none), is_leaf=_is_none)
+
+
+def _specs(axes: Any) -> Any:
+    return jax.tree.map(lambda axis: PartitionSpec() if axis is None else PartitionSpec(SEEDS), axes, is_leaf=_is_none)

@@ -1,0 +1,132 @@
+"""Figures of runs, with intervals over seeds. Drawn without a window, and without global plotting state."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mbrl_jax.config import DynaQConfig
+from mbrl_jax.runs.results import per_seed
+from mbrl_jax.runs.runner import Run, chosen_so_far
+from mbrl_jax.statistics import SUCCESS_MARKS, interquartile_mean, running_interval
+
+LOSS_MARK = 0.15  # the imagined TD loss that the tutorial names
+LOSS_MARK_TRANSITIONS = 10_000  # and by when
+COLOURS = {"chosen": "#0b6e4f", "last": "#e08e45", "baseline": "#5b5f97", "score": "#b0413e"}  # apart for the colour-blind too
+
+
+def new_figure(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with plain axes, side by side."""
+    figure = Figure(figsize=(4.6 * columns, 3.5 * rows), dpi=150, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def draw_band(ax: Axes, x: np.ndarray, curves: Any, label: str, colour: str, statistic: Any = interquartile_mean) -> None:
+    """The IQM over seeds of curves [seeds, points], with its 95 % interval as a band."""
+    middle, low, high = running_interval(curves, statistic)
+    ax.plot(x, middle, color=colour, label=label, linewidth=1.6)
+    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def draw_learning_curve(ax: Axes, run: Run, *, last: str, colour: str) -> None:
+    """Returns of greedy real episodes against steps, of the present policy and, with a model, of the one chosen so far."""
+    config = run.config
+    steps = np.arange(1, config.steps // config.round_steps + 1) * config.round_steps
+    offset = config.random_transitions if config.protocol == "interactive" else 0
+    draw_band(ax, steps + offset, run.result.metrics.curve_return, last, colour)
+    chosen = chosen_so_far(run)
+    if chosen is not None:
+        draw_band(ax, steps + offset, chosen, "model-based, chosen in imagination", COLOURS["chosen"])
+    ax.set_xlabel("real transitions" if config.protocol == "interactive" else "updates")
+    ax.set_ylabel("return, IQM over seeds")
+    ax.set_ylim(bottom=0)
+
+
+def draw_profile(ax: Axes, arms: dict[str, tuple[np.ndarray, str]]) -> None:
+    """The share of seeds whose final return is at least so much, for arms of (returns [seeds], colour)."""
+    for label, (returns, colour) in arms.items():
+        ordered = np.sort(returns)
+        share = 1 - np.arange(len(ordered)) / len(ordered)
+        ax.step(np.append(ordered, ordered[-1]), np.append(share, 0), where="pre", color=colour, label=label, linewidth=1.6)
+    for mark in SUCCESS_MARKS:
+        ax.axvline(mark, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_xlabel("final return at least")
+    ax.set_ylabel("fraction of seeds")
+    ax.set_ylim(0, 1.02)
+
+
+def draw_loss(ax: Axes, run: Run) -> None:
+    """The imagined TD loss against imagined transitions, with the tutorial's mark, and the loss over the targets' variance."""
+    config = run.config
+    assert isinstance(config, DynaQConfig)
+    seeds = len(run.result.metrics.score)
+    per_step = config.imagination.lanes * config.imagination.steps
+    loss = run.result.metrics.update.loss.reshape(seeds, -1)
+    scaled = run.result.metrics.update.scaled_loss.reshape(seeds, -1)
+    x = (np.arange(loss.shape[1]) + 1) * config.metric_steps * per_step
+    for curves, label, colour in ((loss, "TD loss", COLOURS["chosen"]), (scaled, "TD loss / variance of target", COLOURS["last"])):
+        low, middle, high = np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
+        ax.plot(x, middle, color=colour, label=label, linewidth=1.2)
+        ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    ax.axhline(LOSS_MARK, color="0.4", linewidth=0.8, linestyle=":")
+    ax.axvline(LOSS_MARK_TRANSITIONS, color="0.4", linewidth=0.8, linestyle=":")
+    ax.annotate(f"{LOSS_MARK} by {LOSS_MARK_TRANSITIONS:,}", (x[0], LOSS_MARK), xytext=(0, 3), textcoords="offset points", fontsize=7)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("imagined transitions")
+    ax.set_ylabel("loss, median and quartiles of seeds")
+
+
+def draw_run(run: Run, path: Path) -> None:
+    """One run: its learning curve and final returns; with a model also the TD loss and how well imagination predicts."""
+    outcome = run.result.outcome
+    with_model = isinstance(run.config, DynaQConfig)
+    figure, axes = new_figure(2, 2 if with_model else 1)
+    draw_learning_curve(axes[0], run, last="last policy", colour=COLOURS["last"])
+    arms = {"last policy": (per_seed(outcome.returns_last), COLOURS["last"])}
+    if outcome.returns_chosen is not None:
+        arms["chosen policy"] = (per_seed(outcome.returns_chosen), COLOURS["chosen"])
+    draw_profile(axes[1], arms)
+    if with_model:
+        draw_loss(axes[2], run)
+        real, score = run.result.metrics.curve_return, run.result.metrics.score
+        limit = max(real.max(), score.max())
+        axes[3].plot([0, limit], [0, limit], color="0.5", linewidth=0.8, linestyle=":")
+        axes[3].scatter(score.ravel(), real.ravel(), s=5, alpha=0.3, color=COLOURS["chosen"], linewidths=0, rasterized=True)
+        axes[3].set_xlabel("imagined return of a snapshot")
+        axes[3].set_ylabel("its real return")
+    for ax in axes[: 3 if with_model else 2]:
+        ax.legend(frameon=False, fontsize=7)
+    figure.savefig(path)
+
+
+def draw_comparison(model_based: Run, model_free: Run, path: Path) -> None:
+    """Both arms: learning curves with intervals, and the final distribution of returns."""
+    figure, axes = new_figure(2)
+    draw_learning_curve(axes[0], model_based, last="model-based, last policy", colour=COLOURS["last"])
+    draw_learning_curve(axes[0], model_free, last="model-free, last policy", colour=COLOURS["baseline"])
+    chosen = model_based.result.outcome.returns_chosen
+    draw_profile(
+        axes[1],
+        {
+            "model-based, chosen": (per_seed(chosen), COLOURS["chosen"]),
+            "model-based, last": (per_seed(model_based.result.outcome.returns_last), COLOURS["last"]),
+            "model-free, last": (per_seed(model_free.result.outcome.returns_last), COLOURS["baseline"]),
+        },
+    )
+    axes[0].legend(frameon=False, fontsize=7)
+    seeds = len(model_free.result.outcome.updates)
+    figure.suptitle(
+        f"{model_based.config.environment.name}, {model_based.config.protocol} protocol, "
+        f"{model_based.config.real_transitions:,} real transitions, {seeds} seeds, 95 % intervals",
+        fontsize=9,
+    )
+    figure.savefig(path)
+
+

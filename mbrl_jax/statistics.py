@@ -1,0 +1,102 @@
+"""Statistics over seeds: robust averages with intervals, never the best seed (Agarwal et al. 2021, arXiv:2108.13264)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [..., n] -> [...]
+
+SUCCESS_MARKS = (195, 475)
+"""Returns that count as success on CartPole: the old v0 bar, and v1's."""
+
+
+class Estimate(NamedTuple):
+    """A statistic and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def interquartile_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[...] the mean of the middle half of scores [..., n]; a quarter of n, rounded down, is cut at each end."""
+    n = scores.shape[-1]
+    cut = n // 4
+    return np.mean(np.sort(scores, axis=-1)[..., cut : n - cut], axis=-1)
+
+
+def mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[...] the mean of scores [..., n]."""
+    return np.mean(scores, axis=-1)
+
+
+def median(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[...] the median of scores [..., n]."""
+    return np.median(scores, axis=-1)
+
+
+def fraction_at_least(mark: float) -> Statistic:
+    """The statistic that gives the share of scores at or above ``mark``."""
+    return lambda scores: np.mean(scores >= mark, axis=-1)
+
+
+def bootstrap(
+    scores: ArrayLike, statistic: Statistic = interquartile_mean, *, resamples: int = 2_000, seed: int = 0
+) -> Estimate:
+    """A statistic over seeds with its 95 % interval, by the percentile bootstrap.
+
+    Seeds are resampled with replacement within each task (stratified), and the tasks' resampled scores are pooled. The same input
+    gives the same interval.
+
+    Args:
+      scores: [seeds] or [seeds, tasks], finite.
+      statistic: maps pooled scores [..., n] to [...].
+      resamples: bootstrap samples.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: no scores, too many axes, or a score that is not finite.
+    """
+    table = np.asarray(scores, np.float64)
+    if table.ndim == 1:
+        table = table[:, None]
+    if table.ndim != 2 or table.size == 0 or not np.all(np.isfinite(table)):
+        raise ValueError(f"scores must be finite, of shape [seeds] or [seeds, tasks] and not empty; got shape {table.shape}")
+    seeds, tasks = table.shape
+    generator = np.random.default_rng(seed)
+    chosen = generator.integers(0, seeds, (resamples, seeds, tasks))
+    resampled = np.take_along_axis(table[None], chosen, axis=1).reshape(resamples, -1)
+    low, high = np.quantile(statistic(resampled), [0.025, 0.975])
+    return Estimate(float(statistic(table.reshape(-1))), float(low), float(high))
+
+
+def paired_difference(
+    ours: ArrayLike, theirs: ArrayLike, statistic: Statistic = mean, *, resamples: int = 2_000, seed: int = 0
+) -> Estimate:
+    """A statistic of the per-seed differences ``ours - theirs`` of two arms that share seeds.
+
+    Args:
+      ours: [seeds].
+      theirs: [seeds], in the same order.
+      statistic: of the differences; the mean tests what the arms' means differ by.
+      resamples: bootstrap samples.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: the arms do not have the same seeds.
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"paired arms need the same seeds; got shapes {a.shape} and {b.shape}")
+    return bootstrap(a - b, statistic, resamples=resamples, seed=seed)
+
+
+def running_interval(scores: ArrayLike, statistic: Statistic = interquartile_mean) -> NDArray[np.float64]:
+    """[3, points] a statistic and its interval at every point of curves [seeds, points]."""
+    curves = np.asarray(scores, np.float64)
+    return np.array([bootstrap(curves[:, i], statistic, resamples=500) for i in range(curves.shape[1])]).T
