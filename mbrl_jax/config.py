@@ -12,7 +12,7 @@ mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, 
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform
 
@@ -34,6 +34,7 @@ class Limits(typing.NamedTuple):
     above: float | None = None  # an open lower end
 
     def admit(self, value: float) -> bool:
+        """Whether ``value`` is within."""
         return (
             (self.minimum is None or value >= self.minimum)
             and (self.maximum is None or value <= self.maximum)
@@ -60,7 +61,7 @@ def traced(default: float, **limits: float) -> Any:
     return dataclasses.field(default=default, metadata={"traced": True, "limits": Limits(**limits)})
 
 
-def group(make: Callable[[], Any]) -> Any:
+def group(make: Any) -> Any:
     """Settings within settings."""
     return dataclasses.field(default_factory=make, metadata={"traced": True, "limits": Limits()})
 
@@ -267,6 +268,7 @@ def check(config: ModelFreeQConfig) -> None:
 
     Raises:
       ConfigError: naming every field that is wrong, its value and what would be right.
+
     """
     problems = list(_field_problems(config, ""))
     if not problems:
@@ -398,6 +400,7 @@ def load(path: str | Path) -> ModelFreeQConfig:
 
     Raises:
       ConfigError: the file is missing, is not a YAML mapping, or holds an unknown field or a bad value.
+
     """
     path = Path(path)
     try:
@@ -439,6 +442,7 @@ def from_dict(content: Mapping[str, Any]) -> ModelFreeQConfig:
 
     Raises:
       ConfigError: an unknown algorithm or field, or a value of the wrong type.
+
     """
     content = dict(content)
     name = content.pop("algorithm", None)

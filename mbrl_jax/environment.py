@@ -54,6 +54,7 @@ class Environment(NamedTuple):
       step: ``(state, action, fresh) -> (state, Transition)``; the state that comes back is ``fresh`` where the episode ended.
       reward: ``(s [..., D], a [...], s' [..., D]) -> [...]``, the task's known reward.
       terminated: ``(s [..., D], a [...], s' [..., D]) -> [...] bool``, the task's known termination, judged on s'.
+
     """
 
     spec: EnvironmentSpec
@@ -113,6 +114,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
 
     Raises:
       ConfigError: the task is not one of those that run here.
+
     """
     if config.name not in _TASKS:
         raise ConfigError(f"environment.name: {config.name!r} is not known; it must be one of {', '.join(_TASKS)}")
@@ -195,6 +197,7 @@ def collect(environment: Environment, draws: CollectionDraws) -> tuple[Environme
 
     Returns:
       The state reached, the transitions [N], and [N] the return of the episode that ended at each step, NaN where none did.
+
     """
 
     def step(carry: tuple[EnvironmentState, Array], draw: tuple[Array, EnvironmentState]) -> tuple[Any, Any]:

@@ -37,6 +37,7 @@ def sample_first_observations(real: replay.Replay, bits: Array) -> Array:
     Args:
       real: holds at least one first state that has not been overwritten.
       bits: [...] uint32.
+
     """
     rows = replay.unpack(real.rows)
     first = (rows.depth == 0) & (jnp.arange(real.rows.shape[0]) < replay.size(real))
@@ -45,9 +46,7 @@ def sample_first_observations(real: replay.Replay, bits: Array) -> Array:
     return rows.observation[chosen]
 
 
-def play_imagined(
-    ensemble: Ensemble, members: Members, greedy: Greedy, first: Array, key: Array, steps: int
-) -> Array:
+def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: Array, key: Array, steps: int) -> Array:
     """Returns [n] of one imagined episode from each of the first observations, dealt evenly to members that stay with them.
 
     Args:
@@ -57,6 +56,7 @@ def play_imagined(
       first: [n, D], n a multiple of M.
       key: consumed for the Gaussian members' noise.
       steps: after which an episode is cut.
+
     """
     count = ensemble.sampling_members
     observation = first.reshape(count, -1, first.shape[-1])

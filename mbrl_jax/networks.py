@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 Params = Any  # a flax parameter tree: {"params": {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}}
@@ -18,6 +19,16 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)  # eps is added to the root
+
+
+def adam_step(params: Any, optimizer: Any, gradients: Any, learning_rate: Array | float) -> tuple[Any, Any]:
+    """One step of Adam (Kingma & Ba 2015, arXiv:1412.6980); returns the new parameters and ``ADAM``'s new state."""
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+        direction, optimizer = ADAM.update(gradients, optimizer)
+    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), optimizer
+
+
 class MLP(nn.Module):
     """Dense layers with one nonlinearity between them; maps [..., inputs] to [..., outputs]."""
 
@@ -27,6 +38,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[..., outputs] from [..., inputs]."""
         for width in self.hidden:
             x = ACTIVATIONS[self.activation](nn.Dense(width, param_dtype=x.dtype)(x))
         return nn.Dense(self.outputs, param_dtype=x.dtype)(x)
@@ -36,9 +48,9 @@ def laplacian(params: Params, x: Array, directions: Array, activation: str) -> A
     """The sum of second derivatives of an :class:`MLP`'s outputs along given directions of its input.
 
     With the unit vectors of some inputs as directions it is the exact Laplacian over those; with random signs divided by
-    the root of their number it is Hutchinson's estimate of it. One forward pass carries value, first derivatives and the sum of second
-    ones together, at J + 2 times the cost of the value alone (the forward Laplacian of Li et al. 2023, arXiv:2307.08214);
-    nested differentiation would carry every second derivative apart.
+    the root of their number it is Hutchinson's estimate of it. One forward pass carries value, first derivatives and the sum
+    of second ones together, at J + 2 times the cost of the value alone (the forward Laplacian of Li et al. 2023,
+    arXiv:2307.08214); nested differentiation would carry every second derivative apart.
 
     Args:
       params: of one MLP.
@@ -48,6 +60,7 @@ def laplacian(params: Params, x: Array, directions: Array, activation: str) -> A
 
     Returns:
       [B, outputs], sum over j of the second derivative along ``directions[j]``.
+
     """
     layers = params["params"]
     slope = jnp.broadcast_to(directions[:, None, :], (directions.shape[0], *x.shape))  # [J, B, inputs]

@@ -81,6 +81,7 @@ def write(replay: Replay, packed: Array) -> Replay:
 
     Raises:
       ValueError: more rows than the capacity, or another row width.
+
     """
     capacity = replay.rows.shape[0]
     if packed.ndim != 2 or packed.shape[1] != replay.rows.shape[1] or packed.shape[0] > capacity:
@@ -100,6 +101,7 @@ def sample(replay: Replay, bits: Array) -> Array:
       replay: not empty.
       bits: [...] uint32, uniform; the draw is integer arithmetic, so it is the same in every float precision. Its bias towards
         the first rows is below capacity / 2^32.
+
     """
     return replay.rows.at[bits % size(replay).astype(jnp.uint32)].get(mode="promise_in_bounds")
 
@@ -116,6 +118,7 @@ def epoch_minibatches(key: Array, members: int, rows: int, batch_size: int, *, b
 
     Returns:
       [rows // B, E, B] int32.
+
     """
     batches = rows // batch_size
     if bootstrap:

@@ -45,9 +45,7 @@ def fraction_at_least(mark: float) -> Statistic:
     return lambda scores: np.mean(scores >= mark, axis=-1)
 
 
-def bootstrap(
-    scores: ArrayLike, statistic: Statistic = interquartile_mean, *, resamples: int = 2_000, seed: int = 0
-) -> Estimate:
+def bootstrap(scores: ArrayLike, statistic: Statistic = interquartile_mean, *, resamples: int = 2_000, seed: int = 0) -> Estimate:
     """A statistic over seeds with its 95 % interval, by the percentile bootstrap.
 
     Seeds are resampled with replacement within each task (stratified), and the tasks' resampled scores are pooled. The same input
@@ -61,6 +59,7 @@ def bootstrap(
 
     Raises:
       ValueError: no scores, too many axes, or a score that is not finite.
+
     """
     table = np.asarray(scores, np.float64)
     if table.ndim == 1:
@@ -89,6 +88,7 @@ def paired_difference(
 
     Raises:
       ValueError: the arms do not have the same seeds.
+
     """
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if a.shape != b.shape or a.ndim != 1:

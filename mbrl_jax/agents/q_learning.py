@@ -5,15 +5,12 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from mbrl_jax.config import ConfigError, QLearningConfig
 from mbrl_jax.environment import EnvironmentSpec
-from mbrl_jax.networks import MLP, Params
+from mbrl_jax.networks import ADAM, MLP, Params, adam_step
 from mbrl_jax.replay import Rows
-
-ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
 class QState(NamedTuple):
@@ -63,9 +60,7 @@ class QLearner(NamedTuple):
         params = self.network.init(key, jnp.zeros((1, self.spec.observation_size)))
         return QState(params, params, ADAM.init(params), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
 
-    def act(
-        self, params: Params, observation: Array, epsilon: Array | float, explore: Array, random_action: Array
-    ) -> Array:
+    def act(self, params: Params, observation: Array, epsilon: Array | float, explore: Array, random_action: Array) -> Array:
         """Epsilon-greedy actions [...] int32.
 
         Args:
@@ -74,6 +69,7 @@ class QLearner(NamedTuple):
           epsilon: share of random actions.
           explore: [...] uniform draws; below epsilon the action is random.
           random_action: [...] int32.
+
         """
         greedy = jnp.argmax(self.values(params, observation), axis=-1).astype(jnp.int32)
         return jnp.where(explore < epsilon, random_action, greedy)
@@ -89,13 +85,12 @@ class QLearner(NamedTuple):
           state: the learner.
           batch: leaves [B, ...].
           outcomes: every member's, which the targets ``quantile`` and ``mean_std`` need.
+
         """
         targets = jax.lax.stop_gradient(self.targets(state, batch, outcomes))
         (loss, scaled), gradients = jax.value_and_grad(self.loss, has_aux=True)(state.online, batch, targets)
-        direction, optimizer = ADAM.update(gradients, state.optimizer)
-        config = self.config
-        online = jax.tree.map(lambda p, d: p - config.learning_rate * d, state.online, direction)
-        target = jax.tree.map(lambda t, p: t + config.target_rate * (p - t), state.target, online)
+        online, optimizer = adam_step(state.online, state.optimizer, gradients, self.config.learning_rate)
+        target = jax.tree.map(lambda t, p: t + self.config.target_rate * (p - t), state.target, online)
         after = QState(online, target, optimizer, state.frozen, state.updates + 1)
         frozen = state.frozen | ~_all_finite(online)
         after = jax.tree.map(lambda new, old: jnp.where(frozen, old, new), after, state)
@@ -124,7 +119,7 @@ class QLearner(NamedTuple):
         return batch.reward + discount * (1 - batch.terminated.astype(best.dtype)) * best
 
     def loss(self, params: Params, batch: Rows, targets: Array) -> tuple[Array, Array]:
-        """[] the mean of the rows' losses by their weights, and [] that over the variance of the targets; 0 if no row has weight."""
+        """[] the mean of the rows' losses by their weights, 0 if none has any, and [] that over the variance of the targets."""
         chex.assert_equal_shape([targets, batch.reward, batch.weight])
         error = _pick(self.values(params, batch.observation), batch.action) - targets
         if self.config.loss == "squared":
@@ -145,6 +140,7 @@ def make_q_learner(config: QLearningConfig, spec: EnvironmentSpec) -> QLearner:
 
     Raises:
       ConfigError: the input scale does not fit the task's observations.
+
     """
     if config.input_scale is not None and len(config.input_scale) != spec.observation_size:
         raise ConfigError(

@@ -1,13 +1,14 @@
 """Dyna-Q with a learned dynamics ensemble (Sutton 1991; short model rollouts as in MBPO, Janner et al. 2019).
 
-For every real step, K lanes advance by H imagined steps from real states, their rows go to the imagined replay, and the Q-learner is
-updated on minibatches of them.
+For every real step, K lanes advance by H imagined steps from real states, their rows go to the imagined replay, and the
+Q-learner is updated on minibatches of them.
 
 * batch: N random transitions, one fit of the model, and no further contact with the environment;
-* interactive: after the random transitions and a first fit the agent acts epsilon-greedily, and the model is refitted every round.
+* interactive: after the random transitions and a first fit the agent acts epsilon-greedily, and the model is refitted every
+  round.
 
-At the end of a round the target network is scored by imagined episodes. The best-scored snapshot is the chosen policy: choosing it
-costs no real transition.
+At the end of a round the target network is scored by imagined episodes. The best-scored snapshot is the chosen policy:
+choosing it costs no real transition.
 """
 
 from typing import Any, NamedTuple
@@ -55,9 +56,8 @@ class State(NamedTuple):
     chosen: Snapshot
 
 
-AXES = State(  # type: ignore[call-overload]
-    time=None, key=0, episode=0, real=replay.AXES, imagined=replay.AXES, model=0, lanes=0, agent=0, chosen=0
-)
+_SHARED: dict[str, Any] = {"time": None, "real": replay.AXES, "imagined": replay.AXES}
+AXES = State(**{**dict.fromkeys(State._fields, 0), **_SHARED})
 
 
 class Metrics(NamedTuple):
@@ -93,6 +93,7 @@ def make_train(
 
     Raises:
       ConfigError: the settings cannot work.
+
     """
     check(config)
     task = make_environment(config.environment) if environment is None else environment
@@ -194,9 +195,7 @@ def make_train(
         # the round's end: refit, choose, evaluate
         refit_log = None
         if interactive:
-            model, refit_log = fitting.refit(
-                ensemble, state.model, real, stream(state.key, Stream.REFIT, time), stride
-            )
+            model, refit_log = fitting.refit(ensemble, state.model, real, stream(state.key, Stream.REFIT, time), stride)
             state = calibrated(state._replace(model=model), hyper)
         state, score, is_chosen = choose(state, hyper)
         curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, time)
@@ -206,8 +205,8 @@ def make_train(
     def choose(state: State, hyper: DynaQConfig) -> tuple[State, Array, Array]:
         """Keep the better of the chosen snapshot and the present target network, as imagination scores them.
 
-        A refit changes the world that scores, so in the interactive protocol the chosen snapshot is scored anew beside its challenger,
-        from the same starts and with the same noise.
+        A refit changes the world that scores, so in the interactive protocol the chosen snapshot is scored anew beside its
+        challenger, from the same starts and with the same noise.
         """
         learner = make_q_learner(hyper.agent, task.spec)
         ensemble = ensemble_of(hyper)
@@ -233,18 +232,17 @@ def make_train(
     def finish(state: State, hyper: DynaQConfig) -> Outcome:
         learner = make_q_learner(hyper.agent, task.spec)
         starts = task.draw_resets(stream(state.key, Stream.FINAL_EVALUATION), (config.evaluation.episodes,))
+
+        def returns_of(params: Params) -> Array:
+            return play(task, lambda s: learner.greedy(params, s), starts)
+
         last, chosen = state.agent.target, state.chosen.params
-        returns_last, returns_chosen = (
-            play(task, lambda s, params=params: learner.greedy(params, s), starts) for params in (last, chosen)
-        )
-        return Outcome(last, chosen, returns_last, returns_chosen, state.agent.frozen, state.agent.updates)
+        return Outcome(last, chosen, returns_of(last), returns_of(chosen), state.agent.frozen, state.agent.updates)
 
     return training.assemble(config, init, fit, advance, finish, AXES)
 
 
-def conservative_outcomes(
-    ensemble: Ensemble, members: Members, config: DynaQConfig, batch: Rows
-) -> Outcomes | None:
+def conservative_outcomes(ensemble: Ensemble, members: Members, config: DynaQConfig, batch: Rows) -> Outcomes | None:
     """What every member expects to follow a minibatch, where the learner's target asks for it.
 
     Penalties that a horizon controller took from a row's reward stay taken: the row's own reward is used where rewards are known.
@@ -260,5 +258,3 @@ def conservative_outcomes(
     if ensemble.config.reward == "known":
         reward = jnp.broadcast_to(batch.reward[None], ask)
     return Outcomes(reward, imagined.next_observation, imagined.terminated)
-
-

@@ -32,7 +32,8 @@ class State(NamedTuple):
     agent: QState
 
 
-AXES = State(time=None, key=0, episode=0, real=replay.AXES, agent=0)  # type: ignore[arg-type]
+_SHARED: dict[str, Any] = {"time": None, "real": replay.AXES}
+AXES = State(**{**dict.fromkeys(State._fields, 0), **_SHARED})
 
 
 class Metrics(NamedTuple):
@@ -58,6 +59,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
 
     Raises:
       ConfigError: the settings cannot work.
+
     """
     check(config)
     task = make_environment(config.environment) if environment is None else environment
@@ -100,9 +102,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
         carry = (state.time, state.episode, state.real, state.agent)
         (time, episode, real, agent), log = jax.lax.scan(step, carry, draw(stream(state.key, Stream.ROUND, state.time)))
         state = State(time, state.key, episode, real, agent)
-        curve = training.curve_return(
-            task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, state.time
-        )
+        curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, state.time)
         return state, Metrics(training.average_blocks(log, config.metric_steps), curve)
 
     def finish(state: State, hyper: ModelFreeQConfig) -> Outcome:

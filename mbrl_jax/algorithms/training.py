@@ -52,6 +52,7 @@ class Train(NamedTuple):
       train: ``(key, hyper=None) -> Result``: all of it.
       rounds: rounds of a run.
       axes: of the state for ``vmap``, as a prefix of its tree: 0 for what each seed has, None for counters that all share.
+
     """
 
     init: Callable[[Array], tuple[Any, Array]]
@@ -76,7 +77,7 @@ def assemble(
 
     def train(key: Array, hyper: Any = None) -> Result:
         hyper = config if hyper is None else hyper
-        if jax.tree.structure(hyper) != jax.tree.structure(config):
+        if jax.tree.structure(hyper) != jax.tree.structure(config):  # type: ignore[operator]
             raise ConfigError("hyper: its static settings differ from the config's; only traced numbers may")
         state, collected = init(key)
         state, fit_log = fit(state, hyper)
@@ -165,7 +166,12 @@ def real_rows(transitions: Transition) -> Array:
 
 
 def collect_into(replay_: replay.Replay, environment: Environment, key: Array, transitions: int) -> Any:
-    """Fill a replay with random transitions; returns the episode in progress, the replay, and the returns of :func:`env.collect`."""
+    """Fill a replay with random transitions.
+
+    Returns:
+      The episode in progress, the replay, and the returns as :func:`mbrl_jax.environment.collect` gives them.
+
+    """
     draws = env.draw_collection(environment, stream(key, Stream.COLLECTION), transitions)
     state, collected, returns = env.collect(environment, draws)
     return state, replay.write(replay_, real_rows(collected)), returns

@@ -49,6 +49,7 @@ class HorizonController(NamedTuple):
         with the packed real rows, those that hold data marked.
       step: ``(state, View) -> (state, Decision)``.
       needs_members: whether ``view.everyone`` must be there; asking costs a forward pass of every member on every lane.
+
     """
 
     init: Callable[[int], Any]
@@ -64,9 +65,12 @@ def _stateless(stop: Callable[[View], Array]) -> HorizonController:
         keep = jnp.ones_like(view.terminated)
         return state, Decision(keep=keep, stop=stop(view), penalty=jnp.zeros_like(view.reward))
 
-    return HorizonController(
-        init=lambda lanes: (), calibrate=lambda state, ensemble, members, rows, valid: state, step=step
-    )
+    return HorizonController(init=lambda lanes: (), calibrate=lambda state, ensemble, members, rows, valid: state, step=step)
+
+
+def _rows_so_far(view: View) -> Array:
+    """[K] imagined steps since the root, this one counted, in the float type of the rewards."""
+    return (view.depth + 1).astype(view.reward.dtype)
 
 
 def fixed(*, length: Array | float) -> HorizonController:
@@ -74,13 +78,12 @@ def fixed(*, length: Array | float) -> HorizonController:
 
     Args:
       length: that depth, at least 1.
+
     """
-    return _stateless(lambda view: view.depth + 1 >= length)
+    return _stateless(lambda view: _rows_so_far(view) >= length)
 
 
-def schedule(
-    *, start: Array | float, end: Array | float, first: Array | float, last: Array | float
-) -> HorizonController:
+def schedule(*, start: Array | float, end: Array | float, first: Array | float, last: Array | float) -> HorizonController:
     """The depth grows linearly with experience (MBPO, Janner et al. 2019, arXiv:1906.08253).
 
     Args:
@@ -88,12 +91,13 @@ def schedule(
       end: real step at which it is complete, above ``start``.
       first: depth until ``start``.
       last: depth from ``end`` on; the depth between is rounded down.
+
     """
 
     def stop(view: View) -> Array:
-        share = (view.time - start) / (end - start)
+        share = (view.time.astype(view.reward.dtype) - start) / (end - start)
         depth = jnp.clip(first + share * (last - first), jnp.minimum(first, last), jnp.maximum(first, last))
-        return view.depth + 1 >= jnp.floor(depth)
+        return _rows_so_far(view) >= jnp.floor(depth)
 
     return _stateless(stop)
 
@@ -106,13 +110,13 @@ def make_controller(name: str, numbers: Mapping[str, Array | float]) -> HorizonC
 
     Raises:
       ConfigError: no such controller, or numbers other than those it takes.
+
     """
     if name not in CONTROLLERS:
         raise ConfigError(f"imagination.controller: {name!r} is not known; it must be one of {', '.join(CONTROLLERS)}")
     takes = set(inspect.signature(CONTROLLERS[name]).parameters)
     if set(numbers) != takes:
         raise ConfigError(
-            f"imagination.controller_settings: {sorted(numbers)!r} do not fit; "
-            f"{name!r} takes exactly {', '.join(sorted(takes))}"
+            f"imagination.controller_settings: {sorted(numbers)!r} do not fit; {name!r} takes exactly {', '.join(sorted(takes))}"
         )
     return CONTROLLERS[name](**numbers)

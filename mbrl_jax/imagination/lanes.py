@@ -1,8 +1,8 @@
 """K lanes of imagined rollouts side by side, H imagined steps for every real step.
 
-Whatever the horizon controller decides, a real step costs K times H model steps and yields K times H rows, of which some may carry
-weight 0. A lane that ends takes a new root, so that controllers differ in where their transitions come from, never in how many
-there are. Four knobs stay apart: the cap on depth, whether a row is kept, whether the lane stops, and the penalty.
+Whatever the horizon controller decides, a real step costs K times H model steps and yields K times H rows, of which some may
+carry weight 0. A lane that ends takes a new root, so that controllers differ in where their transitions come from, never in
+how many there are. Four knobs stay apart: the cap on depth, whether a row is kept, whether the lane stops, and the penalty.
 """
 
 from collections.abc import Callable
@@ -98,6 +98,7 @@ def advance(
 
     Returns:
       The lanes, the packed rows [H * K, 2 D + 5] that go to the imagined replay, and what happened.
+
     """
     chex.assert_shape(draws.root, (config.steps, config.lanes))
     chex.assert_shape(lanes.observation, (config.lanes, ensemble.spec.observation_size))
@@ -172,10 +173,10 @@ def _ask(
 ) -> tuple[Prediction, Array, Prediction | None]:
     """The prediction that moves each lane [K, ...], the member [K] it is from, and every member's [M, K, ...] if needed.
 
-    * ``ts1``: lanes are dealt evenly to members by a fresh permutation at each step, so that each member has K / M lanes and the whole
-      ensemble costs one forward pass over K rows (TS1 of Chua et al. 2018, stratified).
-    * ``ts_infinity``: lane k belongs to member k // (K / M) for good. As roots are drawn at random this is a member that stays with
-      the rollout, at the same cost, and every member moves equally many lanes.
+    * ``ts1``: lanes are dealt evenly to members by a fresh permutation at each step, so that each member has K / M lanes and
+      the whole ensemble costs one forward pass over K rows (TS1 of Chua et al. 2018, stratified).
+    * ``ts_infinity``: lane k belongs to member k // (K / M) for good. As roots are drawn at random this is a member that stays
+      with the rollout, at the same cost, and every member moves equally many lanes.
     * ``mean``: the mean of all members.
     """
     lanes, count = config.lanes, ensemble.sampling_members
@@ -199,9 +200,7 @@ def _ask(
     dealt_observation, dealt_action = observation, action
     if config.sampling == "ts1":
         dealt_observation, dealt_action = observation[draw.deal], action[draw.deal]
-    dealt = ens.predict(
-        ensemble, members, dealt_observation.reshape(count, lanes // count, -1), dealt_action.reshape(count, -1)
-    )
+    dealt = ens.predict(ensemble, members, dealt_observation.reshape(count, lanes // count, -1), dealt_action.reshape(count, -1))
     prediction = jax.tree.map(lambda leaf: leaf.reshape(lanes, *leaf.shape[2:]), dealt)
     if config.sampling == "ts1":
         prediction = jax.tree.map(lambda leaf: leaf[place], prediction)

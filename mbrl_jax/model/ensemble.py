@@ -67,6 +67,7 @@ class Ensemble(NamedTuple):
       spec: the task's sizes.
       reward: the task's known reward function, used unless the reward is learned.
       terminated: the task's known termination function, used unless termination is learned.
+
     """
 
     config: ModelConfig
@@ -117,6 +118,7 @@ def measure(observations: Array, targets: Array, counted: Array) -> Normaliser:
       observations: [N, D].
       targets: [N, D'].
       counted: [N] bool, at least one true.
+
     """
     weight = counted.astype(observations.dtype)[:, None]
     total = jnp.sum(weight)
@@ -164,6 +166,7 @@ def predict(ensemble: Ensemble, members: Members, observation: Array, action: Ar
       members: M of them.
       observation: [M, B, D]; to ask all members the same, broadcast it.
       action: [M, B] int32.
+
     """
     inputs = encode(ensemble, members.normaliser, observation, action)
 
@@ -199,6 +202,7 @@ def decode(
       observation: [..., D].
       action: [...] int32.
       noise: [..., D] standard normal; none takes the mean, as deterministic members always do.
+
     """
     size = ensemble.spec.observation_size
     last = (1,) * (observation.ndim - 1) + (-1,)

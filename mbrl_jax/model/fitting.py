@@ -8,16 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from mbrl_jax import replay
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import losses
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
-from mbrl_jax.networks import Params
-
-ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+from mbrl_jax.networks import ADAM, Params, adam_step
 
 
 class ModelState(NamedTuple):
@@ -42,7 +39,7 @@ class FitData(NamedTuple):
     """Real rows, encoded once for a whole fit."""
 
     table: Array  # [N, inputs + D' + 1] network input, normalised target, terminated
-    training_rows: Array | int  # n, how many training rows there are
+    training_rows: Array  # [] uint32 n, how many training rows there are
     holdout: Array  # [N // stride] int32, row numbers of the holdout
     holdout_weight: Array  # [N // stride] 1 for rows that hold data, else 0
     stride: int
@@ -66,8 +63,8 @@ def members(ensemble: Ensemble, state: ModelState) -> Members:
 def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: int) -> tuple[ModelState, FitLog]:
     """Fit from the present parameters by ``config.epochs`` passes over a fixed data set.
 
-    With ``config.patience`` each member ends at the parameters of its own best holdout epoch, and rests once that many epochs have
-    brought nothing better.
+    With ``config.patience`` each member ends at the parameters of its own best holdout epoch, and rests once that many epochs
+    have brought nothing better.
 
     Args:
       ensemble: the shape.
@@ -75,6 +72,7 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
       real: [N, 2 D + 5] packed rows, all of them data.
       key: consumed.
       stride: every how manieth row is held out.
+
     """
     config = ensemble.config
     rows = real.shape[0]
@@ -107,10 +105,9 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, error)), log
 
 
-def refit(
-    ensemble: Ensemble, state: ModelState, real: replay.Replay, key: Array, stride: int
-) -> tuple[ModelState, FitLog]:
-    """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from a replay that grows.
+def refit(ensemble: Ensemble, state: ModelState, real: replay.Replay, key: Array, stride: int) -> tuple[ModelState, FitLog]:
+    """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from a replay that
+    grows.
 
     Args and returns as :func:`fit`, with the replay in place of its rows.
     """
@@ -118,11 +115,12 @@ def refit(
     normaliser, data = _prepare(ensemble, real.rows, replay.size(real), stride)
     key_batches, key_probes = jax.random.split(key)
     shape = (config.refit_batches, config.members, config.batch_size)
-    batches = (jax.random.bits(key_batches, shape) % data.training_rows.astype(jnp.uint32)).astype(jnp.int32)  # type: ignore[union-attr]
+    batches = (jax.random.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
     directions = losses.laplacian_directions(ensemble, key_probes)
     now, loss = _descend(ensemble, (state.params, state.bounds, state.optimizer), data, batches, directions)
     mse, nll = _holdout_errors(ensemble, now[:2], data)
-    return ModelState(*now, normaliser, _elites(ensemble, mse)), FitLog(loss, mse, nll)
+    params, bounds, optimizer = now
+    return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, mse)), FitLog(loss, mse, nll)
 
 
 def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) -> tuple[Normaliser, FitData]:
@@ -139,7 +137,8 @@ def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) ->
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
     holdout = jnp.arange(real.shape[0] // stride) * stride + stride - 1
     weight = (holdout < size).astype(inputs.dtype)
-    return normaliser, FitData(table, size - size // stride, holdout, weight, stride)
+    training_rows = jnp.asarray(size - size // stride, jnp.uint32)
+    return normaliser, FitData(table, training_rows, holdout, weight, stride)
 
 
 def _columns(ensemble: Ensemble, table: Array) -> tuple[Array, Array, Array]:
@@ -165,8 +164,7 @@ def _descend(ensemble: Ensemble, start: Any, data: FitData, batches: Array, dire
         row = batch + batch // (data.stride - 1)  # skip the held-out rows
         table = data.table.at[row].get(mode="promise_in_bounds")
         gradients, each = jax.grad(loss, has_aux=True)((params, bounds), table)
-        direction, optimizer = ADAM.update(gradients, optimizer)
-        params, bounds = jax.tree.map(lambda p, d: p - config.learning_rate * d, (params, bounds), direction)
+        (params, bounds), optimizer = adam_step((params, bounds), optimizer, gradients, config.learning_rate)
         return (params, bounds, optimizer), each
 
     end, each = jax.lax.scan(step, start, batches)

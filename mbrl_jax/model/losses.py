@@ -35,9 +35,7 @@ def bounds_penalty(bounds: Bounds) -> Array:
 def laplacian_directions(ensemble: Ensemble, key: Array) -> Array:
     """Input directions [J, inputs] whose second derivatives sum to the Laplacian over the state, exactly or on average."""
     size = ensemble.spec.observation_size
-    exact = ensemble.config.laplacian == "exact" or (
-        ensemble.config.laplacian == "auto" and size <= EXACT_LAPLACIAN_UP_TO
-    )
+    exact = ensemble.config.laplacian == "exact" or (ensemble.config.laplacian == "auto" and size <= EXACT_LAPLACIAN_UP_TO)
     if exact:
         return jnp.eye(size, ensemble.input_size)
     probes = ensemble.config.laplacian_probes
@@ -53,6 +51,7 @@ def laplacian_penalty(ensemble: Ensemble, params: Params, inputs: Array, directi
       params: one member's.
       inputs: [B, inputs].
       directions: [J, inputs] from :func:`laplacian_directions`.
+
     """
     curvature = laplacian(params, inputs, directions, ensemble.config.activation)[:, : ensemble.targets]
     return jnp.mean(jnp.sum(jnp.square(curvature), axis=-1))
@@ -79,6 +78,7 @@ def member_loss(
       terminated: [B] bool.
       directions: [J, inputs] of the Laplacian, ignored where the penalty is off.
       laplacian_weight: of the penalty.
+
     """
     config = ensemble.config
     if not config.learn_bounds:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -58,6 +58,7 @@ def read_preset(name: str) -> ModelFreeQConfig:
 
     Raises:
       ConfigError: there is neither, or it is bad.
+
     """
     if not Path(name).exists() and name in presets():
         return settings.load(presets()[name])
@@ -81,7 +82,7 @@ def _train(words: list[str]) -> None:
             ("config", Annotated[type(preset), tyro.conf.arg(name="")], preset),
         ],
     )
-    given = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax train {words[0]}", description=type(preset).__doc__)
+    given: Any = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax train {words[0]}", description=type(preset).__doc__)
     _check(given.config, given.seeds)
     train(given.config, given.seeds, given.out, given.seed)
 
@@ -109,7 +110,8 @@ def train(config: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
     console.print(table)
     console.print(
         f"compiled in {run.seconds.compile:.0f} s, ran in {run.seconds.run:.0f} s: "
-        f"{summary['real_steps_per_second']:,.0f} steps/s, {summary['imagined_transitions_per_second']:,.0f} imagined transitions/s"
+        f"{summary['real_steps_per_second']:,.0f} steps/s, "
+        f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s"
     )
     if summary["frozen_seeds"]:
         console.print(f"went non-finite and were frozen: seeds {summary['frozen_seeds']}")
@@ -134,6 +136,7 @@ def _compare(words: list[str]) -> None:
             seed: base seed
             model_based: a preset for the model-based arm in place of cartpole_PROTOCOL
             model_free: a preset for the other arm in place of cartpole_PROTOCOL_model_free
+
         """
         ours = read_preset(model_based or f"cartpole_{protocol}")
         theirs = read_preset(model_free or f"cartpole_{protocol}_model_free")
@@ -154,7 +157,7 @@ def compare(model_based: ModelFreeQConfig, model_free: ModelFreeQConfig, seeds: 
     from mbrl_jax.runs import figures, results, runner
 
     folder = results.make_folder(out)
-    runs = []
+    runs: list[runner.Run] = []
     for name, config in (("model_based", model_based), ("model_free", model_free)):
         with Display.standard(name) as display:
             runs.append(runner.run(config, seeds, base_seed=seed, display=display))
@@ -162,11 +165,13 @@ def compare(model_based: ModelFreeQConfig, model_free: ModelFreeQConfig, seeds: 
         arm.mkdir()
         results.write(runs[-1], arm)
         figures.draw_run(runs[-1], arm / "curves.png")
-    measured = comparison.compare(*runs)
+    ours, theirs = runs
+    measured = comparison.compare(ours, theirs)
     (folder / "comparison.json").write_text(json.dumps(comparison.as_json(measured), indent=1) + "\n", encoding="utf-8")
-    figures.draw_comparison(*runs, folder / "comparison.png")
+    figures.draw_comparison(ours, theirs, folder / "comparison.png")
     console = Console()
-    title = f"{model_based.environment.name}, {model_based.protocol}: {model_based.real_transitions:,} real transitions, {seeds} seeds"
+    task, transitions = model_based.environment.name, f"{model_based.real_transitions:,} real transitions"
+    title = f"{task}, {model_based.protocol}: {transitions}, {seeds} seeds"
     console.print(comparison.as_table(measured, title))
     compiling = sum(run.seconds.compile for run in runs)
     console.print(f"besides, {compiling:.0f} s of compilation; figure and data in {folder}")
@@ -186,6 +191,7 @@ def _evaluate(words: list[str]) -> None:
             episodes: for each policy
             env: whose implementation of the task
             seed: of the initial states
+
         """
         from mbrl_jax.runs import playing, results
 
@@ -208,7 +214,6 @@ def _check(config: ModelFreeQConfig, seeds: int) -> None:
     settings.check(config)
     if seeds < 1:
         raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
-
 
 
 if __name__ == "__main__":

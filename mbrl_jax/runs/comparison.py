@@ -16,6 +16,7 @@ def check_arms(model_based: ModelFreeQConfig, model_free: ModelFreeQConfig) -> N
 
     Raises:
       ConfigError: naming what differs.
+
     """
     if not isinstance(model_based, DynaQConfig) or isinstance(model_free, DynaQConfig):
         raise ConfigError("algorithm: the first arm must be 'dyna_q' and the second 'model_free_q'")
@@ -70,7 +71,9 @@ def as_json(figures: Any) -> Any:
 
 def as_table(figures: dict[str, Any], title: str) -> Table:
     """:func:`compare`'s figures for a terminal."""
-    table = Table(title=title, caption="brackets: 95 % bootstrap intervals; difference: mean over seeds of own return minus model-free")
+    table = Table(
+        title=title, caption="brackets: 95 % bootstrap intervals; difference: mean over seeds of own return minus model-free"
+    )
     table.add_column("policy")
     for column in ("mean", "median", "IQM", *(f">= {mark}" for mark in SUCCESS_MARKS), "difference", "seconds"):
         table.add_column(column, justify="right")

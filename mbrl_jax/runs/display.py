@@ -5,7 +5,15 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Display:
@@ -66,4 +74,6 @@ class Display:
 
     def _line(self, text: str) -> None:
         if self.console is not None and not self.live:
-            self.console.print(f"[{time.perf_counter() - self._started:6.1f} s] {self.title}: {text}", markup=False, highlight=False)
+            self.console.print(
+                f"[{time.perf_counter() - self._started:6.1f} s] {self.title}: {text}", markup=False, highlight=False
+            )

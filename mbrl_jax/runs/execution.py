@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -53,6 +54,7 @@ def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any
       in_axes: for each argument a prefix of its tree: 0 for what every seed has, None for what all share.
       out_axes: the same for the result; what all share must not depend on what each has.
       layout: where seeds go.
+
     """
 
     def share(*arguments: Any) -> Any:
@@ -70,11 +72,9 @@ def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any
         stacked = jax.lax.map(one, own, batch_size=layout.batch if layout.batch > 1 else None)
         leaves_out, tree_out = jax.tree.flatten(stacked)
         axes_out = _leaf_axes(out_axes, stacked)
-        return tree_out.unflatten([x if axis == 0 else x[0] for x, axis in zip(leaves_out, axes_out, strict=True)])
+        return jax.tree.unflatten(tree_out, [x if axis == 0 else x[0] for x, axis in zip(leaves_out, axes_out, strict=True)])
 
-    return jax.shard_map(
-        share, mesh=layout.mesh, in_specs=_specs(in_axes), out_specs=_specs(out_axes), check_vma=False
-    )
+    return jax.shard_map(share, mesh=layout.mesh, in_specs=_specs(in_axes), out_specs=_specs(out_axes), check_vma=False)
 
 
 class Compiled(NamedTuple):
@@ -101,7 +101,7 @@ def bytes_per_seed(axes: Any, tree: Any, seeds: int) -> int:
 
 
 def _bytes(leaf: Array) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return int(leaf.nbytes)
 

@@ -70,13 +70,18 @@ def draw_loss(ax: Axes, run: Run) -> None:
     loss = run.result.metrics.update.loss.reshape(seeds, -1)
     scaled = run.result.metrics.update.scaled_loss.reshape(seeds, -1)
     x = (np.arange(loss.shape[1]) + 1) * config.metric_steps * per_step
-    for curves, label, colour in ((loss, "TD loss", COLOURS["chosen"]), (scaled, "TD loss / variance of target", COLOURS["last"])):
+    for curves, label, colour in (
+        (loss, "TD loss", COLOURS["chosen"]),
+        (scaled, "TD loss / variance of target", COLOURS["last"]),
+    ):
         low, middle, high = np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
         ax.plot(x, middle, color=colour, label=label, linewidth=1.2)
         ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     ax.axhline(LOSS_MARK, color="0.4", linewidth=0.8, linestyle=":")
     ax.axvline(LOSS_MARK_TRANSITIONS, color="0.4", linewidth=0.8, linestyle=":")
-    ax.annotate(f"{LOSS_MARK} by {LOSS_MARK_TRANSITIONS:,}", (x[0], LOSS_MARK), xytext=(0, 3), textcoords="offset points", fontsize=7)
+    ax.annotate(
+        f"{LOSS_MARK} by {LOSS_MARK_TRANSITIONS:,}", (x[0], LOSS_MARK), xytext=(0, 3), textcoords="offset points", fontsize=7
+    )
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("imagined transitions")
@@ -128,5 +133,3 @@ def draw_comparison(model_based: Run, model_free: Run, path: Path) -> None:
         fontsize=9,
     )
     figure.savefig(path)
-
-

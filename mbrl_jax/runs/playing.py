@@ -27,6 +27,7 @@ def play_policies(
 
     Raises:
       ConfigError: no episodes.
+
     """
     if episodes < 1:
         raise ConfigError(f"episodes: {episodes!r} is out of range; it must be at least 1")

@@ -28,6 +28,7 @@ def make_folder(path: str | Path) -> Path:
 
     Raises:
       ConfigError: something is there already, or the folder cannot be made.
+
     """
     folder = Path(path)
     try:
@@ -68,6 +69,9 @@ def summarise(run: Run) -> dict[str, Any]:
         estimate = statistics.bootstrap(scores)
         return {"value": estimate.value, "ci95": [estimate.low, estimate.high]}
 
+    def share_at_least(mark: float) -> Callable[[np.ndarray], float]:
+        return lambda scores: float(statistics.fraction_at_least(mark)(scores))
+
     collected = np.asarray(run.result.collected)
     return {
         "config": to_dict(config),
@@ -83,15 +87,11 @@ def summarise(run: Run) -> dict[str, Any]:
         "return_last": last.tolist(),
         "return_chosen": None if chosen is None else chosen.tolist(),
         "iqm": for_each(interval),
-        "fraction_at_least": {
-            str(mark): for_each(lambda scores, mark=mark: float(np.mean(scores >= mark))) for mark in SUCCESS_MARKS
-        },
+        "fraction_at_least": {str(mark): for_each(share_at_least(mark)) for mark in SUCCESS_MARKS},
         "seconds": {
             "compile": run.seconds.compile,
             "run": run.seconds.run,
-            "phases": {
-                name: getattr(run.seconds, name) for name in run.seconds._fields if name != "compile"
-            },
+            "phases": {name: getattr(run.seconds, name) for name in run.seconds._fields if name != "compile"},
         },
         "real_steps_per_second": seeds * config.steps / run.seconds.train,
         "imagined_transitions_per_second": seeds * imagined / run.seconds.train,
@@ -107,9 +107,9 @@ def write(run: Run, folder: Path) -> dict[str, Any]:
     """Write everything but the figures into an existing folder; returns the summary."""
     summary = summarise(run)
     save(run.config, folder / "config.yaml")
-    np.savez_compressed(folder / "metrics.npz", **flatten({"round": run.result.metrics, "fit": run.result.fit}))
+    _save_arrays(folder / "metrics.npz", flatten({"round": run.result.metrics, "fit": run.result.fit}))
     outcome = run.result.outcome
-    np.savez_compressed(folder / "policies.npz", **flatten({"last": outcome.last, "chosen": outcome.chosen}))
+    _save_arrays(folder / "policies.npz", flatten({"last": outcome.last, "chosen": outcome.chosen}))
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -119,6 +119,7 @@ def load_policies(folder: str | Path) -> tuple[ModelFreeQConfig, dict[str, Any]]
 
     Raises:
       ConfigError: the folder does not hold a run.
+
     """
     folder = Path(folder)
     config = load(folder / "config.yaml")
@@ -135,6 +136,10 @@ def load_policies(folder: str | Path) -> tuple[ModelFreeQConfig, dict[str, Any]]
             place = place.setdefault(name, {})
         place[leaf] = array
     return config, policies
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez_compressed(path, **arrays)
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:

@@ -58,6 +58,7 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
 
     Raises:
       ConfigError: the settings cannot work, or there are no seeds.
+
     """
     if seeds < 1:
         raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
@@ -71,9 +72,7 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
 
     def prepare(function: Callable[..., Any], in_axes: Any, out_axes: Any, *arguments: Any, donate: Any = ()) -> Any:
         show.phase("compiling")
-        made = execution.compile_(
-            execution.spread(function, in_axes, out_axes, layout), *arguments, donate=donate
-        )
+        made = execution.compile_(execution.spread(function, in_axes, out_axes, layout), *arguments, donate=donate)
         compiled.append(made)
         return made.call
 
@@ -134,6 +133,7 @@ def policy(config: ModelFreeQConfig, params: Any) -> Callable[[Any], Any]:
     Args:
       config: of the run.
       params: leaves [seeds, ...].
+
     """
     from mbrl_jax.agents.q_learning import make_q_learner
     from mbrl_jax.environment import make_environment

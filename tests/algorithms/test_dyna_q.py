@@ -1,0 +1,215 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import replay
+from mbrl_jax.algorithms import dyna_q
+from mbrl_jax.algorithms.training import seed_keys
+from mbrl_jax.config import ConfigError, EnvironmentConfig
+from mbrl_jax.environment import make_environment
+from mbrl_jax.imagination.horizon import Decision, HorizonController
+
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def interactive(tiny):
+    return replace(tiny, protocol="interactive")
+
+
+@pytest.fixture(scope="module")
+def algorithm(interactive):
+    return dyna_q.make_train(interactive)
+
+
+@pytest.fixture(scope="module")
+def result(algorithm):
+    return jax.jit(jax.vmap(algorithm.train))(seed_keys(0, SEEDS))
+
+
+def assert_same(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
+
+
+def chunked(algorithm, config, keys):
+    """The run by init, fit, advance and finish, with the state's axes declared."""
+    axes = algorithm.axes
+    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+    state, collected = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
+    state, fit = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
+    rounds = []
+    for _ in range(algorithm.rounds):
+        state, metrics = advance(state, config)
+        rounds.append(metrics)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
+    return state, outcome, collected, fit, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rounds)
+
+
+@pytest.fixture(scope="module")
+def in_chunks(algorithm, interactive):
+    return chunked(algorithm, interactive, seed_keys(0, SEEDS))
+
+
+def test_a_run_in_chunks_is_the_whole_run(result, in_chunks):
+    _, outcome, collected, fit, metrics = in_chunks
+    assert_same(outcome, result.outcome, rtol=1e-5, atol=1e-6)
+    assert_same(metrics, result.metrics, rtol=1e-4, atol=1e-5)
+    assert_same((collected, fit), (result.collected, result.fit), rtol=1e-5, atol=1e-6)
+
+
+def test_counters_are_shared_by_all_seeds(in_chunks, interactive):
+    state = in_chunks[0]
+    assert int(state.time) == interactive.steps
+    assert int(state.real.written) == interactive.real_transitions
+    assert int(state.imagined.written) == interactive.steps * 4 * 2  # steps x lanes x imagined steps
+
+
+def test_a_seed_alone_gives_the_numbers_it_gives_among_others(algorithm, result):
+    alone = jax.jit(algorithm.train)(seed_keys(0, 1, first=2)[0])
+    assert_same(alone.metrics.update.loss, result.metrics.update.loss[2], rtol=1e-3, atol=1e-5)
+    assert_same(alone.outcome.last, jax.tree.map(lambda leaf: leaf[2], result.outcome.last), rtol=1e-3, atol=1e-5)
+
+
+def test_seeds_differ(result):
+    loss = np.asarray(result.metrics.update.loss)
+    assert not np.allclose(loss[0], loss[1])
+
+
+def test_every_real_step_of_the_interactive_protocol_is_stored_once(in_chunks, interactive):
+    rows = replay.unpack(in_chunks[0].real.rows)
+    going_on = np.asarray(rows.depth)[:, 1:] > 0
+    assert rows.reward.shape == (SEEDS, interactive.real_transitions)
+    np.testing.assert_array_equal(
+        np.asarray(rows.observation)[:, 1:][going_on], np.asarray(rows.next_observation)[:, :-1][going_on]
+    )
+    ended = np.asarray(rows.terminated) | (np.asarray(rows.depth) == 29)  # the time limit of these tests is 30
+    np.testing.assert_array_equal(~going_on, ended[:, :-1])
+
+
+def test_the_batch_protocol_never_touches_the_environment_again(tiny):
+    algorithm = dyna_q.make_train(tiny)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    before = np.asarray(state.real.rows)
+    state, _ = jax.jit(algorithm.fit)(state, tiny)
+    after, _ = jax.jit(algorithm.advance)(state, tiny)
+    np.testing.assert_array_equal(before, after.real.rows)
+    assert int(after.real.written) == tiny.random_transitions
+
+
+def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(tiny, algorithm, interactive, result):
+    rates = jnp.array([0.0, interactive.agent.learning_rate])
+    hyper = replace(interactive, agent=replace(interactive.agent, learning_rate=rates))
+    axes = jax.tree.map(lambda _: None, interactive)
+    axes = replace(axes, agent=replace(axes.agent, learning_rate=0))
+    both = jax.jit(jax.vmap(jax.vmap(algorithm.train, in_axes=(0, None)), in_axes=(None, axes)))
+    grid = both(seed_keys(0, SEEDS), hyper)
+    assert grid.outcome.returns_last.shape[:2] == (2, SEEDS)
+    assert_same(grid.metrics.update.loss[1], result.metrics.update.loss, rtol=1e-3, atol=1e-5)
+    fresh = jax.vmap(algorithm.init, out_axes=(algorithm.axes, 0))(seed_keys(0, SEEDS))[0].agent.online
+    assert_same(jax.tree.map(lambda leaf: leaf[0], grid.outcome.last), fresh, rtol=1e-6)  # rate 0 learns nothing
+
+
+def test_hyper_with_other_static_settings_is_refused(algorithm, interactive):
+    other = replace(interactive, agent=replace(interactive.agent, batch_size=8))
+    with pytest.raises(ConfigError, match="hyper"):
+        algorithm.train(seed_keys(0, 1)[0], other)
+
+
+def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish(algorithm, interactive, in_chunks):
+    axes = algorithm.axes
+    keys = seed_keys(0, SEEDS)
+    state, _ = jax.vmap(algorithm.init, out_axes=(axes, 0))(keys)
+    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, interactive)
+    poisoned = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.model.params)
+    state = state._replace(model=state.model._replace(params=poisoned))
+    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+    for _ in range(algorithm.rounds):
+        state, _ = advance(state, interactive)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, interactive)
+    assert outcome.frozen.tolist() == [False, True, False]
+    assert int(outcome.updates[1]) == 0
+    assert outcome.updates.tolist()[::2] == [interactive.steps] * 2
+    for leaf in jax.tree.leaves(outcome.last):
+        assert bool(jnp.all(jnp.isfinite(leaf)))
+    healthy = np.array([0, 2])
+    assert_same(
+        jax.tree.map(lambda leaf: leaf[healthy], outcome.last),
+        jax.tree.map(lambda leaf: leaf[healthy], in_chunks[1].last),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_the_chosen_policy_is_the_best_scored_snapshot_in_the_batch_protocol(tiny):
+    config = replace(tiny, steps=60)
+    metrics = jax.jit(dyna_q.make_train(config).train)(seed_keys(0, 1)[0]).metrics
+    score = np.asarray(metrics.score)
+    np.testing.assert_allclose(metrics.chosen_score, np.maximum.accumulate(score))
+    best_before = np.append(-np.inf, np.maximum.accumulate(score)[:-1])
+    np.testing.assert_array_equal(metrics.is_chosen, score > best_before)
+
+
+def test_a_controller_may_be_passed_as_an_object_and_is_calibrated_after_every_fit(interactive):
+    def calibrate(state, ensemble, members, rows, valid):
+        calls, _ = state
+        return calls + 1, jnp.sum(valid, dtype=jnp.int32)
+
+    def step(state, view):
+        return state, Decision(view.active, view.depth >= state[0], 0.0 * view.reward)
+
+    def init(lanes):
+        return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+    controller = HorizonController(init, calibrate, step)
+    algorithm = dyna_q.make_train(interactive, controller=controller)
+    key = seed_keys(0, 1)[0]
+    state, _ = jax.jit(algorithm.init)(key)
+    state, _ = jax.jit(algorithm.fit)(state, interactive)
+    assert [int(x) for x in state.lanes.controller] == [1, interactive.random_transitions]
+    state, _ = jax.jit(algorithm.advance)(state, interactive)
+    assert [int(x) for x in state.lanes.controller] == [2, interactive.random_transitions + interactive.round_steps]
+
+
+@pytest.mark.parametrize("target", ["quantile", "mean_std"])
+def test_conservative_targets_train_with_real_and_imagined_rows_mixed(tiny, target):
+    agent = replace(tiny.agent, target=target, real_ratio=0.5, updates_per_step=2)
+    result = jax.jit(dyna_q.make_train(replace(tiny, agent=agent)).train)(seed_keys(0, 1)[0])
+    assert int(result.outcome.updates) == 2 * tiny.steps
+    assert np.isfinite(np.asarray(result.metrics.update.loss)).all()
+
+
+def test_a_batch_of_real_rows_only_is_unmoved_by_the_world_model(tiny):
+    config = replace(tiny, agent=replace(tiny.agent, real_ratio=1.0))
+    train = jax.jit(dyna_q.make_train(config).train)
+    worse = replace(config, model=replace(config.model, learning_rate=1e-9))
+    key = seed_keys(0, 1)[0]
+    assert_same(train(key, config).outcome.last, train(key, worse).outcome.last, rtol=1e-6)
+    mixed = jax.jit(dyna_q.make_train(tiny).train)
+    rate = replace(tiny, model=replace(tiny.model, learning_rate=1e-9))
+    moved = jax.tree.map(
+        lambda a, b: float(jnp.max(jnp.abs(a - b))), mixed(key, tiny).outcome.last, mixed(key, rate).outcome.last
+    )
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["Acrobot-v1", "MountainCar-v0"])
+def test_other_tasks_run(tiny, name):
+    config = replace(tiny, environment=EnvironmentConfig(name=name, time_limit=40))
+    result = jax.jit(dyna_q.make_train(config).train)(seed_keys(0, 1)[0])
+    returns = np.asarray(result.outcome.returns_last)
+    assert ((returns >= -40) & (returns <= 0)).all()
+    task = make_environment(config.environment)
+    kernel = result.outcome.last["params"]["Dense_0"]["kernel"]
+    assert kernel.shape[0] == task.spec.observation_size
+
+
+def test_a_config_that_cannot_work_is_refused_before_anything_is_built(tiny):
+    with pytest.raises(ConfigError, match="imagination.lanes: 5"):
+        dyna_q.make_train(replace(tiny, imagination=replace(tiny.imagination, lanes=5, capacity=80)))
+    with pytest.raises(ConfigError, match="environment.name: 'CartPole-v7'"):
+        dyna_q.make_train(replace(tiny, environment=EnvironmentConfig(name="CartPole-v7")))
+    with pytest.raises(ConfigError, match="imagination.controller: 'nope'"):
+        dyna_q.make_train(replace(tiny, imagination=replace(tiny.imagination, controller="nope")))

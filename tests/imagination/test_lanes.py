@@ -1,0 +1,251 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import replay
+from mbrl_jax.config import EnvironmentConfig, ImaginationConfig, ModelConfig
+from mbrl_jax.environment import make_environment
+from mbrl_jax.imagination import horizon, lanes
+from mbrl_jax.imagination.horizon import Decision, HorizonController
+from mbrl_jax.model import ensemble as ens
+from mbrl_jax.model import fitting
+from mbrl_jax.model.ensemble import Ensemble
+
+LANES, MEMBERS, CAPACITY = 12, 3, 40
+TASK = make_environment(EnvironmentConfig())
+
+
+def config(**changes):
+    made = ImaginationConfig(lanes=LANES, steps=4, cap=1_000, epsilon=0.5, controller_settings={"length": 1_000.0})
+    return replace(made, **changes)
+
+
+def world(terminated=lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool), **changes):
+    """An unfitted ensemble, in a world that does not terminate unless told to."""
+    return Ensemble(ModelConfig(members=MEMBERS, hidden=(8, 8), **changes), TASK.spec, TASK.reward, terminated)
+
+
+@pytest.fixture(scope="module")
+def real():
+    observation = jax.random.uniform(jax.random.key(1), (CAPACITY, 4), minval=-0.04, maxval=0.04)
+    ones = jnp.ones(CAPACITY)
+    rows = replay.Rows(
+        observation=observation,
+        next_observation=observation,
+        action=jnp.zeros(CAPACITY, jnp.int32),
+        reward=ones,
+        terminated=ones < 0,
+        weight=ones,
+        depth=jnp.zeros(CAPACITY, jnp.int32),
+    )
+    return replay.write(replay.create(CAPACITY, 4), replay.pack(rows))
+
+
+def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
+    """Rows [real_steps, H, K], logs [real_steps] and the draws of consecutive real steps."""
+    controller = horizon.fixed(length=settings.controller_settings["length"]) if controller is None else controller
+    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
+    draws = lanes.draw(settings, ensemble, jax.random.key(key), (real_steps,))
+
+    def policy(observation, explore, random_action):
+        greedy = (observation[..., 2] > 0).astype(jnp.int32)
+        return jnp.where(explore < settings.epsilon, random_action, greedy)
+
+    def step(state, inputs):
+        time, draw = inputs
+        state, rows, log = lanes.advance(settings, ensemble, controller, state, members, policy, real, time, draw)
+        return state, (rows, log)
+
+    state = lanes.init(settings, controller, 4)
+    times = jnp.arange(real_steps, dtype=jnp.int32)
+    state, (rows, log) = jax.jit(lambda state: jax.lax.scan(step, state, (times, draws)))(state)
+    shape = (real_steps, settings.steps, settings.lanes, -1)
+    return replay.unpack(rows.reshape(shape)), log, draws, members
+
+
+def in_time_order(rows):
+    """Leaves [real_steps * H, K, ...]."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), rows)
+
+
+@pytest.mark.parametrize("restart", ["streaming", "per_step"])
+@pytest.mark.parametrize("length", [1, 3])
+def test_every_real_step_yields_lanes_times_steps_rows_under_any_controller(real, restart, length):
+    settings = config(restart=restart, controller_settings={"length": float(length)})
+    rows, _, _, _ = imagine(settings, world(), real)
+    assert rows.reward.shape == (6, 4, LANES)
+    assert np.isfinite(np.asarray(rows.next_observation)).all()
+
+
+def test_streaming_keeps_every_row_and_per_step_idles_after_an_end(real):
+    streaming = imagine(config(controller_settings={"length": 3.0}), world(), real)[0]
+    assert bool(jnp.all(streaming.weight == 1))
+    idling = imagine(config(restart="per_step", controller_settings={"length": 3.0}), world(), real)[0]
+    assert bool(jnp.all(idling.weight[:, :3] == 1))
+    assert bool(jnp.all(idling.weight[:, 3] == 0))
+
+
+def test_a_lane_goes_on_from_where_it_stood_and_a_new_root_is_a_real_state(real):
+    rows = in_time_order(imagine(config(controller_settings={"length": 3.0}), world(), real)[0])
+    roots = np.asarray(replay.unpack(real.rows).observation)
+    for step in range(1, len(rows.depth)):
+        going = rows.depth[step] > 0
+        np.testing.assert_array_equal(rows.observation[step][going], rows.next_observation[step - 1][going])
+        for root in rows.observation[step][~going]:
+            assert (roots == root).all(axis=1).any()
+    assert set(rows.depth.ravel()) == {0, 1, 2}
+
+
+def test_the_root_is_the_row_that_the_draw_names(real):
+    settings = config(controller_settings={"length": 1.0})
+    rows, _, draws, _ = imagine(settings, world(), real)
+    named = replay.unpack(real.rows).observation[np.asarray(draws.root) % CAPACITY]
+    np.testing.assert_array_equal(rows.observation, named)
+
+
+def test_fixed_with_a_cap_of_the_same_length_is_plain_rollouts(real):
+    by_controller = imagine(config(controller_settings={"length": 2.0}), world(), real)[0]
+    by_cap = imagine(config(cap=2), world(), real)[0]
+    jax.tree.map(np.testing.assert_array_equal, by_controller, by_cap)
+
+
+def test_a_stop_or_the_cap_is_never_stored_as_a_termination(real):
+    rows = imagine(config(cap=2), world(TASK.terminated), real)[0]
+    assert 0 < np.asarray(rows.terminated).mean() < 1
+    known = TASK.terminated(rows.observation, rows.action, rows.next_observation)
+    np.testing.assert_array_equal(rows.terminated, known)
+
+
+def test_a_lane_that_terminates_takes_a_new_root(real):
+    rows = in_time_order(imagine(config(), world(lambda s, a, s2: s2[..., 2] > 0), real)[0])
+    assert 0 < rows.terminated.mean() < 1
+    np.testing.assert_array_equal(rows.depth[1:] == 0, rows.terminated[:-1])
+
+
+def test_keep_stop_cap_and_penalty_are_four_separate_knobs(real):
+    def step(state, view):
+        odd = view.depth % 2 == 1
+        return state, Decision(keep=~odd, stop=jnp.zeros_like(odd), penalty=jnp.where(odd, 0.25, 0.0))
+
+    controller = HorizonController(lambda lanes: (), lambda state, *_: state, step)
+    rows = imagine(config(cap=4), world(), real, controller)[0]
+    assert rows.depth[0].tolist() == [[step] * LANES for step in range(4)]  # neither keep nor penalty ends a lane
+    odd = np.asarray(rows.depth) % 2 == 1
+    np.testing.assert_array_equal(rows.weight, 1.0 - odd)
+    np.testing.assert_allclose(rows.reward, np.where(odd, 0.75, 1.0))
+
+
+def test_a_controller_carries_its_state_and_sees_the_real_time(real):
+    def step(state, view):
+        steps, _ = state
+        return (steps + 1, view.time), Decision(view.active, steps >= 5, 0.0 * view.reward)
+
+    def init(lanes):
+        return jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32)
+
+    controller = HorizonController(init, lambda state, *_: state, step)
+    rows = in_time_order(imagine(config(), world(), real, controller)[0])
+    assert (rows.depth[:6, 0] == np.arange(6)).all()
+    assert (rows.depth[6:] == 0).all()
+
+
+@pytest.mark.parametrize("sampling", ["ts1", "ts_infinity"])
+def test_asking_for_all_members_changes_nothing_that_is_imagined(real, sampling):
+    def keep_all(needs_members):
+        def step(state, view):
+            assert (view.everyone is not None) is needs_members
+            if needs_members:
+                assert view.everyone.mean.shape == (MEMBERS, LANES, 4)
+                assert view.everyone.log_variance.shape == (MEMBERS, LANES, 4)
+            return state, Decision(view.active, view.depth >= 2, 0.0 * view.reward)
+
+        return HorizonController(lambda lanes: (), lambda state, *_: state, step, needs_members)
+
+    settings = config(sampling=sampling)
+    without = imagine(settings, world(), real, keep_all(False))[0]
+    with_all = imagine(settings, world(), real, keep_all(True))[0]
+    np.testing.assert_allclose(without.next_observation, with_all.next_observation, atol=1e-5)
+    np.testing.assert_array_equal(without.action, with_all.action)
+
+
+def member_that_explains(rows, members, ensemble):
+    """[...] int, which deterministic member maps each row's s, a to its s'."""
+    ask = (MEMBERS, *rows.action.shape)
+    flat = jax.tree.map(lambda x: jnp.broadcast_to(x[None], ask + x.shape[rows.action.ndim :]), rows)
+    observation, action = flat.observation.reshape(MEMBERS, -1, 4), flat.action.reshape(MEMBERS, -1)
+    prediction = ens.predict(ensemble, members, observation, action)
+    imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, None)
+    error = jnp.abs(imagined.next_observation.reshape(*ask, 4) - rows.next_observation[None])
+    error = jnp.max(error / (1 + jnp.abs(rows.next_observation[None])), axis=-1)
+    assert float(jnp.max(jnp.min(error, axis=0))) < 1e-5
+    return np.asarray(jnp.argmin(error, axis=0))
+
+
+def test_ts1_deals_lanes_evenly_and_anew_at_every_step(real):
+    ensemble = world(kind="deterministic")
+    rows, _, _, members = imagine(config(), ensemble, real)
+    member = member_that_explains(rows, members, ensemble).reshape(-1, LANES)
+    for step in member:
+        assert np.bincount(step, minlength=MEMBERS).tolist() == [LANES // MEMBERS] * MEMBERS
+    assert len({tuple(step) for step in member}) > len(member) // 2
+
+
+def test_ts_infinity_stays_with_one_member_and_uses_all_of_them_evenly(real):
+    ensemble = world(kind="deterministic")
+    rows, _, _, members = imagine(config(sampling="ts_infinity"), ensemble, real)
+    member = member_that_explains(rows, members, ensemble).reshape(-1, LANES)
+    assert (member == member[0]).all()
+    assert np.bincount(member[0]).tolist() == [LANES // MEMBERS] * MEMBERS
+
+
+def test_the_view_names_the_member_that_predicted(real):
+    def step(state, view):
+        return state, Decision(view.active, view.active, view.member.astype(view.reward.dtype))
+
+    ensemble = world(kind="deterministic")
+    controller = HorizonController(lambda lanes: (), lambda state, *_: state, step)
+    rows, _, _, members = imagine(config(), ensemble, real, controller)
+    np.testing.assert_array_equal(1.0 - np.asarray(rows.reward), member_that_explains(rows, members, ensemble))
+
+
+def test_the_ensemble_mean_moves_every_lane_by_the_mean_of_all_members(real):
+    ensemble = world(kind="deterministic")
+    rows, _, _, members = imagine(config(sampling="mean"), ensemble, real)
+    observation = rows.observation.reshape(-1, 4)
+    action = rows.action.reshape(-1)
+    each = ens.predict(
+        ensemble,
+        members,
+        jnp.broadcast_to(observation[None], (MEMBERS, *observation.shape)),
+        jnp.broadcast_to(action[None], (MEMBERS, *action.shape)),
+    )
+    expected = observation + jnp.mean(each.mean, axis=0)  # an unfitted model's statistics are the identity
+    np.testing.assert_allclose(rows.next_observation.reshape(-1, 4), expected, atol=1e-6)
+
+
+def test_lanes_of_one_step_have_noise_of_their_own(real):
+    draws = imagine(config(), world(), real)[2]
+    noise = np.asarray(draws.noise).reshape(-1, 4)
+    assert len(np.unique(noise.round(6), axis=0)) == len(noise)
+    assert abs(noise.mean()) < 0.1
+    assert abs(noise.std() - 1) < 0.1
+
+
+def test_the_imagination_policy_explores_at_its_rate(real):
+    rows, _, draws, _ = imagine(config(epsilon=0.25), world(), real, real_steps=50)
+    explored = np.asarray(draws.explore) < 0.25
+    assert abs(explored.mean() - 0.25) < 0.03
+    np.testing.assert_array_equal(np.asarray(rows.action)[explored], np.asarray(draws.action)[explored])
+    greedy = (np.asarray(rows.observation)[..., 2] > 0).astype(int)
+    np.testing.assert_array_equal(np.asarray(rows.action)[~explored], greedy[~explored])
+
+
+def test_the_log_counts_what_happened(real):
+    rows, log, _, _ = imagine(config(restart="per_step", controller_settings={"length": 3.0}), world(), real)
+    np.testing.assert_allclose(log.kept, 0.75)
+    np.testing.assert_allclose(log.depth, 2.0)
+    np.testing.assert_allclose(log.stopped, 0.25)
+    np.testing.assert_allclose(log.terminated, np.asarray(rows.terminated).mean(axis=(1, 2)))

@@ -1,0 +1,203 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from mbrl_jax import config as settings
+from mbrl_jax.runs import command_line, results
+
+SUMMARY_FIELDS = {
+    "config",
+    "algorithm",
+    "protocol",
+    "seeds",
+    "real_transitions",
+    "imagined_transitions",
+    "updates",
+    "return_last",
+    "return_chosen",
+    "iqm",
+    "fraction_at_least",
+    "seconds",
+    "real_steps_per_second",
+    "imagined_transitions_per_second",
+    "versions",
+    "device",
+    "precision",
+    "git",
+}
+
+
+def fails(capsys, *words):
+    """What the command says on standard error before it exits with 2."""
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(list(words))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """``mbrl-jax`` in a process of its own, as a person runs it."""
+    folder = tmp_path_factory.mktemp("command")
+
+    def run(*words):
+        program = [sys.executable, "-m", "mbrl_jax.runs.command_line", *map(str, words)]
+        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run.folder = folder
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(command):
+    out = command.folder / "trained"
+    done = command("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002")
+    return out, done
+
+
+def test_train_writes_the_settings_the_summary_the_metrics_the_policies_and_the_curves(trained):
+    out, _ = trained
+    assert {path.name for path in out.iterdir()} == {
+        "config.yaml",
+        "summary.json",
+        "metrics.npz",
+        "policies.npz",
+        "curves.png",
+    }
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) >= SUMMARY_FIELDS
+    assert len(summary["return_last"]) == len(summary["return_chosen"]) == summary["seeds"] == 3
+    assert summary["real_transitions"] == 240
+    assert summary["imagined_transitions"] == 40 * 6 * 3
+    assert set(summary["seconds"]) >= {"compile", "run"}
+    assert set(summary["fraction_at_least"]) == {"195", "475"}
+    low, high = summary["iqm"]["last"]["ci95"]
+    assert low <= summary["iqm"]["last"]["value"] <= high
+    assert summary["frozen_seeds"] == []
+    with np.load(out / "metrics.npz") as metrics:
+        assert metrics["round/update/loss"].shape == (3, 2, 2)
+        assert metrics["fit/holdout_mse"].shape == (3, 5, 3)
+    picture = matplotlib.image.imread(out / "curves.png")
+    assert picture.std() > 0.05
+
+
+def test_train_says_what_it_is_doing(trained):
+    _, done = trained
+    for phase in ("compiling", "collecting", "fitting", "training", "IQM", "evaluating"):
+        assert phase in done.stderr
+    assert "chosen" in done.stdout
+
+
+def test_any_setting_may_be_given_as_a_flag(trained):
+    config = settings.load(trained[0] / "config.yaml")
+    assert config.agent.learning_rate == 0.002
+    assert config.imagination.lanes == 6
+
+
+def test_the_same_command_gives_the_same_numbers(command, trained):
+    again = command.folder / "again"
+    command("train", trained[0] / "config.yaml", "--seeds", 3, "--out", again, "--seed", 7)
+    with np.load(trained[0] / "policies.npz") as first, np.load(again / "policies.npz") as second:
+        assert set(first) == set(second)
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_evaluate_plays_the_saved_policies_in_both_simulators(command, trained):
+    for simulator in ("gymnax", "gymnasium"):
+        done = command("evaluate", trained[0], "--episodes", 4, "--env", simulator)
+        assert simulator in done.stdout
+        assert "chosen" in done.stdout
+        assert "last" in done.stdout
+
+
+def test_saved_policies_are_the_trained_ones(trained):
+    config, policies = results.load_policies(trained[0])
+    assert set(policies) == {"last", "chosen"}
+    kernel = policies["last"]["params"]["Dense_0"]["kernel"]
+    assert kernel.shape == (3, 4, config.agent.hidden[0])
+
+
+def test_compare_trains_both_arms_and_prints_one_table(command):
+    arms = []
+    for name, algorithm in (("ours", "dyna_q"), ("theirs", "model_free_q")):
+        content = settings.to_dict(settings.load(command_line.presets()["smoke"]))
+        content["algorithm"] = algorithm
+        if algorithm == "model_free_q":
+            for group in ("model", "imagination", "selection"):
+                del content[group]
+        arms.append(command.folder / f"{name}.yaml")
+        settings.save(settings.from_dict(content), arms[-1])
+    out = command.folder / "compared"
+    arguments = ("--protocol", "interactive", "--seeds", 2, "--out", out, "--model-based", arms[0], "--model-free", arms[1])
+    done = command("compare", *arguments)
+    for word in ("mean", "median", "IQM", ">= 195", ">= 475", "difference", "seconds", "model-based, chosen", "model-free, last"):
+        assert word in done.stdout
+    figures = json.loads((out / "comparison.json").read_text())
+    assert figures["arms"]["model-free, last"]["paired_difference"] is None
+    assert set(figures["arms"]["model-based, chosen"]["paired_difference"]) == {"mean", "iqm"}
+    assert (out / "comparison.png").exists()
+    random_returns = {
+        json.loads((out / arm / "summary.json").read_text())["random_return"] for arm in ("model_based", "model_free")
+    }
+    assert len(random_returns) == 1  # both saw the same real data
+
+
+def test_an_output_folder_that_exists_is_left_alone(capsys, tmp_path):
+    (tmp_path / "precious").write_text("data")
+    assert "exists already" in fails(capsys, "train", "smoke", "--seeds", "1", "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "no_such_preset", "--seeds", "1"], "neither a file nor a shipped preset"),
+        (["train", "smoke", "--seeds", "0"], "seeds: 0"),
+        (["train", "smoke", "--seeds", "1", "--imagination.lanes", "7"], "imagination.lanes: 7"),
+        (["train", "smoke", "--seeds", "1", "--model.batch-size", "5000"], "model.batch_size: 5000"),
+        (["train", "smoke", "--seeds", "1", "--environment.name", "Pong"], "environment.name: 'Pong'"),
+        (["train", "smoke", "--seeds", "1", "--agent.learning-rate", "-1"], "agent.learning_rate: -1"),
+    ],
+)
+def test_bad_input_is_refused_with_field_and_value_and_makes_no_folder(capsys, tmp_path, words, message):
+    out = tmp_path / "new"
+    assert message in fails(capsys, *words, "--out", str(out))
+    assert not out.exists()
+
+
+def test_a_broken_preset_is_refused(capsys, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("algorithm: [dyna_q")
+    assert "not valid YAML" in fails(capsys, "train", str(broken), "--seeds", "1", "--out", str(tmp_path / "new"))
+
+
+def test_arms_that_differ_in_their_real_data_are_refused(capsys, tmp_path):
+    message = fails(
+        capsys, "compare", "--protocol", "interactive", "--seeds", "1", "--out", str(tmp_path / "new"), "--model-based", "smoke"
+    )
+    assert "random_transitions" in message or "environment" in message
+
+
+def test_evaluating_a_folder_without_a_run_is_refused(capsys, tmp_path):
+    assert "config.yaml: there is no such file" in fails(capsys, "evaluate", str(tmp_path))
+
+
+def test_an_unknown_command_shows_the_usage(capsys):
+    assert "usage: mbrl-jax" in fails(capsys, "dream")
+
+
+def test_every_shipped_preset_can_be_built():
+    from mbrl_jax.runs import runner
+
+    assert {"cartpole_batch", "cartpole_interactive", "cartpole_best", "smoke"} <= set(command_line.presets())
+    for path in command_line.presets().values():
+        assert isinstance(path, Path)
+        runner.make_train(settings.load(path))

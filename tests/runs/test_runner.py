@@ -1,0 +1,57 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from mbrl_jax.algorithms import dyna_q
+from mbrl_jax.algorithms.training import seed_keys
+from mbrl_jax.config import ConfigError
+from mbrl_jax.runs import runner
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return runner.run(tiny, 3, base_seed=4)
+
+
+def test_the_runner_gives_each_seed_the_numbers_of_train(tiny, run):
+    expected = jax.jit(jax.vmap(dyna_q.make_train(tiny).train))(seed_keys(4, 3))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), run.result, jax.tree.map(np.asarray, expected)
+    )
+
+
+def test_compiling_and_running_are_timed_apart(run):
+    assert run.seconds.compile > 0
+    parts = (run.seconds.collect, run.seconds.fit, run.seconds.train, run.seconds.evaluate)
+    assert run.seconds.run == pytest.approx(sum(parts))
+    assert min(parts) > 0
+
+
+def test_the_memory_of_a_seed_covers_its_replays(tiny, run):
+    rows = tiny.real_transitions + tiny.imagination.capacity
+    assert run.state_bytes_per_seed > 4 * rows * (2 * 4 + 5)
+
+
+def test_the_curve_of_the_chosen_policy_follows_the_snapshot_that_was_chosen(run):
+    curve = runner.chosen_so_far(run)
+    metrics = run.result.metrics
+    for seed in range(3):
+        since = 0
+        for number in range(metrics.is_chosen.shape[1]):
+            since = number if metrics.is_chosen[seed, number] else since
+            assert curve[seed, number] == metrics.curve_return[seed, since]
+
+
+@pytest.mark.parametrize(("seeds", "base", "message"), [(0, 0, "seeds: 0"), (-2, 0, "seeds: -2"), (1, -1, "seed: -1")])
+def test_impossible_seeds_are_refused(tiny, seeds, base, message):
+    with pytest.raises(ConfigError, match=message):
+        runner.run(tiny, seeds, base_seed=base)
+
+
+def test_a_seed_that_went_non_finite_is_named(tiny):
+    exploding = replace(tiny, agent=replace(tiny.agent, learning_rate=1e38))
+    outcome = runner.run(exploding, 2).result.outcome
+    assert runner.frozen_seeds(outcome) == [0, 1]
+    assert (outcome.updates < tiny.steps).all()
