@@ -10,6 +10,7 @@ mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, 
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class Limits(typing.NamedTuple):
             (self.minimum is None or value >= self.minimum)
             and (self.maximum is None or value <= self.maximum)
             and (self.above is None or value > self.above)
-            and value == value  # not NaN
+            and math.isfinite(value)
         )
 
     def __str__(self) -> str:
@@ -48,7 +49,7 @@ class Limits(typing.NamedTuple):
             None if self.above is None else f"above {self.above}",
             None if self.maximum is None else f"at most {self.maximum}",
         ]
-        return " and ".join(part for part in parts if part)
+        return " and ".join(part for part in (*parts, "finite") if part)
 
 
 def static(default: Any, **limits: float) -> Any:
@@ -106,6 +107,9 @@ class ModelConfig:
     """Whether imagination takes the reward from the task's known function or from a head of the model."""
     termination: Literal["known", "learned"] = static("known")
     """Whether imagination takes termination from the task's known function or from a head of the model."""
+    termination_weight: float = traced(100.0, minimum=0)
+    """Weight of a learned termination's cross-entropy; beside the likelihood of precise Gaussian members 1 is lost, beside
+    deterministic ones 1 will do."""
     learning_rate: float = traced(1e-3, above=0)
     """Adam's step size."""
     batch_size: int = static(256, minimum=1)
@@ -115,10 +119,10 @@ class ModelConfig:
     refit_batches: int = static(250, minimum=1)
     """Minibatches of each refit (interactive protocol)."""
     bootstrap: bool = static(False)
-    """Whether each member draws its data with replacement instead of a shuffle of all of it."""
+    """Whether each member is first fitted on a resample (with replacement) of the rows of its own instead of on all of them."""
     patience: int | None = static(None, minimum=1)
     """Epochs without a better holdout error after which a member is frozen at its best; none trains to the end."""
-    laplacian: Literal["off", "auto", "exact", "hutchinson"] = static("off")
+    laplacian: Literal["none", "auto", "exact", "hutchinson"] = static("none")
     """Penalty on the Laplacian of the predicted mean; auto is exact up to 8 observation axes, estimated above."""
     laplacian_weight: float = traced(1e-4, minimum=0)
     """Weight of that penalty."""
@@ -290,10 +294,14 @@ def _field_problems(config: Any, prefix: str) -> typing.Iterator[str]:
             yield str(error)
             continue
         limits: Limits = field.metadata["limits"]
-        for number in value if isinstance(value, tuple) else (value,):
+        named = {"": value}
+        if isinstance(value, tuple):
+            named = {f"[{i}]": entry for i, entry in enumerate(value)}
+        if isinstance(value, dict):
+            named = {f".{name}": entry for name, entry in value.items()}
+        for name, number in named.items():
             if isinstance(number, int | float) and not isinstance(number, bool) and not limits.admit(number):
-                yield f"{path}: {value!r} is out of range; it must be {limits}"
-                break
+                yield f"{path}{name}: {number!r} is out of range; it must be {limits}"
 
 
 def _joint_problems(config: ModelFreeQConfig) -> list[str]:
@@ -373,7 +381,7 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         f"{config.steps} x {per_step} imagined rows overflow a 32-bit counter; fewer steps, lanes or imagined steps",
     )
     require(
-        model.laplacian == "off" or model.activation != "relu",
+        model.laplacian == "none" or model.activation != "relu",
         "model.activation",
         model.activation,
         "the Laplacian penalty needs a twice differentiable one: 'silu', 'tanh' or 'gelu'",
@@ -446,7 +454,7 @@ def from_dict(content: Mapping[str, Any]) -> ModelFreeQConfig:
     """
     content = dict(content)
     name = content.pop("algorithm", None)
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise ConfigError(f"algorithm: {name!r} is not known; it must be one of {', '.join(ALGORITHMS)}")
     config: ModelFreeQConfig = _build(ALGORITHMS[name], content, "")
     return config

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax import draws
 from mbrl_jax.config import ConfigError, EnvironmentConfig
 
 
@@ -187,12 +188,12 @@ def draw_collection(environment: Environment, key: Array, transitions: int) -> C
     key_first, key_actions, key_resets = jax.random.split(key, 3)
     return CollectionDraws(
         first=environment.draw_resets(key_first, ()),
-        actions=jax.random.randint(key_actions, (transitions,), 0, environment.spec.action_count, jnp.int32),
+        actions=draws.integers(key_actions, (transitions,), environment.spec.action_count),
         resets=environment.draw_resets(key_resets, (transitions,)),
     )
 
 
-def collect(environment: Environment, draws: CollectionDraws) -> tuple[EnvironmentState, Transition, Array]:
+def collect(environment: Environment, drawn: CollectionDraws) -> tuple[EnvironmentState, Transition, Array]:
     """Act by the uniform random policy.
 
     Returns:
@@ -207,6 +208,6 @@ def collect(environment: Environment, draws: CollectionDraws) -> tuple[Environme
         ended = transition.terminated | transition.truncated
         return (state, jnp.where(ended, 0.0, so_far)), (transition, jnp.where(ended, so_far, jnp.nan))
 
-    start = (draws.first, jnp.zeros((), draws.first.observation.dtype))
-    (state, _), (transitions, returns) = jax.lax.scan(step, start, (draws.actions, draws.resets))
+    start = (drawn.first, jnp.zeros((), drawn.first.observation.dtype))
+    (state, _), (transitions, returns) = jax.lax.scan(step, start, (drawn.actions, drawn.resets))
     return state, transitions, returns

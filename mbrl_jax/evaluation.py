@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax import replay
+from mbrl_jax import draws, replay
 from mbrl_jax.environment import Environment, EnvironmentState
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model.ensemble import Ensemble, Members
@@ -62,7 +62,7 @@ def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: A
     observation = first.reshape(count, -1, first.shape[-1])
     noise = None
     if ensemble.config.kind == "gaussian":
-        noise = jax.random.normal(key, (steps, *observation.shape))
+        noise = draws.normal(key, (steps, *observation.shape))
 
     def step(carry: tuple[Array, Array, Array], noise: Array | None) -> tuple[tuple[Array, Array, Array], None]:
         observation, running, returns = carry

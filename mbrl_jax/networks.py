@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from mbrl_jax.draws import lecun_normal
+
 Params = Any  # a flax parameter tree: {"params": {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}}
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -40,8 +42,8 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., outputs] from [..., inputs]."""
         for width in self.hidden:
-            x = ACTIVATIONS[self.activation](nn.Dense(width, param_dtype=x.dtype)(x))
-        return nn.Dense(self.outputs, param_dtype=x.dtype)(x)
+            x = ACTIVATIONS[self.activation](nn.Dense(width, kernel_init=lecun_normal, param_dtype=x.dtype)(x))
+        return nn.Dense(self.outputs, kernel_init=lecun_normal, param_dtype=x.dtype)(x)
 
 
 def laplacian(params: Params, x: Array, directions: Array, activation: str) -> Array:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax import draws
+
 
 class Rows(NamedTuple):
     """Transitions as columns, before packing or after unpacking. ``...`` are any leading axes."""
@@ -106,22 +108,18 @@ def sample(replay: Replay, bits: Array) -> Array:
     return replay.rows.at[bits % size(replay).astype(jnp.uint32)].get(mode="promise_in_bounds")
 
 
-def epoch_minibatches(key: Array, members: int, rows: int, batch_size: int, *, bootstrap: bool) -> Array:
-    """Row numbers of one epoch's minibatches, in an order of its own for every member.
+def epoch_minibatches(key: Array, members: int, rows: int, batch_size: int) -> Array:
+    """Row numbers of one epoch's minibatches, shuffled for every member apart, so that no row comes twice.
 
     Args:
       key: consumed.
       members: E.
       rows: rows to pass over.
       batch_size: B; the remainder of the rows is dropped.
-      bootstrap: draw with replacement, instead of shuffling so that no row comes twice.
 
     Returns:
       [rows // B, E, B] int32.
-
     """
     batches = rows // batch_size
-    if bootstrap:
-        return jax.random.randint(key, (batches, members, batch_size), 0, rows, jnp.int32)
-    order = jnp.argsort(jax.random.bits(key, (members, rows)), axis=-1)[:, : batches * batch_size]
-    return order.reshape(members, batches, batch_size).swapaxes(0, 1).astype(jnp.int32)
+    order = draws.permutations(key, (members, rows))[:, : batches * batch_size]
+    return order.reshape(members, batches, batch_size).swapaxes(0, 1)

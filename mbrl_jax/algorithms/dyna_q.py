@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax import draws as draws_
 from mbrl_jax import replay
 from mbrl_jax.agents.q_learning import Outcomes, QState, UpdateLog, make_q_learner
 from mbrl_jax.algorithms import training
@@ -149,8 +150,8 @@ def make_train(
         return Draws(
             behaviour=training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None,
             lanes=lanes_.draw(config.imagination, ensemble, key_lanes, (config.round_steps,)),
-            imagined=jax.random.bits(key_imagined, (*updates, config.agent.batch_size - real_batch)),
-            real=jax.random.bits(key_real, (*updates, real_batch)),
+            imagined=draws_.bits(key_imagined, (*updates, config.agent.batch_size - real_batch)),
+            real=draws_.bits(key_real, (*updates, real_batch)),
         )
 
     def advance(state: State, hyper: DynaQConfig) -> tuple[State, Metrics]:
@@ -212,7 +213,7 @@ def make_train(
         ensemble = ensemble_of(hyper)
         members = fitting.members(ensemble, state.model)
         key_start, key_noise = jax.random.split(stream(state.key, Stream.SELECTION, state.time))
-        first = sample_first_observations(state.real, jax.random.bits(key_start, (config.selection.episodes,)))
+        first = sample_first_observations(state.real, draws_.bits(key_start, (config.selection.episodes,)))
 
         def score_of(params: Params) -> Array:
             returns = play_imagined(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax import draws as draws_
 from mbrl_jax import replay
 from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner
 from mbrl_jax.algorithms import training
@@ -79,7 +80,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
         key_behaviour, key_batch = jax.random.split(key)
         behaviour = training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None
         shape = (config.round_steps, config.agent.updates_per_step, config.agent.batch_size)
-        return Draws(behaviour, jax.random.bits(key_batch, shape))
+        return Draws(behaviour, draws_.bits(key_batch, shape))
 
     def advance(state: State, hyper: ModelFreeQConfig) -> tuple[State, Metrics]:
         learner = make_q_learner(hyper.agent, task.spec)

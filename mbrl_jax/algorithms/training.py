@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax import draws, replay
 from mbrl_jax import environment as env
-from mbrl_jax import replay
 from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, ModelFreeQConfig
 from mbrl_jax.environment import Environment, EnvironmentState, Transition
 from mbrl_jax.evaluation import play
@@ -138,8 +138,8 @@ def draw_behaviour(environment: Environment, key: Array, steps: int) -> Behaviou
     """Draw all that ``steps`` epsilon-greedy real steps consume."""
     key_explore, key_action, key_reset = jax.random.split(key, 3)
     return BehaviourDraws(
-        explore=jax.random.uniform(key_explore, (steps,)),
-        action=jax.random.randint(key_action, (steps,), 0, environment.spec.action_count, jnp.int32),
+        explore=draws.uniform(key_explore, (steps,)),
+        action=draws.integers(key_action, (steps,), environment.spec.action_count),
         reset=environment.draw_resets(key_reset, (steps,)),
     )
 
@@ -172,8 +172,8 @@ def collect_into(replay_: replay.Replay, environment: Environment, key: Array, t
       The episode in progress, the replay, and the returns as :func:`mbrl_jax.environment.collect` gives them.
 
     """
-    draws = env.draw_collection(environment, stream(key, Stream.COLLECTION), transitions)
-    state, collected, returns = env.collect(environment, draws)
+    drawn = env.draw_collection(environment, stream(key, Stream.COLLECTION), transitions)
+    state, collected, returns = env.collect(environment, drawn)
     return state, replay.write(replay_, real_rows(collected)), returns
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax import draws as draws_
 from mbrl_jax import replay
 from mbrl_jax.config import ImaginationConfig
 from mbrl_jax.imagination.horizon import HorizonController, View
@@ -64,11 +65,11 @@ def draw(config: ImaginationConfig, ensemble: Ensemble, key: Array, shape: tuple
     dealt = full if config.sampling == "ts1" else (*full[:-1], 0)
     noisy = (*full, ensemble.spec.observation_size if ensemble.config.kind == "gaussian" else 0)
     return LaneDraws(
-        root=jax.random.bits(keys[0], full),
-        explore=jax.random.uniform(keys[1], full),
-        action=jax.random.randint(keys[2], full, 0, ensemble.spec.action_count, jnp.int32),
-        deal=jnp.argsort(jax.random.bits(keys[3], dealt), axis=-1).astype(jnp.int32),
-        noise=jax.random.normal(keys[4], noisy),
+        root=draws_.bits(keys[0], full),
+        explore=draws_.uniform(keys[1], full),
+        action=draws_.integers(keys[2], full, ensemble.spec.action_count),
+        deal=draws_.permutations(keys[3], dealt),
+        noise=draws_.normal(keys[4], noisy),
     )
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax import replay
+from mbrl_jax import draws, replay
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import losses
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
@@ -80,18 +80,21 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
     training_rows = rows - rows // stride
     start = (state.params, state.bounds, state.optimizer)
     patience = config.patience
+    key_rows, key_epochs = jax.random.split(key)
+    own_rows = draws.integers(key_rows, (config.members, training_rows), training_rows) if config.bootstrap else None
 
     def epoch(carry: Any, key: Array) -> tuple[Any, FitLog]:
         now, best, best_error, stale = carry
         key_batches, key_probes = jax.random.split(key)
-        batches = replay.epoch_minibatches(
-            key_batches, config.members, training_rows, config.batch_size, bootstrap=config.bootstrap
-        )
+        batches = replay.epoch_minibatches(key_batches, config.members, training_rows, config.batch_size)
+        if own_rows is not None:
+            batches = own_rows[jnp.arange(config.members)[None, :, None], batches]
         directions = losses.laplacian_directions(ensemble, key_probes)
         after, loss = _descend(ensemble, now, data, batches, directions)
-        mse, nll = _holdout_errors(ensemble, after[:2], data)
         if patience is not None:
             after = _per_member(stale >= patience, now, after)
+        mse, nll = _holdout_errors(ensemble, after[:2], data)
+        if patience is not None:
             better = mse < best_error
             best = _per_member(~better, best, after)
             best_error = jnp.where(better, mse, best_error)
@@ -99,7 +102,7 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
         return (after, best, best_error, stale), FitLog(loss, mse, nll)
 
     carry = (start, start, jnp.full(config.members, jnp.inf), jnp.zeros(config.members, jnp.int32))
-    (now, best, best_error, _), log = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+    (now, best, best_error, _), log = jax.lax.scan(epoch, carry, jax.random.split(key_epochs, config.epochs))
     params, bounds, optimizer = now if patience is None else best
     error = log.holdout_mse[-1] if patience is None else best_error
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, error)), log
@@ -115,7 +118,7 @@ def refit(ensemble: Ensemble, state: ModelState, real: replay.Replay, key: Array
     normaliser, data = _prepare(ensemble, real.rows, replay.size(real), stride)
     key_batches, key_probes = jax.random.split(key)
     shape = (config.refit_batches, config.members, config.batch_size)
-    batches = (jax.random.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
+    batches = (draws.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
     directions = losses.laplacian_directions(ensemble, key_probes)
     now, loss = _descend(ensemble, (state.params, state.bounds, state.optimizer), data, batches, directions)
     mse, nll = _holdout_errors(ensemble, now[:2], data)
@@ -154,7 +157,7 @@ def _descend(ensemble: Ensemble, start: Any, data: FitData, batches: Array, dire
     def loss(learned: tuple[Params, Bounds], batch: Array) -> tuple[Array, Array]:
         def one(params: Params, bounds: Bounds, rows: Array) -> Array:
             columns = _columns(ensemble, rows)
-            return losses.member_loss(ensemble, params, bounds, *columns, directions, config.laplacian_weight)
+            return losses.member_loss(ensemble, params, bounds, *columns, directions)
 
         each = jax.vmap(one)(*learned, batch)
         return jnp.sum(each), each

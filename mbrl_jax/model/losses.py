@@ -65,7 +65,6 @@ def member_loss(
     target: Array,
     terminated: Array,
     directions: Array,
-    laplacian_weight: Array | float,
 ) -> Array:
     """[] one member's whole loss.
 
@@ -77,7 +76,6 @@ def member_loss(
       target: [B, D'] normalised state changes, and rewards if they are learned.
       terminated: [B] bool.
       directions: [J, inputs] of the Laplacian, ignored where the penalty is off.
-      laplacian_weight: of the penalty.
 
     """
     config = ensemble.config
@@ -89,9 +87,9 @@ def member_loss(
     else:
         loss = gaussian_nll(prediction.mean, prediction.log_variance, target)
     if prediction.termination_logit is not None:
-        loss = loss + termination_cross_entropy(prediction.termination_logit, terminated)
+        loss = loss + config.termination_weight * termination_cross_entropy(prediction.termination_logit, terminated)
     if config.learn_bounds:
         loss = loss + bounds_penalty(bounds)
-    if config.laplacian != "off":
-        loss = loss + laplacian_weight * laplacian_penalty(ensemble, params, inputs[: config.laplacian_rows], directions)
+    if config.laplacian != "none":
+        loss = loss + config.laplacian_weight * laplacian_penalty(ensemble, params, inputs[: config.laplacian_rows], directions)
     return loss

@@ -61,18 +61,18 @@ def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any
         if layout.batch is None:
             return jax.vmap(function, in_axes=in_axes, out_axes=out_axes)(*arguments)
         leaves, tree = jax.tree.flatten(arguments)
-        axes = _leaf_axes(in_axes, arguments)
-        own = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
+        own_in = _is_own(in_axes, arguments)
+        own = [leaf for leaf, has in zip(leaves, own_in, strict=True) if has]
 
         def one(own: list[Array]) -> Any:
             remaining = iter(own)
-            full = [next(remaining) if axis == 0 else leaf for leaf, axis in zip(leaves, axes, strict=True)]
+            full = [next(remaining) if has else leaf for leaf, has in zip(leaves, own_in, strict=True)]
             return function(*jax.tree.unflatten(tree, full))
 
         stacked = jax.lax.map(one, own, batch_size=layout.batch if layout.batch > 1 else None)
         leaves_out, tree_out = jax.tree.flatten(stacked)
-        axes_out = _leaf_axes(out_axes, stacked)
-        return jax.tree.unflatten(tree_out, [x if axis == 0 else x[0] for x, axis in zip(leaves_out, axes_out, strict=True)])
+        own_out = _is_own(out_axes, stacked)
+        return jax.tree.unflatten(tree_out, [x if has else x[0] for x, has in zip(leaves_out, own_out, strict=True)])
 
     return jax.shard_map(share, mesh=layout.mesh, in_specs=_specs(in_axes), out_specs=_specs(out_axes), check_vma=False)
 
@@ -96,8 +96,8 @@ def compile_(function: Callable[..., Any], *arguments: Any, donate: tuple[int, .
 
 def bytes_per_seed(axes: Any, tree: Any, seeds: int) -> int:
     """Bytes of the leaves that every seed has, for one seed."""
-    leaves = zip(jax.tree.leaves(tree), _leaf_axes(axes, tree), strict=True)
-    return sum(_bytes(leaf) for leaf, axis in leaves if axis == 0) // seeds
+    leaves = zip(jax.tree.leaves(tree), _is_own(axes, tree), strict=True)
+    return sum(_bytes(leaf) for leaf, has in leaves if has) // seeds
 
 
 def _bytes(leaf: Array) -> int:
@@ -110,8 +110,10 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _leaf_axes(axes: Any, tree: Any) -> list[int | None]:
-    return jax.tree.leaves(jax.tree.broadcast(axes, tree, is_leaf=_is_none), is_leaf=_is_none)
+def _is_own(axes: Any, tree: Any) -> list[bool]:
+    """For each leaf of ``tree`` whether every seed has its own."""
+    own = jax.tree.map(lambda axis: axis is not None, axes, is_leaf=_is_none)
+    return jax.tree.leaves(jax.tree.broadcast(own, tree))
 
 
 def _specs(axes: Any) -> Any:

@@ -1,0 +1,107 @@
+"""What every test shares: JAX made strict before anything uses it, a small configuration, and real CartPole rows."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and run little
+if jax.config.jax_compilation_cache_dir is None:  # a second run of the tests compiles nothing
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"mbrl_jax_tests_{os.getuid()}", worker)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+from mbrl_jax import environment as env  # noqa: E402
+from mbrl_jax.algorithms import training  # noqa: E402
+from mbrl_jax.config import (  # noqa: E402
+    DynaQConfig,
+    EnvironmentConfig,
+    EvaluationConfig,
+    ImaginationConfig,
+    ModelConfig,
+    QLearningConfig,
+    SelectionConfig,
+)
+from mbrl_jax.environment import Environment, Transition  # noqa: E402
+from mbrl_jax.model.ensemble import LOG_VARIANCE_BOUNDS, Bounds, Ensemble, init_params  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let JAX compile afresh in silence what it cannot read back, as when two runs of the tests share the cache."""
+    config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> DynaQConfig:
+    """Every part of Dyna-Q on CartPole at a size that compiles and runs in seconds."""
+    return DynaQConfig(
+        random_transitions=100,
+        steps=20,
+        round_steps=10,
+        metric_steps=5,
+        environment=EnvironmentConfig(time_limit=30),
+        model=ModelConfig(members=2, hidden=(8, 8), batch_size=16, epochs=2, refit_batches=2),
+        imagination=ImaginationConfig(lanes=4, steps=2, capacity=80),
+        agent=QLearningConfig(hidden=(8, 8), batch_size=16),
+        selection=SelectionConfig(episodes=4, steps=20),
+        evaluation=EvaluationConfig(episodes=3, curve_episodes=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def cartpole() -> Environment:
+    """CartPole-v1 with its own time limit."""
+    return env.make_environment(EnvironmentConfig())
+
+
+@pytest.fixture(scope="session")
+def random_transitions(cartpole: Environment) -> Transition:
+    """[2000] transitions of the uniform random policy on CartPole."""
+    draws = env.draw_collection(cartpole, jax.random.key(11), 2_000)
+    return jax.jit(lambda draws: env.collect(cartpole, draws))(draws)[1]
+
+
+@pytest.fixture(scope="session")
+def real_rows(random_transitions: Transition) -> jax.Array:
+    """[2000, 13] the same, packed."""
+    return training.real_rows(random_transitions)
+
+
+@pytest.fixture(scope="session")
+def make_ensemble(cartpole: Environment) -> Callable[..., Ensemble]:
+    """``(**model settings) -> Ensemble`` on CartPole, small unless the settings say otherwise."""
+
+    def make(**settings: Any) -> Ensemble:
+        small = {"members": 2, "hidden": (8, 8), "batch_size": 16, "epochs": 2, "refit_batches": 2}
+        return Ensemble(ModelConfig(**{**small, **settings}), cartpole.spec, cartpole.reward, cartpole.terminated)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_params() -> Callable[..., Any]:
+    """``(ensemble, seed=0) -> (params, bounds)`` of unlike members, biases included, at no cost of compiling an initialiser."""
+
+    def make(ensemble: Ensemble, seed: int = 0) -> Any:
+        generator = np.random.default_rng(seed)
+        params, bounds = jax.eval_shape(lambda key: init_params(ensemble, key), jax.random.key(0))
+
+        def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:  # a kernel [E, inputs, outputs] or a bias [E, outputs]
+            scale = leaf.shape[1] ** -0.5 if len(leaf.shape) == 3 else 0.3
+            return jnp.asarray(generator.normal(0, scale, leaf.shape).astype(np.float32))
+
+        params = jax.tree.map(draw, params)
+        low, high = LOG_VARIANCE_BOUNDS
+        return params, Bounds(*(jnp.asarray(np.full(bounds[0].shape, x, np.float32)) for x in (low, high)))
+
+    return make

@@ -1,0 +1,336 @@
+import copy
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import yaml
+
+from mbrl_jax.config import (
+    ConfigError,
+    DynaQConfig,
+    EnvironmentConfig,
+    ModelFreeQConfig,
+    QLearningConfig,
+    check,
+    from_dict,
+    holdout_stride,
+    load,
+    save,
+    to_dict,
+)
+
+PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def written(content, folder):
+    path = folder / "preset.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def changed(config, setting, value):
+    content = copy.deepcopy(to_dict(config))
+    *groups, name = setting.split(".")
+    inner = content
+    for group in groups:
+        inner = inner[group]
+    inner[name] = value
+    return content
+
+
+def test_a_saved_config_loads_back_equal(tiny, tmp_path):
+    model = dataclasses.replace(tiny.model, elites=1, patience=3, laplacian="none", learning_rate=1e-7)
+    agent = dataclasses.replace(tiny.agent, input_scale=(2.4, 2.0, 0.21, 2.0), hidden=(5,))
+    imagination = dataclasses.replace(tiny.imagination, controller_settings={"length": 2.0, "another": 1e-9})
+    config = dataclasses.replace(tiny, model=model, agent=agent, imagination=imagination, protocol="interactive")
+    save(config, tmp_path / "preset.yaml")
+    assert load(tmp_path / "preset.yaml") == config
+    assert load(tmp_path / "preset.yaml") != tiny
+
+
+@pytest.mark.parametrize("cls", [DynaQConfig, ModelFreeQConfig])
+def test_the_defaults_of_every_algorithm_are_valid_and_survive_yaml(cls, tmp_path):
+    check(cls())
+    save(cls(), tmp_path / "preset.yaml")
+    loaded = load(tmp_path / "preset.yaml")
+    assert type(loaded) is cls
+    assert loaded == cls()
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_shipped_preset_loads(path):
+    assert from_dict(to_dict(load(path))) == load(path)
+
+
+def test_presets_are_shipped():
+    assert "smoke" in [path.stem for path in PRESETS]
+
+
+def test_a_preset_holds_only_what_differs_from_the_defaults(tmp_path):
+    path = written({"algorithm": "dyna_q", "agent": {"discount": 0.9}}, tmp_path)
+    assert load(path) == DynaQConfig(agent=QLearningConfig(discount=0.9))
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001"])
+def test_a_number_that_yaml_reads_as_text_is_a_number(text, tmp_path):
+    (tmp_path / "preset.yaml").write_text(f"algorithm: dyna_q\nmodel:\n  learning_rate: {text}\n")
+    rate = load(tmp_path / "preset.yaml").model.learning_rate
+    assert isinstance(rate, float)
+    assert rate == 0.001
+
+
+def test_a_whole_number_where_a_float_belongs_becomes_one():
+    config = from_dict({"algorithm": "dyna_q", "agent": {"discount": 1, "input_scale": [1, 2, 3, 4]}})
+    assert isinstance(config.agent.discount, float)
+    assert [type(scale) for scale in config.agent.input_scale] == [float] * 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        pytest.param("model.members", "three", id="text for a count"),
+        pytest.param("model.members", 2.5, id="fraction for a count"),
+        pytest.param("model.members", True, id="flag for a count"),
+        pytest.param("model.members", None, id="nothing for a count"),
+        pytest.param("model.learn_bounds", "yes", id="text for a flag"),
+        pytest.param("model.learn_bounds", 1, id="number for a flag"),
+        pytest.param("agent.learning_rate", "fast", id="text for a number"),
+        pytest.param("agent.learning_rate", True, id="flag for a number"),
+        pytest.param("agent.learning_rate", [1e-3], id="list for a number"),
+        pytest.param("agent.hidden", 8, id="number for a list"),
+        pytest.param("agent.hidden", [], id="empty list"),
+        pytest.param("environment.name", 3, id="number for a name"),
+        pytest.param("model", 3, id="number for a group"),
+        pytest.param("imagination.controller_settings", [3], id="list for a mapping"),
+        pytest.param("model.members", 0, id="too few"),
+        pytest.param("agent.discount", 1.5, id="above the maximum"),
+        pytest.param("agent.discount", -0.5, id="below the minimum"),
+        pytest.param("agent.learning_rate", 0.0, id="at an open end"),
+        pytest.param("agent.target_rate", 0, id="whole number at an open end"),
+        pytest.param("environment.time_limit", 0, id="optional and out of range"),
+        pytest.param("agent.learning_rate", math.nan, id="NaN"),
+        pytest.param("agent.learning_rate", math.inf, id="infinite"),
+        pytest.param("agent.loss", "absolute", id="no choice"),
+        pytest.param("protocol", False, id="flag for a choice"),
+        pytest.param("round_steps", 7, id="rounds do not fill the steps"),
+        pytest.param("metric_steps", 3, id="blocks do not fill a round"),
+        pytest.param("steps", 300_000_000, id="more imagined rows than a counter counts"),
+        pytest.param("model.batch_size", 81, id="batch larger than the data"),
+        pytest.param("model.elites", 3, id="more elites than members"),
+        pytest.param("model.laplacian_rows", 17, id="more penalised rows than a batch has"),
+        pytest.param("imagination.lanes", 5, id="lanes not divisible by members"),
+        pytest.param("imagination.capacity", 82, id="capacity not a multiple of lanes"),
+        pytest.param("imagination.capacity", 4, id="capacity below one step's rows"),
+        pytest.param("selection.episodes", 3, id="episodes not divisible by members"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_path_and_value(tiny, setting, value, tmp_path):
+    path = written(changed(tiny, setting, value), tmp_path)
+    with pytest.raises(ConfigError) as refusal:
+        load(path)
+    assert str(path) in str(refusal.value)
+    assert f"{setting}: {value!r}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", [".nan", "nan", "'nan'"])
+def test_nan_is_refused_however_it_is_written(text, tmp_path):
+    (tmp_path / "preset.yaml").write_text(f"algorithm: dyna_q\nimagination:\n  epsilon: {text}\n")
+    with pytest.raises(ConfigError, match=r"imagination\.epsilon: nan"):
+        load(tmp_path / "preset.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "entry", "value"),
+    [
+        ("model.hidden", "model.hidden", [8, 0]),
+        ("model.hidden", "model.hidden[1]", [8, 2.5]),
+        ("agent.input_scale", "agent.input_scale", [1.0, 1.0, -1.0, 1.0]),
+        ("imagination.controller_settings", "imagination.controller_settings.length", {"length": "long"}),
+        ("imagination.controller_settings", "imagination.controller_settings", {"length": math.nan}),
+    ],
+)
+def test_a_bad_entry_of_a_setting_is_refused_with_its_path(tiny, setting, entry, value, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(entry)):
+        load(written(changed(tiny, setting, value), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "known"),
+    [("model.membres", "members, elites"), ("rounds", "round_steps, metric_steps"), ("agent.gamma", "discount")],
+)
+def test_an_unknown_setting_is_refused_with_its_path_and_the_known_ones(tiny, setting, known, tmp_path):
+    with pytest.raises(ConfigError, match=f"preset.yaml: {setting}: there is no such setting; there are .*{known}"):
+        load(written(changed(tiny, setting, 3), tmp_path))
+
+
+def test_a_refusal_of_a_choice_names_the_choices(tiny):
+    with pytest.raises(ConfigError, match=r"agent\.loss: 'absolute' is not a choice; it must be one of 'squared', 'huber'"):
+        from_dict(changed(tiny, "agent.loss", "absolute"))
+
+
+def test_lanes_must_be_divisible_by_the_elites_and_not_by_all_members(tiny):
+    model = dataclasses.replace(tiny.model, members=5, elites=2)
+    check(dataclasses.replace(tiny, model=model))
+    with pytest.raises(ConfigError, match=r"imagination\.lanes: 4 .*multiple of 3"):
+        check(dataclasses.replace(tiny, model=dataclasses.replace(model, elites=3)))
+
+
+def test_the_ensemble_mean_takes_any_number_of_lanes(tiny):
+    content = changed(tiny, "imagination.lanes", 5)
+    content["imagination"]["sampling"] = "mean"
+    check(from_dict(content))
+
+
+@pytest.mark.parametrize("laplacian", ["auto", "exact", "hutchinson"])
+def test_relu_is_refused_with_the_laplacian_penalty_only(tiny, laplacian):
+    check(from_dict(changed(tiny, "model.activation", "relu")))
+    content = changed(tiny, "model.activation", "relu")
+    content["model"]["laplacian"] = laplacian
+    with pytest.raises(ConfigError, match=r"model\.activation: 'relu'"):
+        check(from_dict(content))
+
+
+@pytest.mark.parametrize("target", ["quantile", "mean_std"])
+def test_a_target_over_the_ensemble_is_refused_where_there_is_no_model(tiny, target):
+    agent = dataclasses.replace(tiny.agent, target=target)
+    check(dataclasses.replace(tiny, agent=agent))
+    with pytest.raises(ConfigError, match=rf"agent\.target: '{target}'"):
+        check(ModelFreeQConfig(agent=agent))
+
+
+def test_too_few_rows_for_a_holdout_are_refused(tiny):
+    content = changed(tiny, "random_transitions", 4)
+    content["model"]["batch_size"] = 2
+    with pytest.raises(ConfigError, match="random_transitions: 4"):
+        check(from_dict(content))
+
+
+def test_all_bad_values_are_named_at_once(tiny):
+    agent = dataclasses.replace(tiny.agent, discount=2.0, batch_size=0)
+    with pytest.raises(ConfigError) as refusal:
+        check(dataclasses.replace(tiny, agent=agent, round_steps=-1))
+    assert {line.split(":")[0] for line in str(refusal.value).splitlines()} == {
+        "agent.discount",
+        "agent.batch_size",
+        "round_steps",
+    }
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: there is no such file"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("algorithm: [dyna_q", "not valid YAML"),
+        ("algorithm: dyna_q\n\tsteps: 3", "not valid YAML"),
+        ("- algorithm\n- dyna_q", "mapping of settings, not list"),
+        ("", "mapping of settings, not NoneType"),
+        ("dyna_q", "mapping of settings, not str"),
+    ],
+)
+def test_a_file_that_is_no_yaml_mapping_is_refused(text, says, tmp_path):
+    (tmp_path / "preset.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"preset\.yaml: .*{says}"):
+        load(tmp_path / "preset.yaml")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "preset.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "preset.yaml")
+
+
+@pytest.mark.parametrize("name", ["dyna", None, 3, ["dyna_q"]])
+def test_an_unknown_algorithm_is_refused_and_the_known_ones_are_named(name):
+    with pytest.raises(ConfigError, match=r"algorithm: .*dyna_q, model_free_q"):
+        from_dict({"algorithm": name})
+
+
+def test_the_holdout_is_a_fifth_or_five_thousand_rows():
+    for rows in (100, 5_000, 25_000, 30_000, 250_000):
+        config = ModelFreeQConfig(random_transitions=rows)
+        assert rows // holdout_stride(config) <= min(rows / 5, 5_000)
+        assert rows // holdout_stride(config) >= 0.8 * min(rows / 5, 5_000)
+
+
+def test_the_holdout_counts_the_rows_still_to_come():
+    config = ModelFreeQConfig(protocol="interactive", random_transitions=20_000, steps=30_000)
+    assert config.real_transitions == 50_000
+    assert holdout_stride(config) == 10
+    assert holdout_stride(dataclasses.replace(config, protocol="batch")) == 5
+
+
+def test_a_config_cannot_be_changed_in_place(tiny):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny.steps = 1
+
+
+def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
+    paths = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tiny)}
+    assert paths == {
+        "agent.learning_rate",
+        "agent.discount",
+        "agent.target_rate",
+        "agent.target_quantile",
+        "agent.target_beta",
+        "agent.huber_delta",
+        "exploration.start",
+        "exploration.end",
+        "model.learning_rate",
+        "model.laplacian_weight",
+        "imagination.cap",
+        "imagination.epsilon",
+        "imagination.controller_settings.length",
+    }
+
+
+def test_a_traced_setting_leaves_the_tree_structure_alone(tiny):
+    other = dataclasses.replace(tiny, agent=dataclasses.replace(tiny.agent, learning_rate=0.5))
+    assert jax.tree.structure(other) == jax.tree.structure(tiny)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("steps", 40), ("model.members", 4), ("agent.hidden", [9]), ("agent.loss", "huber"), ("environment.name", "Acrobot-v1")],
+)
+def test_a_static_setting_is_part_of_the_tree_structure(tiny, setting, value):
+    other = from_dict(changed(tiny, setting, value))
+    assert jax.tree.structure(other) != jax.tree.structure(tiny)
+
+
+def test_a_learning_rate_can_be_mapped_over_while_the_rest_is_shared(tiny):
+    rates = jnp.array([1e-4, 3e-4, 1e-3])
+
+    def with_rate(config, rate):
+        return dataclasses.replace(config, agent=dataclasses.replace(config.agent, learning_rate=rate))
+
+    axes = with_rate(jax.tree.map(lambda _: None, tiny), 0)
+    mapped = jax.vmap(lambda config: config.agent.learning_rate * config.agent.discount, in_axes=(axes,))
+    assert mapped(with_rate(tiny, rates)).tolist() == (rates * tiny.agent.discount).tolist()
+
+
+def test_a_new_traced_value_does_not_compile_again(tiny):
+    traces = []
+
+    @jax.jit
+    def discount(config):
+        traces.append(config)
+        return config.agent.discount * 2
+
+    discount(tiny)
+    discount(dataclasses.replace(tiny, agent=dataclasses.replace(tiny.agent, discount=0.5)))
+    assert len(traces) == 1
+    discount(dataclasses.replace(tiny, environment=EnvironmentConfig(time_limit=31)))
+    assert len(traces) == 2

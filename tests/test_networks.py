@@ -1,0 +1,111 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from mbrl_jax import networks
+from mbrl_jax.networks import MLP
+
+INPUTS, OUTPUTS = 5, 3
+laplacian = jax.jit(networks.laplacian, static_argnums=3)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@functools.cache
+def network(activation, hidden=(7, 6)):
+    """A network whose biases are not zero, and rows for it."""
+    generator = np.random.default_rng(0)
+    sizes = [INPUTS, *hidden, OUTPUTS]
+    layers = {
+        f"Dense_{i}": {
+            "kernel": jnp.asarray(generator.normal(0, 1 / np.sqrt(sizes[i]), (sizes[i], sizes[i + 1]))),
+            "bias": jnp.asarray(generator.normal(0, 0.5, sizes[i + 1])),
+        }
+        for i in range(len(sizes) - 1)
+    }
+    rows = jnp.asarray(generator.normal(size=(4, INPUTS)))
+    return MLP(hidden=hidden, outputs=OUTPUTS, activation=activation), {"params": layers}, rows
+
+
+@functools.cache
+def hessians(activation, hidden=(7, 6)):
+    """[B, outputs, inputs, inputs] by nested differentiation."""
+    mlp, params, rows = network(activation, hidden)
+    return np.asarray(jax.jit(jax.vmap(jax.hessian(lambda x: mlp.apply(params, x))))(rows))
+
+
+@pytest.mark.parametrize("activation", ["silu", "tanh", "gelu"])
+@pytest.mark.parametrize("axes", [3, INPUTS])
+def test_the_laplacian_is_the_trace_of_the_hessian_over_the_inputs_asked_for(activation, axes):
+    _, params, rows = network(activation)
+    expected = np.trace(hessians(activation)[..., :axes, :axes], axis1=-2, axis2=-1)
+    found = laplacian(params, rows, jnp.eye(axes, INPUTS), activation)
+    assert np.abs(expected).min() > 1e-4
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("hidden", [(6,), (6, 5, 4)])
+def test_the_laplacian_holds_for_any_number_of_layers(hidden):
+    _, params, rows = network("silu", hidden)
+    expected = np.trace(hessians("silu", hidden), axis1=-2, axis2=-1)
+    np.testing.assert_allclose(laplacian(params, rows, jnp.eye(INPUTS), "silu"), expected, rtol=0, atol=1e-10)
+
+
+def test_a_direction_gives_the_second_derivative_along_it():
+    _, params, rows = network("tanh")
+    direction = np.random.default_rng(0).normal(size=INPUTS)
+    expected = np.einsum("boij,i,j->bo", hessians("tanh"), direction, direction)
+    np.testing.assert_allclose(laplacian(params, rows, jnp.asarray(direction)[None], "tanh"), expected, rtol=0, atol=1e-10)
+
+
+def test_hutchinsons_estimate_over_all_sign_vectors_is_the_exact_laplacian():
+    _, params, rows = network("silu")
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=INPUTS)))
+    exact = laplacian(params, rows, jnp.eye(INPUTS), "silu")
+    estimate = laplacian(params, rows, jnp.asarray(signs / np.sqrt(len(signs))), "silu")
+    np.testing.assert_allclose(estimate, exact, rtol=0, atol=1e-10)
+
+
+def test_hutchinsons_estimate_from_random_signs_is_close_to_the_exact_laplacian():
+    _, params, rows = network("silu")
+    signs = np.random.default_rng(4).choice([-1.0, 1.0], (4_000, INPUTS)) / np.sqrt(4_000)
+    exact = np.asarray(laplacian(params, rows, jnp.eye(INPUTS), "silu"))
+    estimate = np.asarray(laplacian(params, rows, signs, "silu"))
+    assert 0 < np.abs(estimate - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_an_mlp_takes_any_leading_axes_and_computes_in_the_type_of_its_input():
+    mlp, params, rows = network("relu")
+    stacked = np.broadcast_to(rows, (2, 3, *rows.shape))
+    outputs = jax.jit(mlp.apply)(params, stacked)
+    assert outputs.shape == (2, 3, 4, OUTPUTS)
+    assert outputs.dtype == jnp.float64
+    np.testing.assert_allclose(np.asarray(outputs)[1, 2], jax.jit(mlp.apply)(params, rows), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("activation", "formula"),
+    [
+        ("silu", lambda x: x / (1 + np.exp(-x))),
+        ("tanh", np.tanh),
+        ("gelu", lambda x: x * scipy.stats.norm.cdf(x)),
+        ("relu", lambda x: np.maximum(x, 0)),
+    ],
+)
+def test_an_mlp_is_dense_layers_with_the_activation_between_them(activation, formula):
+    mlp, params, rows = network(activation)
+    layers = [params["params"][f"Dense_{i}"] for i in range(3)]
+    x = np.asarray(rows)
+    for i, layer in enumerate(layers):
+        x = x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+        x = formula(x) if i < 2 else x
+    np.testing.assert_allclose(jax.jit(mlp.apply)(params, rows), x, rtol=0, atol=1e-12)
