@@ -290,6 +290,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
         "exploration.end",
         "model.learning_rate",
         "model.laplacian_weight",
+        "model.termination_weight",
         "imagination.cap",
         "imagination.epsilon",
         "imagination.controller_settings.length",

@@ -109,7 +109,7 @@ def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(tiny, algorith
     assert grid.outcome.returns_last.shape[:2] == (2, SEEDS)
     assert_same(grid.metrics.update.loss[1], result.metrics.update.loss, rtol=1e-3, atol=1e-5)
     fresh = jax.vmap(algorithm.init, out_axes=(algorithm.axes, 0))(seed_keys(0, SEEDS))[0].agent.online
-    assert_same(jax.tree.map(lambda leaf: leaf[0], grid.outcome.last), fresh, rtol=1e-6)  # rate 0 learns nothing
+    assert_same(jax.tree.map(lambda leaf: leaf[0], grid.outcome.last), fresh, atol=1e-6)  # rate 0 learns nothing
 
 
 def test_hyper_with_other_static_settings_is_refused(algorithm, interactive):
@@ -192,7 +192,7 @@ def test_a_batch_of_real_rows_only_is_unmoved_by_the_world_model(tiny):
     moved = jax.tree.map(
         lambda a, b: float(jnp.max(jnp.abs(a - b))), mixed(key, tiny).outcome.last, mixed(key, rate).outcome.last
     )
-    assert max(jax.tree.leaves(moved)) > 1e-4
+    assert max(jax.tree.leaves(moved)) > 1e-5
 
 
 @pytest.mark.parametrize("name", ["Acrobot-v1", "MountainCar-v0"])

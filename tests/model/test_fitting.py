@@ -204,7 +204,7 @@ def test_a_fit_is_adam_on_every_members_own_loss(make_ensemble, fit, begin, real
     @jax.jit
     def gradient(params, bounds):
         def loss(params, bounds):
-            return losses.member_loss(ensemble, params, bounds, *columns, jnp.eye(4, 5), 0.0)
+            return losses.member_loss(ensemble, params, bounds, *columns, jnp.eye(4, 5))
 
         return jax.vmap(jax.value_and_grad(loss))(params, bounds)
 
@@ -346,8 +346,8 @@ def with_heads(make_ensemble):
     """``(kind) -> ensemble`` whose reward and termination are learned."""
 
     def make(kind="deterministic"):
-        settings = {"hidden": (24, 24), "batch_size": 32, "epochs": 40, "learning_rate": 2e-3}
-        settings["termination_weight"] = 100.0 if kind == "gaussian" else 1.0
+        settings = {"hidden": (24, 24), "batch_size": 32, "epochs": 60, "learning_rate": 2e-3}
+        settings["termination_weight"] = 30.0 if kind == "gaussian" else 1.0
         return make_ensemble(kind=kind, reward="learned", termination="learned", **settings)
 
     return make

@@ -26,9 +26,7 @@ def one_member(make_params):
 
 def loss(ensemble, params, bounds):
     target = jnp.asarray(normal(ROWS, ensemble.targets, seed=8))
-    return losses.member_loss(
-        ensemble, params, bounds, jnp.asarray(INPUT), target, jnp.asarray(FLAGS), jnp.asarray(DIRECTIONS)
-    )
+    return losses.member_loss(ensemble, params, bounds, jnp.asarray(INPUT), target, jnp.asarray(FLAGS), jnp.asarray(DIRECTIONS))
 
 
 def predicted(ensemble, params, bounds):
@@ -68,7 +66,7 @@ def test_the_bounds_penalty_is_a_hundredth_of_their_distance():
 @pytest.mark.parametrize("kind", ["gaussian", "deterministic"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_members_loss_is_the_sum_of_its_heads_losses(make_ensemble, kind, learned, one_member):
-    heads = {"reward": "learned", "termination": "learned"} if learned else {}
+    heads = {"reward": "learned", "termination": "learned", "termination_weight": 2.0} if learned else {}
     ensemble = make_ensemble(kind=kind, **heads)
     params, bounds = one_member(ensemble)
     prediction = predicted(ensemble, params, bounds)
@@ -79,7 +77,7 @@ def test_a_members_loss_is_the_sum_of_its_heads_losses(make_ensemble, kind, lear
         expected = 0.5 * (square * np.exp(-log_variance) + log_variance).sum(axis=1).mean()
     if learned:
         chance = 1 / (1 + np.exp(-np.asarray(prediction.termination_logit)))
-        expected -= np.mean(np.where(FLAGS, np.log(chance), np.log(1 - chance)))
+        expected -= 2.0 * np.mean(np.where(FLAGS, np.log(chance), np.log(1 - chance)))
     assert float(loss(ensemble, params, bounds)) == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -111,10 +109,10 @@ def test_the_laplacian_penalty_is_over_state_inputs_and_regression_targets(make_
 
 @pytest.mark.parametrize(("rows", "counted"), [(None, ROWS), (2, 2)])
 def test_the_weighted_penalty_is_added_over_the_rows_asked_for(make_ensemble, rows, counted, one_member):
-    ensemble = make_ensemble(laplacian="auto", laplacian_rows=rows)
+    ensemble = make_ensemble(laplacian="auto", laplacian_rows=rows, laplacian_weight=30.0)
     params, bounds = one_member(ensemble)
     squares = (explicit_laplacian(ensemble, params, 4)[:, :4] ** 2).sum(axis=1)
-    added = loss(ensemble, params, bounds, weight=30.0) - loss(make_ensemble(), params, bounds, weight=30.0)
+    added = loss(ensemble, params, bounds) - loss(make_ensemble(), params, bounds)
     assert float(added) == pytest.approx(30 * float(squares[:counted].mean()), rel=1e-3)
 
 

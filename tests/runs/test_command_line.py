@@ -1,8 +1,10 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -47,7 +49,10 @@ def command(tmp_path_factory):
 
     def run(*words):
         program = [sys.executable, "-m", "mbrl_jax.runs.command_line", *map(str, words)]
-        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder)
+        cache = jax.config.jax_compilation_cache_dir
+        settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "200"}
+        settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | settings)
         assert done.returncode == 0, done.stderr
         return done
 
