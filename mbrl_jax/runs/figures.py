@@ -53,7 +53,9 @@ def draw_profile(ax: Axes, arms: dict[str, tuple[np.ndarray, str]]) -> None:
     for label, (returns, colour) in arms.items():
         ordered = np.sort(returns)
         share = 1 - np.arange(len(ordered)) / len(ordered)
-        ax.step(np.append(ordered, ordered[-1]), np.append(share, 0), where="pre", color=colour, label=label, linewidth=1.6)
+        left, right = min(0.0, ordered[0]), ordered[-1]
+        x, y = np.concatenate([[left], ordered, [right]]), np.concatenate([[1.0], share, [0.0]])
+        ax.step(x, y, where="pre", color=colour, label=label, linewidth=1.6)
     for mark in SUCCESS_MARKS:
         ax.axvline(mark, color="0.5", linewidth=0.8, linestyle=":")
     ax.set_xlabel("final return at least")
