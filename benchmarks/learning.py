@@ -8,7 +8,7 @@ tuning       the baseline's learning rate, on seeds that no other stage uses
 batch        both arms at the tutorial's sizes, batch protocol; also the imagined TD loss
 interactive  both arms, interactive protocol
 best         the preset that reaches the most, beside the baseline of the batch stage
-data         chosen policies against the number of random real transitions
+data         chosen policies against the number of random real transitions; the largest number is the batch stage's
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax import statistics
-from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, load
+from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, load, to_dict
 from mbrl_jax.runs import comparison, execution, figures, results, runner
 from mbrl_jax.runs.display import Display
 
@@ -149,7 +149,12 @@ def stage_data(seeds: int, out: Path) -> None:
         model = dataclasses.replace(config.model, batch_size=batch, epochs=-(-model_updates // (training_rows // batch)))
         model = dataclasses.replace(model, laplacian_rows=min(16, batch))
         tried = dataclasses.replace(config, random_transitions=size, model=model)
-        summary = results.summarise(run(f"{size} transitions", tried, seeds))
+        if size == config.random_transitions:  # the batch stage's own arm
+            summary = json.loads((out / "batch.json").read_text(encoding="utf-8"))["model_based"]
+            if summary["config"] != to_dict(config) or summary["seeds"] != seeds:
+                raise SystemExit("data: batch.json is of another preset or other seeds; run the batch stage first")
+        else:
+            summary = results.summarise(run(f"{size} transitions", tried, seeds))
         rows.append(summary)
         chosen, last = (statistics.Estimate(x["value"], *x["ci95"]) for x in (summary["iqm"]["chosen"], summary["iqm"]["last"]))
         share = summary["fraction_at_least"]
