@@ -9,6 +9,7 @@ batch        both arms at the tutorial's sizes, batch protocol; also the imagine
 interactive  both arms, interactive protocol
 best         the preset that reaches the most, beside the baseline of the batch stage
 data         chosen policies against the number of random real transitions; the largest number is the batch stage's
+speed        the batch stage's model-based arm alone: seconds, rates, memory
 """
 
 import argparse
@@ -178,6 +179,19 @@ def stage_data(seeds: int, out: Path) -> None:
     Console().print(table)
 
 
+def stage_speed(seeds: int, out: Path) -> None:
+    """The tutorial preset alone, for its time and memory: run this on a machine that does nothing else."""
+    summary = results.summarise(run("speed", preset("cartpole_batch"), seeds))
+    seconds, memory = summary["seconds"], summary["bytes_per_seed"]
+    write(out / "speed.json", {"stage": "speed", **summary})
+    print(f"{seeds} seeds: compiled in {seconds['compile']:.1f} s, ran in {seconds['run']:.1f} s on {summary['device']}")
+    print("phases: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds["phases"].items()))
+    print(f"{summary['real_steps_per_second']:,.0f} steps/s and {summary['imagined_transitions_per_second']:,.0f} imagined/s")
+    print(
+        f"a seed holds {memory['state'] / 1e6:.2f} MB between rounds and needs {memory['temporary'] / 1e6:.2f} MB while it computes"
+    )
+
+
 def bootstrap_row(returns: list[float]) -> tuple[float, float, float]:
     estimate = statistics.bootstrap(returns)
     return estimate.value, estimate.low, estimate.high
@@ -193,6 +207,7 @@ STAGES = {
     "interactive": stage_interactive,
     "best": stage_best,
     "data": stage_data,
+    "speed": stage_speed,
 }
 
 

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import jax
@@ -213,3 +214,16 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_built(tiny):
         dyna_q.make_train(replace(tiny, environment=EnvironmentConfig(name="CartPole-v7")))
     with pytest.raises(ConfigError, match="imagination.controller: 'nope'"):
         dyna_q.make_train(replace(tiny, imagination=replace(tiny.imagination, controller="nope")))
+
+
+def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(algorithm, interactive):
+    axes = algorithm.axes
+    state, _ = jax.eval_shape(jax.vmap(algorithm.init, out_axes=(axes, 0)), seed_keys(0, SEEDS))
+    advance = jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0))
+    program = jax.jit(advance, donate_argnums=0).lower(state, interactive).compile().as_text()
+    body = program[: program.index("\nENTRY")]
+    for capacity in (interactive.real_transitions, interactive.imagination.capacity):
+        replays = re.escape(f"f32[{SEEDS},{capacity},13]") + r"\S* (\S+?)\("
+        done = set(re.findall(replays, body))
+        assert "dynamic-update-slice" in done
+        assert not done & {"copy", "copy-start", "scatter"}
