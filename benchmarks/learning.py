@@ -187,9 +187,8 @@ def stage_speed(seeds: int, out: Path) -> None:
     print(f"{seeds} seeds: compiled in {seconds['compile']:.1f} s, ran in {seconds['run']:.1f} s on {summary['device']}")
     print("phases: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds["phases"].items()))
     print(f"{summary['real_steps_per_second']:,.0f} steps/s and {summary['imagined_transitions_per_second']:,.0f} imagined/s")
-    print(
-        f"a seed holds {memory['state'] / 1e6:.2f} MB between rounds and needs {memory['temporary'] / 1e6:.2f} MB while it computes"
-    )
+    state, temporary = memory["state"] / 1e6, memory["temporary"] / 1e6
+    print(f"a seed holds {state:.2f} MB between rounds and needs {temporary:.2f} MB more while it computes")
 
 
 def bootstrap_row(returns: list[float]) -> tuple[float, float, float]:
