@@ -39,7 +39,7 @@ class Run(NamedTuple):
     result: Result  # leaves [seeds, ...]; metrics [seeds, rounds, ...]
     seconds: Seconds
     state_bytes_per_seed: int  # what a seed holds between two rounds
-    temporary_bytes_per_seed: int  # what the largest compiled function needs besides, over the seeds it runs at once
+    temporary_bytes_per_seed: int  # what the largest compiled function needs besides, shared out over its seeds
 
 
 def make_train(config: ModelFreeQConfig) -> Train:
@@ -108,8 +108,8 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
     result = Result(outcome, collected, fit_log, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *rounds))
     result = jax.tree.map(lambda leaf: np.asarray(leaf)[:seeds], result)
     seconds = Seconds(sum(made.seconds for made in compiled), seconds_collect, seconds_fit, seconds_train, seconds_evaluate)
-    together = -(-seeds // layout.mesh.size) if layout.batch is None else layout.batch
-    return Run(config, base_seed, result, seconds, state_bytes, max(made.temporary_bytes for made in compiled) // together)
+    temporary = max(made.temporary_bytes for made in compiled) * layout.mesh.size // layout.padded(seeds)
+    return Run(config, base_seed, result, seconds, state_bytes, temporary)
 
 
 def frozen_seeds(outcome: Outcome) -> list[int]:
