@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from rich.console import Console
@@ -34,14 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "compare": _compare, "evaluate": _evaluate}
     if not words or words[0] not in commands:
-        asked = bool(words) and words[0] in ("-h", "--help")
-        print(USAGE.format(presets=", ".join(sorted(presets()))), file=sys.stdout if asked else sys.stderr)
-        raise SystemExit(0 if asked else 2)
+        _show_usage(words)
     try:
         commands[words[0]](words[1:])
     except ConfigError as error:
         print(f"mbrl-jax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _show_usage(words: list[str]) -> NoReturn:
+    """Print how to call the command: as an answer if it was asked for, else as an error."""
+    asked = bool(words) and words[0] in ("-h", "--help")
+    print(USAGE.format(presets=", ".join(sorted(presets()))), file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 2)
 
 
 def presets() -> dict[str, Path]:
@@ -69,9 +74,7 @@ def read_preset(name: str) -> ModelFreeQConfig:
 
 def _train(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
-        asked = bool(words) and words[0] in ("-h", "--help")
-        print(USAGE.format(presets=", ".join(sorted(presets()))), file=sys.stdout if asked else sys.stderr)
-        raise SystemExit(0 if asked else 2)
+        _show_usage(words)
     preset = read_preset(words[0])
     flags = dataclasses.make_dataclass(
         "Train",

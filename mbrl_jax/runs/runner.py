@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax.algorithms import dyna_q, model_free_q
@@ -125,19 +124,3 @@ def chosen_so_far(run: Run) -> np.ndarray | None:
     rounds = np.arange(metrics.is_chosen.shape[1])
     since = np.maximum.accumulate(np.where(metrics.is_chosen, rounds[None], 0), axis=1)
     return np.take_along_axis(metrics.curve_return, since, axis=1)
-
-
-def policy(config: ModelFreeQConfig, params: Any) -> Callable[[Any], Any]:
-    """The greedy policies of many seeds: observations [seeds, n, D] to actions [seeds, n] int32.
-
-    Args:
-      config: of the run.
-      params: leaves [seeds, ...].
-
-    """
-    from mbrl_jax.agents.q_learning import make_q_learner
-    from mbrl_jax.environment import make_environment
-
-    learner = make_q_learner(config.agent, make_environment(config.environment).spec)
-    act = jax.jit(jax.vmap(learner.greedy))
-    return lambda observations: act(params, jnp.asarray(observations))
