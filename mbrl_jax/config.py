@@ -112,6 +112,9 @@ class ModelConfig:
     deterministic ones 1 will do."""
     learning_rate: float = traced(1e-3, above=0)
     """Adam's step size."""
+    weight_decay: float = traced(0.0, minimum=0)
+    """Weight of half the sum of the squared kernels in each member's loss. Inputs that explain nothing lose their influence by
+    it, so that predictions hold further away from the data."""
     batch_size: int = static(256, minimum=1)
     """Rows of a minibatch, per member."""
     epochs: int = static(50, minimum=1)
@@ -165,7 +168,9 @@ class QLearningConfig:
     hidden: tuple[int, ...] = static((64, 64), minimum=1)
     """Widths of the hidden layers."""
     learning_rate: float = traced(3e-4, above=0)
-    """Adam's step size."""
+    """Adam's step size at the first update."""
+    learning_rate_decay: float = traced(0.0, minimum=0, maximum=1)
+    """Share of that step size which is gone, linearly, by the run's last update."""
     discount: float = traced(0.99, minimum=0, maximum=1)
     """Discount factor, gamma."""
     target_rate: float = traced(0.01, above=0, maximum=1)

@@ -281,6 +281,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
     paths = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tiny)}
     assert paths == {
         "agent.learning_rate",
+        "agent.learning_rate_decay",
         "agent.discount",
         "agent.target_rate",
         "agent.target_quantile",
@@ -289,6 +290,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
         "exploration.start",
         "exploration.end",
         "model.learning_rate",
+        "model.weight_decay",
         "model.laplacian_weight",
         "model.termination_weight",
         "imagination.cap",

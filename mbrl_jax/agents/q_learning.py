@@ -78,18 +78,22 @@ class QLearner(NamedTuple):
         """Greedy actions [...] int32 in observations [..., D]."""
         return jnp.argmax(self.values(params, observation), axis=-1).astype(jnp.int32)
 
-    def update(self, state: QState, batch: Rows, outcomes: Outcomes | None = None) -> tuple[QState, UpdateLog]:
+    def update(
+        self, state: QState, batch: Rows, outcomes: Outcomes | None = None, progress: Array | float = 0.0
+    ) -> tuple[QState, UpdateLog]:
         """One gradient step and one step of the target network.
 
         Args:
           state: the learner.
           batch: leaves [B, ...].
           outcomes: every member's, which the targets ``quantile`` and ``mean_std`` need.
+          progress: share of the run that is done, by which the learning rate decays.
 
         """
+        learning_rate = self.config.learning_rate * (1 - self.config.learning_rate_decay * progress)
         targets = jax.lax.stop_gradient(self.targets(state, batch, outcomes))
         (loss, scaled), gradients = jax.value_and_grad(self.loss, has_aux=True)(state.online, batch, targets)
-        online, optimizer = adam_step(state.online, state.optimizer, gradients, self.config.learning_rate)
+        online, optimizer = adam_step(state.online, state.optimizer, gradients, learning_rate)
         target = jax.tree.map(lambda t, p: t + self.config.target_rate * (p - t), state.target, online)
         after = QState(online, target, optimizer, state.frozen, state.updates + 1)
         frozen = state.frozen | ~_all_finite(online)

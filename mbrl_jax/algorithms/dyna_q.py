@@ -82,6 +82,24 @@ class Draws(NamedTuple):
     real: Array  # [T, updates, real rows of a minibatch] uint32
 
 
+def draw(config: DynaQConfig, task: Environment, ensemble: Ensemble, key: Array) -> Draws:
+    """Draw all that the steps of one round consume."""
+    key_behaviour, key_lanes, key_imagined, key_real = jax.random.split(key, 4)
+    interactive, real_batch = config.protocol == "interactive", real_rows_of_a_minibatch(config)
+    updates = (config.round_steps, config.agent.updates_per_step)
+    return Draws(
+        behaviour=training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None,
+        lanes=lanes_.draw(config.imagination, ensemble, key_lanes, (config.round_steps,)),
+        imagined=draws_.bits(key_imagined, (*updates, config.agent.batch_size - real_batch)),
+        real=draws_.bits(key_real, (*updates, real_batch)),
+    )
+
+
+def real_rows_of_a_minibatch(config: DynaQConfig) -> int:
+    """How many rows of each minibatch come from the real replay."""
+    return round(config.agent.real_ratio * config.agent.batch_size)
+
+
 def make_train(
     config: DynaQConfig, *, environment: Environment | None = None, controller: HorizonController | None = None
 ) -> Train:
@@ -101,7 +119,7 @@ def make_train(
     make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
     stride = holdout_stride(config)
     interactive = config.protocol == "interactive"
-    real_batch = round(config.agent.real_ratio * config.agent.batch_size)
+    real_batch = real_rows_of_a_minibatch(config)
 
     def ensemble_of(hyper: DynaQConfig) -> Ensemble:
         return Ensemble(hyper.model, task.spec, task.reward, task.terminated)
@@ -144,16 +162,6 @@ def make_train(
         new = controller_of(hyper).calibrate(state.lanes.controller, ensemble, members, state.real.rows, valid)
         return state._replace(lanes=state.lanes._replace(controller=new))
 
-    def draw(key: Array, ensemble: Ensemble) -> Draws:
-        key_behaviour, key_lanes, key_imagined, key_real = jax.random.split(key, 4)
-        updates = (config.round_steps, config.agent.updates_per_step)
-        return Draws(
-            behaviour=training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None,
-            lanes=lanes_.draw(config.imagination, ensemble, key_lanes, (config.round_steps,)),
-            imagined=draws_.bits(key_imagined, (*updates, config.agent.batch_size - real_batch)),
-            real=draws_.bits(key_real, (*updates, real_batch)),
-        )
-
     def advance(state: State, hyper: DynaQConfig) -> tuple[State, Metrics]:
         learner = make_q_learner(hyper.agent, task.spec)
         ensemble, horizon = ensemble_of(hyper), controller_of(hyper)
@@ -162,10 +170,12 @@ def make_train(
         def step(carry: Any, draws: Draws) -> tuple[Any, tuple[UpdateLog, LaneLog]]:
             time, episode, real, imagined, lanes, agent = carry
 
+            progress = training.progress(time, config.steps)
+
             # act in the real environment
             if draws.behaviour is not None:
                 explore, random_action, fresh = draws.behaviour
-                epsilon = training.exploration_rate(hyper.exploration, time, config.steps)
+                epsilon = training.exploration_rate(hyper.exploration, progress)
                 action = learner.act(agent.online, episode.observation, epsilon, explore, random_action)
                 episode, transition = task.step(episode, action, fresh)
                 real = replay.write(real, training.real_rows(transition)[None])
@@ -183,13 +193,13 @@ def make_train(
             def update(agent: QState, bits: tuple[Array, Array]) -> tuple[QState, UpdateLog]:
                 sampled = [replay.sample(imagined, bits[0]), replay.sample(real, bits[1])]
                 batch = replay.unpack(jnp.concatenate(sampled) if real_batch else sampled[0])
-                return learner.update(agent, batch, conservative_outcomes(ensemble, members, hyper, batch))
+                return learner.update(agent, batch, conservative_outcomes(ensemble, members, hyper, batch), progress)
 
             agent, update_log = jax.lax.scan(update, agent, (draws.imagined, draws.real), unroll=True)
             return (time + 1, episode, real, imagined, lanes, agent), (jax.tree.map(jnp.mean, update_log), lane_log)
 
         carry = (state.time, state.episode, state.real, state.imagined, state.lanes, state.agent)
-        draws = draw(stream(state.key, Stream.ROUND, state.time), ensemble)
+        draws = draw(config, task, ensemble, stream(state.key, Stream.ROUND, state.time))
         (time, episode, real, imagined, lanes, agent), logs = jax.lax.scan(step, carry, draws)
         state = state._replace(time=time, episode=episode, real=real, imagined=imagined, lanes=lanes, agent=agent)
 

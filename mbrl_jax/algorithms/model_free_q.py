@@ -51,6 +51,15 @@ class Draws(NamedTuple):
     batch: Array  # [T, updates, B] uint32
 
 
+def draw(config: ModelFreeQConfig, task: Environment, key: Array) -> Draws:
+    """Draw all that the steps of one round consume."""
+    key_behaviour, key_batch = jax.random.split(key)
+    interactive = config.protocol == "interactive"
+    behaviour = training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None
+    shape = (config.round_steps, config.agent.updates_per_step, config.agent.batch_size)
+    return Draws(behaviour, draws_.bits(key_batch, shape))
+
+
 def make_train(config: ModelFreeQConfig, *, environment: Environment | None = None) -> Train:
     """Build the algorithm. ``jax.jit(jax.vmap(make_train(config).train))(keys)`` trains one agent for each key.
 
@@ -65,7 +74,6 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     check(config)
     task = make_environment(config.environment) if environment is None else environment
     make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
-    interactive = config.protocol == "interactive"
 
     def init(key: Array) -> tuple[State, Array]:
         agent = make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT))
@@ -76,32 +84,29 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     def fit(state: State, hyper: ModelFreeQConfig) -> tuple[State, tuple[()]]:
         return state, ()
 
-    def draw(key: Array) -> Draws:
-        key_behaviour, key_batch = jax.random.split(key)
-        behaviour = training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None
-        shape = (config.round_steps, config.agent.updates_per_step, config.agent.batch_size)
-        return Draws(behaviour, draws_.bits(key_batch, shape))
-
     def advance(state: State, hyper: ModelFreeQConfig) -> tuple[State, Metrics]:
         learner = make_q_learner(hyper.agent, task.spec)
 
         def step(carry: Any, draws: Draws) -> tuple[Any, UpdateLog]:
             time, episode, real, agent = carry
+            progress = training.progress(time, config.steps)
             if draws.behaviour is not None:
                 explore, random_action, fresh = draws.behaviour
-                epsilon = training.exploration_rate(hyper.exploration, time, config.steps)
+                epsilon = training.exploration_rate(hyper.exploration, progress)
                 action = learner.act(agent.online, episode.observation, epsilon, explore, random_action)
                 episode, transition = task.step(episode, action, fresh)
                 real = replay.write(real, training.real_rows(transition)[None])
 
             def update(agent: QState, bits: Array) -> tuple[QState, UpdateLog]:
-                return learner.update(agent, replay.unpack(replay.sample(real, bits)))
+                return learner.update(agent, replay.unpack(replay.sample(real, bits)), progress=progress)
 
             agent, log = jax.lax.scan(update, agent, draws.batch, unroll=True)
             return (time + 1, episode, real, agent), jax.tree.map(jnp.mean, log)
 
         carry = (state.time, state.episode, state.real, state.agent)
-        (time, episode, real, agent), log = jax.lax.scan(step, carry, draw(stream(state.key, Stream.ROUND, state.time)))
+        (time, episode, real, agent), log = jax.lax.scan(
+            step, carry, draw(config, task, stream(state.key, Stream.ROUND, state.time))
+        )
         state = State(time, state.key, episode, real, agent)
         curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, state.time)
         return state, Metrics(training.average_blocks(log, config.metric_steps), curve)

@@ -144,10 +144,14 @@ def draw_behaviour(environment: Environment, key: Array, steps: int) -> Behaviou
     )
 
 
-def exploration_rate(config: ExplorationConfig, time: Array, steps: int) -> Array:
-    """[] epsilon at real step ``time`` of ``steps``, linear from start to end."""
-    share = time.astype(jnp.zeros(()).dtype) / max(steps - 1, 1)
-    return config.start + share * (config.end - config.start)
+def progress(time: Array, steps: int) -> Array:
+    """[] the share of the run that is done at step ``time`` of ``steps``: 0 at the first and 1 at the last."""
+    return time.astype(jnp.zeros(()).dtype) / max(steps - 1, 1)
+
+
+def exploration_rate(config: ExplorationConfig, progress: Array) -> Array:
+    """[] epsilon, linear from start to end."""
+    return config.start + progress * (config.end - config.start)
 
 
 def real_rows(transitions: Transition) -> Array:

@@ -32,6 +32,11 @@ def bounds_penalty(bounds: Bounds) -> Array:
     return BOUNDS_PENALTY * (jnp.sum(bounds.maximum) - jnp.sum(bounds.minimum))
 
 
+def weight_penalty(params: Params) -> Array:
+    """[] half the sum of the squares of one member's kernels; biases are free."""
+    return 0.5 * jnp.sum(jnp.stack([jnp.sum(jnp.square(layer["kernel"])) for layer in params["params"].values()]))
+
+
 def laplacian_directions(ensemble: Ensemble, key: Array) -> Array:
     """Input directions [J, inputs] whose second derivatives sum to the Laplacian over the state, exactly or on average."""
     size = ensemble.spec.observation_size
@@ -90,6 +95,7 @@ def member_loss(
         loss = loss + config.termination_weight * termination_cross_entropy(prediction.termination_logit, terminated)
     if config.learn_bounds:
         loss = loss + bounds_penalty(bounds)
+    loss = loss + config.weight_decay * weight_penalty(params)
     if config.laplacian != "none":
         loss = loss + config.laplacian_weight * laplacian_penalty(ensemble, params, inputs[: config.laplacian_rows], directions)
     return loss

@@ -192,3 +192,17 @@ def test_actions_are_greedy_but_for_the_draws_below_epsilon(state, batch):
     action = learner().act(state.online, batch.observation, 0.3, explore, random_action)
     greedy = learner().greedy(state.online, batch.observation)
     np.testing.assert_array_equal(action == greedy, explore >= 0.3)
+
+
+@pytest.mark.parametrize(("decay", "progress", "share"), [(0.0, 1.0, 1.0), (0.5, 1.0, 0.5), (0.5, 0.5, 0.75), (1.0, 0.0, 1.0)])
+def test_the_learning_rate_decays_linearly_with_the_runs_progress(state, batch, decay, progress, share):
+    # Adam's very first step moves every parameter that has a gradient by the learning rate
+    after, _ = learner(learning_rate=1e-3, learning_rate_decay=decay).update(state, batch, progress=progress)
+    last = list(state.online["params"])[-1]
+    moved = np.abs(np.asarray(after.online["params"][last]["bias"]) - np.asarray(state.online["params"][last]["bias"]))
+    np.testing.assert_allclose(moved, share * 1e-3, rtol=1e-3)
+
+
+def test_a_fully_decayed_learning_rate_leaves_the_network_as_it_is(state, batch):
+    after, _ = learner(learning_rate_decay=1.0).update(state, batch, progress=1.0)
+    jax.tree.map(np.testing.assert_array_equal, after.online, state.online)

@@ -63,6 +63,16 @@ def test_the_bounds_penalty_is_a_hundredth_of_their_distance():
     assert float(losses.bounds_penalty(bounds)) == pytest.approx(0.01 * (2.5 + 13))
 
 
+def test_the_weight_penalty_is_half_the_sum_of_squared_kernels_without_biases(one_member, make_ensemble):
+    params, bounds = one_member(make_ensemble())
+    kernels = [np.asarray(layer["kernel"], np.float64) for layer in params["params"].values()]
+    assert all(np.any(np.asarray(layer["bias"]) != 0) for layer in params["params"].values())
+    expected = 0.5 * sum((kernel**2).sum() for kernel in kernels)
+    assert float(losses.weight_penalty(params)) == pytest.approx(expected, rel=1e-5)
+    added = loss(make_ensemble(weight_decay=0.3), params, bounds) - loss(make_ensemble(), params, bounds)
+    assert float(added) == pytest.approx(0.3 * expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "deterministic"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_members_loss_is_the_sum_of_its_heads_losses(make_ensemble, kind, learned, one_member):
