@@ -21,7 +21,7 @@ def _flat(draw: Callable[[Array, Shape], Array], key: Array, shape: Shape) -> Ar
 
 def bits(key: Array, shape: Shape) -> Array:
     """``shape`` uniform uint32."""
-    return _flat(jax.random.bits, key, shape)
+    return _flat(lambda key, shape: jax.random.bits(key, shape, jnp.uint32), key, shape)
 
 
 def uniform(key: Array, shape: Shape) -> Array:

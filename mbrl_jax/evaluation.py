@@ -40,7 +40,7 @@ def sample_first_observations(real: replay.Replay, bits: Array) -> Array:
 
     """
     rows = replay.unpack(real.rows)
-    first = (rows.depth == 0) & (jnp.arange(real.rows.shape[0]) < replay.size(real))
+    first = (rows.depth == 0) & (jnp.arange(real.rows.shape[0], dtype=jnp.int32) < replay.size(real))
     places = jnp.nonzero(first, size=real.rows.shape[0], fill_value=0)[0]
     chosen = places[bits % jnp.sum(first, dtype=jnp.uint32)]
     return rows.observation[chosen]

@@ -92,7 +92,7 @@ def write(replay: Replay, packed: Array) -> Replay:
     rows = replay.rows
     for start in range(0, packed.shape[0], block):
         position = (replay.written + start) % capacity
-        rows = jax.lax.dynamic_update_slice(rows, packed[start : start + block], (position, 0))
+        rows = jax.lax.dynamic_update_slice(rows, packed[start : start + block], (position, jnp.zeros_like(position)))
     return Replay(rows=rows, written=replay.written + packed.shape[0])
 
 

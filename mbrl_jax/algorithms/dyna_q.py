@@ -158,7 +158,7 @@ def make_train(
         """Let the horizon controller see the model that has just been fitted."""
         ensemble = ensemble_of(hyper)
         members = fitting.members(ensemble, state.model)
-        valid = jnp.arange(state.real.rows.shape[0]) < replay.size(state.real)
+        valid = jnp.arange(state.real.rows.shape[0], dtype=jnp.int32) < replay.size(state.real)
         new = controller_of(hyper).calibrate(state.lanes.controller, ensemble, members, state.real.rows, valid)
         return state._replace(lanes=state.lanes._replace(controller=new))
 

@@ -196,7 +196,7 @@ def _ask(
         )
         if config.sampling == "mean":
             return ens.mixture_mean(everyone), member, everyone
-        return jax.tree.map(lambda leaf: leaf[member, jnp.arange(lanes)], everyone), member, everyone
+        return jax.tree.map(lambda leaf: leaf[member, jnp.arange(lanes, dtype=jnp.int32)], everyone), member, everyone
 
     dealt_observation, dealt_action = observation, action
     if config.sampling == "ts1":

@@ -88,7 +88,7 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
         key_batches, key_probes = jax.random.split(key)
         batches = replay.epoch_minibatches(key_batches, config.members, training_rows, config.batch_size)
         if own_rows is not None:
-            batches = own_rows[jnp.arange(config.members)[None, :, None], batches]
+            batches = own_rows[jnp.arange(config.members, dtype=jnp.int32)[None, :, None], batches]
         directions = losses.laplacian_directions(ensemble, key_probes)
         after, loss = _descend(ensemble, now, data, batches, directions)
         if patience is not None:
@@ -132,13 +132,13 @@ def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) ->
     targets = rows.next_observation - rows.observation
     if ensemble.config.reward == "learned":
         targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)
-    number = jnp.arange(real.shape[0])
+    number = jnp.arange(real.shape[0], dtype=jnp.int32)
     is_holdout = number % stride == stride - 1
     normaliser = ens.measure(rows.observation, targets, (number < size) & ~is_holdout)
     inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
     targets = (targets - normaliser.target_mean[None]) / normaliser.target_std[None]
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
-    holdout = jnp.arange(real.shape[0] // stride) * stride + stride - 1
+    holdout = jnp.arange(real.shape[0] // stride, dtype=jnp.int32) * stride + stride - 1
     weight = (holdout < size).astype(inputs.dtype)
     training_rows = jnp.asarray(size - size // stride, jnp.uint32)
     return normaliser, FitData(table, training_rows, holdout, weight, stride)

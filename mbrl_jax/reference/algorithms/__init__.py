@@ -1,0 +1,1 @@
+"""One file is one training loop, readable top to bottom."""

@@ -1,0 +1,1 @@
+"""Imagined rollouts: the lanes and their horizon controllers."""

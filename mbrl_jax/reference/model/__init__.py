@@ -1,0 +1,1 @@
+"""The learned world: the ensemble, its losses, its fitting."""

@@ -1,0 +1,151 @@
+"""Imagined rollouts: who moves which lane, where lanes begin anew, what controllers decide."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mbrl_jax import replay
+from mbrl_jax.config import ImaginationConfig
+from mbrl_jax.imagination import horizon, lanes
+from mbrl_jax.reference.draws import LaneDraws
+from mbrl_jax.reference.imagination import horizon as reference_horizon
+from mbrl_jax.reference.imagination import lanes as reference
+
+from .agreement import Agreement, tensor
+from .lockstep import indices
+from .twins import LearnerTwins, ModelTwins, random_rows
+
+STEPS, H = 250, 4
+
+
+def spread_penalty() -> horizon.HorizonController:
+    """A controller that uses all of the protocol: a state, calibration, every member's prediction, keep, stop and penalty."""
+
+    def calibrate(state: Any, ensemble: Any, members: Any, rows: jax.Array, valid: jax.Array) -> Any:
+        seen = jnp.sum(jnp.where(valid[:, None], rows, 0.0)[:, :4]) / jnp.sum(valid.astype(rows.dtype))
+        return (state[0], 0.5 + 0.1 * jnp.tanh(seen))
+
+    def step(state: Any, view: horizon.View) -> tuple[Any, horizon.Decision]:
+        used, limit = state
+        spread = jnp.std(view.everyone.mean, axis=0).mean(-1)
+        used = jnp.where(view.depth == 0, 0.0, used) + spread
+        far = jnp.abs(view.next_observation - view.root).sum(-1)
+        return (used, limit), horizon.Decision(keep=spread < limit, stop=used > 2 * limit, penalty=0.1 * far + 0.01 * view.member.astype(far.dtype))
+
+    init = lambda k: (jnp.zeros(k), jnp.ones(()))  # noqa: E731
+    return horizon.HorizonController(init, calibrate, step, needs_members=True)
+
+
+class SpreadPenalty:
+    """The same in torch."""
+
+    needs_members = True
+
+    def init(self, count: int) -> Any:
+        return torch.zeros(count, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+
+    def calibrate(self, state: Any, world: Any, rows: Any) -> Any:
+        return state[0], 0.5 + 0.1 * torch.tanh(rows.observation.sum(-1).mean())
+
+    def step(self, state: Any, view: reference_horizon.View) -> tuple[Any, reference_horizon.Decision]:
+        used, limit = state
+        assert view.everyone is not None
+        spread = view.everyone.mean.std(0, correction=0).mean(-1)
+        used = torch.where(view.depth == 0, 0.0, used) + spread
+        far = (view.next_observation - view.root).abs().sum(-1)
+        decision = reference_horizon.Decision(spread < limit, used > 2 * limit, 0.1 * far + 0.01 * view.member)
+        return (used, limit), decision
+
+
+CONTROLLERS: dict[str, tuple[Any, Any]] = {
+    "fixed": (horizon.fixed(length=3), reference_horizon.Fixed(length=3)),
+    "schedule": (
+        horizon.schedule(start=20, end=200, first=1, last=9),
+        reference_horizon.Schedule(start=20, end=200, first=1, last=9),
+    ),
+    "all of the protocol": (spread_penalty(), SpreadPenalty()),
+}
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("restart", ["streaming", "per_step"])
+@pytest.mark.parametrize("sampling", ["ts1", "ts_infinity", "mean"])
+def test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots(
+    rng: np.random.Generator, agree: Agreement, sampling: str, restart: str, controller: str, **settings: Any
+) -> None:
+    config = ImaginationConfig(lanes=20, steps=H, cap=7, sampling=sampling, restart=restart, epsilon=0.3)
+    config = dataclasses.replace(config, capacity=20 * H)
+    model, learner = ModelTwins(rng, hidden=(16, 16), **settings), LearnerTwins(rng, hidden=(16, 16))
+    # a world in which the pole falls after a few steps, not at once
+    scale = model.normaliser._replace(target_mean=0 * model.normaliser.target_mean, target_std=0.05 * model.normaliser.target_std)
+    members = model.members._replace(normaliser=scale)
+    world = model.world._replace(normaliser=type(model.world.normaliser)(*(tensor(x) for x in scale)))
+    mine, other = random_rows(rng, 50)
+    near = np.array([[0.5, 0.5, 0.08, 0.5]])
+    real = replay.write(replay.create(80, 4), replay.pack(mine._replace(observation=near * mine.observation)))
+    other = other._replace(observation=tensor(near) * other.observation)
+
+    ours, theirs = CONTROLLERS[controller]
+    if restart == "per_step" and controller == "fixed":
+        ours, theirs = horizon.fixed(length=H), reference_horizon.Fixed(length=H)
+    valid = jnp.arange(80, dtype=jnp.int32) < 50
+    draws = lanes.draw(config, model.ensemble, jax.random.key(int(rng.integers(2**31))), (STEPS,))
+
+    def act(observation: Any, explore: Any, random_action: Any) -> Any:
+        return learner.learner.act(learner.state.online, observation, config.epsilon, explore, random_action)
+
+    def step(carry: Any, draw: Any) -> Any:
+        state, time = carry
+        state, rows, log = lanes.advance(config, model.ensemble, ours, state, members, act, real, time, draw)
+        return (state, time + 1), (replay.unpack(rows), log)
+
+    def run(draws: Any) -> Any:
+        start = lanes.init(config, ours, 4)
+        start = start._replace(controller=ours.calibrate(start.controller, model.ensemble, members, real.rows, valid))
+        return jax.lax.scan(step, (start, jnp.zeros((), jnp.int32)), draws)
+
+    (end, _), (rows, log) = jax.jit(run)(draws)
+
+    state = theirs.calibrate(theirs.init(20), world, other)
+    at = reference.start(20, 4, state, dtype=torch.float64, device=torch.device("cpu"))
+    steps, logs = [], []
+    for t in range(STEPS):
+        at, imagined = reference.at_real_step(at, restart), []
+        for h in range(H):
+            draw = jax.tree.map(lambda x, i=(t, h): tensor(x[i]), draws)
+            numbers = LaneDraws(indices(draws.root[t, h], 50), draw.explore, draw.action.long(), draw.deal.long(), draw.noise)
+            roots = other.observation[numbers.root]
+            at, moved = reference.step(
+                at, world, learner.reference.online, theirs, config, roots, numbers, torch.tensor(t, dtype=torch.float64)
+            )
+            imagined.append(moved)
+        steps += imagined
+        logs.append(reference.log(imagined))
+    expected = {name: torch.cat([getattr(moved.rows, name) for moved in steps]) for name in rows._fields}
+    got = {name: np.asarray(column).reshape(expected[name].shape) for name, column in rows._asdict().items()}
+    depth = got["depth"]
+    assert depth.max() > 0
+    assert len(np.unique(depth)) > 1
+    whole = ("action", "terminated", "weight", "depth")
+    agree(
+        f"1,000 imagined steps of 20 lanes ({sampling}), decisions",
+        {n: got[n] for n in whole},
+        {n: expected[n] for n in whole},
+        0,
+    )
+    exact = ("observation", "next_observation", "reward")
+    agree(
+        f"1,000 imagined steps of 20 lanes ({sampling}), rows",
+        {n: got[n] for n in exact},
+        {n: expected[n] for n in exact},
+        1e-9,
+    )
+    columns = {name: torch.stack([getattr(entry, name) for entry in logs]) for name in log._fields}
+    agree("logs of imagined steps", log._asdict(), columns, 1e-9)
+    agree("where lanes stand", (end.observation, end.root), (at.observation, at.root), 1e-9)
+    agree("where lanes stand, depths", (end.depth, end.idle), (at.depth, at.idle), 0)
