@@ -22,8 +22,8 @@ SMALLEST_STD = 1e-6  # an axis that varies less is left unscaled
 class Normaliser(NamedTuple):
     """Means and standard deviations (ddof 0) of the real data that the model is fitted on; a std below 1e-6 counts as 1."""
 
-    state_mean: Array  # [D]
-    state_std: Array  # [D]
+    state_mean: Array  # [D], or 0 (input_scale: task)
+    state_std: Array  # [D], or the task's own scale
     target_mean: Array  # [D'] of the state change, then of the reward where it is learned
     target_std: Array  # [D']
 

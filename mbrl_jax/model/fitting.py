@@ -90,9 +90,8 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
         if own_rows is not None:
             batches = own_rows[jnp.arange(config.members, dtype=jnp.int32)[None, :, None], batches]
         directions = losses.laplacian_directions(ensemble, key_probes)
-        after, loss = _descend(ensemble, now, data, batches, directions)
-        if patience is not None:
-            after = _per_member(stale >= patience, now, after)
+        resting = None if patience is None else stale >= patience
+        after, loss = _descend(ensemble, now, data, batches, directions, resting)
         mse, nll = _holdout_errors(ensemble, after[:2], data)
         if patience is not None:
             better = mse < best_error
@@ -135,6 +134,9 @@ def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) ->
     number = jnp.arange(real.shape[0], dtype=jnp.int32)
     is_holdout = number % stride == stride - 1
     normaliser = ens.measure(rows.observation, targets, (number < size) & ~is_holdout)
+    if ensemble.config.input_scale == "task":
+        scale = jnp.asarray(ensemble.spec.observation_scale, targets.dtype)
+        normaliser = normaliser._replace(state_mean=jnp.zeros_like(scale), state_std=scale)
     inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
     targets = (targets - normaliser.target_mean[None]) / normaliser.target_std[None]
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
@@ -150,8 +152,10 @@ def _columns(ensemble: Ensemble, table: Array) -> tuple[Array, Array, Array]:
     return table[..., : split[0]], table[..., split[0] : split[1]], table[..., -1] > 0.5
 
 
-def _descend(ensemble: Ensemble, start: Any, data: FitData, batches: Array, directions: Array) -> tuple[Any, Array]:
-    """Adam steps of every member over minibatches [n, E, B] of training-row numbers; also the mean loss [E]."""
+def _descend(
+    ensemble: Ensemble, start: Any, data: FitData, batches: Array, directions: Array, resting: Array | None = None
+) -> tuple[Any, Array]:
+    """Adam steps of every member that does not rest [E], over minibatches [n, E, B] of training-row numbers; the mean loss [E]."""
     config = ensemble.config
 
     def loss(learned: tuple[Params, Bounds], batch: Array) -> tuple[Array, Array]:
@@ -163,12 +167,13 @@ def _descend(ensemble: Ensemble, start: Any, data: FitData, batches: Array, dire
         return jnp.sum(each), each
 
     def step(carry: Any, batch: Array) -> tuple[Any, Array]:
-        params, bounds, optimizer = carry
         row = batch + batch // (data.stride - 1)  # skip the held-out rows
         table = data.table.at[row].get(mode="promise_in_bounds")
-        gradients, each = jax.grad(loss, has_aux=True)((params, bounds), table)
-        (params, bounds), optimizer = adam_step((params, bounds), optimizer, gradients, config.learning_rate)
-        return (params, bounds, optimizer), each
+        learned, optimizer = carry[:2], carry[2]
+        gradients, each = jax.grad(loss, has_aux=True)(learned, table)
+        learned, optimizer = adam_step(learned, optimizer, gradients, config.learning_rate)
+        after = (*learned, optimizer)
+        return after if resting is None else _per_member(resting, carry, after), each
 
     end, each = jax.lax.scan(step, start, batches)
     return end, jnp.mean(each, axis=0)

@@ -28,18 +28,23 @@ def tensor(x: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(x))
 
 
+class DisagreementError(AssertionError):
+    """Two sides gave different numbers."""
+
+
 def error_of(ours: Any, theirs: Any) -> float:
     """The largest difference of two arrays over the largest size of the second, or over 1 if that is less than 1e-9.
 
     Raises:
-      AssertionError: the shapes differ, or a number is not finite on one side only.
+      AssertionError: the shapes differ.
+      DisagreementError: a number is not finite on one side only.
 
     """
     a, b = to_numpy(ours).astype(np.float64), to_numpy(theirs).astype(np.float64)
     assert a.shape == b.shape, f"shapes differ: {a.shape} and {b.shape}"
     finite = np.isfinite(b)
-    assert np.array_equal(np.isfinite(a), finite), "not finite on one side only"
-    assert np.array_equal(a[~finite], b[~finite], equal_nan=True), "infinite in another way"
+    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        raise DisagreementError("not finite in the same places")
     if not finite.any():
         return 0.0
     scale = float(np.max(np.abs(b[finite])))
@@ -67,7 +72,8 @@ class Agreement:
         """Two trees of arrays agree, leaf by leaf, within the relative error ``tolerance``; 0 asks for equality.
 
         Raises:
-          AssertionError: they do not.
+          AssertionError: the trees differ.
+          DisagreementError: the numbers do.
 
         """
         mine, other = jax.tree_util.tree_flatten_with_path(ours)[0], jax.tree.leaves(theirs)
@@ -76,6 +82,7 @@ class Agreement:
         worst = 0.0
         for (path, a), b in zip(mine, other, strict=True):
             error = error_of(a, b)
-            assert error <= tolerance, f"{what}{jax.tree_util.keystr(path)}: error {error:.2e} above {tolerance:.0e}"
+            if error > tolerance:
+                raise DisagreementError(f"{what}{jax.tree_util.keystr(path)}: error {error:.2e} above {tolerance:.0e}")
             worst = max(worst, error)
         self.entries.append(Entry(self.room, what, against, worst, tolerance))

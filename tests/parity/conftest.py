@@ -1,6 +1,6 @@
 """Parity: the JAX code against the PyTorch reference, in float64, on inputs drawn anew in every run from a printed seed.
 
-A parity test takes ``rng`` and ``agree`` as plain arguments, so that the tests of the suite itself can call it with a fault planted.
+A parity test takes ``rng`` and ``agree`` as plain arguments, so that the suite's own tests can call it with a fault planted.
 """
 
 import os

@@ -116,7 +116,12 @@ def compare_runs(agree: Agreement, name: str, config: Any, ours: Any, theirs: An
     kept = {n: getattr(imagined, n) for n in whole}
     agree(f"whole run, {name}: every imagined action", kept, {n: theirs.imagined[n] for n in whole}, 0)
     exact = ("observation", "next_observation", "reward")
-    agree(f"whole run, {name}: imagined rows", {n: getattr(imagined, n) for n in exact}, {n: theirs.imagined[n] for n in exact}, 1e-7)
+    agree(
+        f"whole run, {name}: imagined rows",
+        {n: getattr(imagined, n) for n in exact},
+        {n: theirs.imagined[n] for n in exact},
+        1e-7,
+    )
     agree(f"whole run, {name}: fit of the model", fit._asdict(), theirs.fit, 1e-7)
     params, low, high = weights.ensemble_to_flax(theirs.networks["ensemble"])
     agree(f"whole run, {name}: final members", (state.model.params, state.model.bounds), (params, Bounds(low, high)), 1e-7)

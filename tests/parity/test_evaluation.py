@@ -36,7 +36,9 @@ def test_first_observations_are_drawn_from_the_same_episodes(rng: np.random.Gene
     agree("first observations of real episodes", chosen, firsts[tensor((bits % len(firsts)).astype(np.int64))], 0)
 
 
-@pytest.mark.parametrize("settings", [{"kind": "gaussian"}, {"kind": "deterministic"}, {"reward": "learned", "termination": "learned"}])
+@pytest.mark.parametrize(
+    "settings", [{"kind": "gaussian"}, {"kind": "deterministic"}, {"reward": "learned", "termination": "learned"}]
+)
 def test_imagined_episodes_score_a_policy_alike(rng: np.random.Generator, agree: Agreement, settings: dict[str, str]) -> None:
     model, learner = ModelTwins(rng, hidden=(16, 16), **settings), LearnerTwins(rng)
     slow = model.normaliser._replace(target_mean=0 * model.normaliser.target_mean, target_std=0.05 * model.normaliser.target_std)

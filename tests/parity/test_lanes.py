@@ -35,7 +35,9 @@ def spread_penalty() -> horizon.HorizonController:
         spread = jnp.std(view.everyone.mean, axis=0).mean(-1)
         used = jnp.where(view.depth == 0, 0.0, used) + spread
         far = jnp.abs(view.next_observation - view.root).sum(-1)
-        return (used, limit), horizon.Decision(keep=spread < limit, stop=used > 2 * limit, penalty=0.1 * far + 0.01 * view.member.astype(far.dtype))
+        return (used, limit), horizon.Decision(
+            keep=spread < limit, stop=used > 2 * limit, penalty=0.1 * far + 0.01 * view.member.astype(far.dtype)
+        )
 
     init = lambda k: (jnp.zeros(k), jnp.ones(()))  # noqa: E731
     return horizon.HorizonController(init, calibrate, step, needs_members=True)
@@ -62,13 +64,11 @@ class SpreadPenalty:
         return (used, limit), decision
 
 
-CONTROLLERS: dict[str, tuple[Any, Any]] = {
-    "fixed": (horizon.fixed(length=3), reference_horizon.Fixed(length=3)),
-    "schedule": (
-        horizon.schedule(start=20, end=200, first=1, last=9),
-        reference_horizon.Schedule(start=20, end=200, first=1, last=9),
-    ),
-    "all of the protocol": (spread_penalty(), SpreadPenalty()),
+SCHEDULE = {"start": 20, "end": 200, "first": 1, "last": 9}
+CONTROLLERS: dict[str, Any] = {
+    "fixed": lambda: (horizon.fixed(length=3), reference_horizon.Fixed(length=3)),
+    "schedule": lambda: (horizon.schedule(**SCHEDULE), reference_horizon.Schedule(**SCHEDULE)),
+    "all of the protocol": lambda: (spread_penalty(), SpreadPenalty()),
 }
 
 
@@ -90,7 +90,7 @@ def test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots(
     real = replay.write(replay.create(80, 4), replay.pack(mine._replace(observation=near * mine.observation)))
     other = other._replace(observation=tensor(near) * other.observation)
 
-    ours, theirs = CONTROLLERS[controller]
+    ours, theirs = CONTROLLERS[controller]()
     if restart == "per_step" and controller == "fixed":
         ours, theirs = horizon.fixed(length=H), reference_horizon.Fixed(length=H)
     valid = jnp.arange(80, dtype=jnp.int32) < 50
@@ -129,8 +129,8 @@ def test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots(
     expected = {name: torch.cat([getattr(moved.rows, name) for moved in steps]) for name in rows._fields}
     got = {name: np.asarray(column).reshape(expected[name].shape) for name, column in rows._asdict().items()}
     depth = got["depth"]
-    assert depth.max() > 0
-    assert len(np.unique(depth)) > 1
+    longest = {"fixed": 3, "schedule": config.cap, "all of the protocol": 2}[controller]  # the last stops as it sees fit
+    assert depth.max() + 1 >= min(longest, H if restart == "per_step" else longest)
     whole = ("action", "terminated", "weight", "depth")
     agree(
         f"1,000 imagined steps of 20 lanes ({sampling}), decisions",

@@ -80,7 +80,9 @@ def test_the_loss_and_each_of_its_gradients_are_the_references(
     value, (params, bounds) = losses_and_gradients(twins, tuple(jnp.asarray(x) for x in batch), ours)
 
     inputs, targets, terminated = (tensor(x) for x in batch)
-    expected = reference.member_losses(twins.reference, reference.Batch(inputs, targets, terminated.double()), twins.config, theirs)
+    expected = reference.member_losses(
+        twins.reference, reference.Batch(inputs, targets, terminated.double()), twins.config, theirs
+    )
     expected.sum().backward()
     agree(f"model loss: {term}", value, expected, FLOAT64)
     zeros = {name: torch.zeros_like(p) for name, p in twins.reference.named_parameters()}

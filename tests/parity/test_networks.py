@@ -57,7 +57,9 @@ def test_the_laplacian_is_the_trace_of_the_hessian(
     directions = rng.normal(size=(3, twins.ensemble.input_size))
 
     def trace(directions: np.ndarray) -> jax.Array:
-        return jax.jit(lambda p, x, v: networks.laplacian(p, x, v, activation))(member, jnp.asarray(inputs), jnp.asarray(directions))
+        return jax.jit(lambda p, x, v: networks.laplacian(p, x, v, activation))(
+            member, jnp.asarray(inputs), jnp.asarray(directions)
+        )
 
     def member_means(row: torch.Tensor) -> torch.Tensor:
         return twins.reference.means(row[None, None])[0, 0]
@@ -76,7 +78,9 @@ def test_a_thousand_steps_of_adam_end_where_torchs_do(rng: np.random.Generator, 
     start = random_params(rng, {"a": jax.ShapeDtypeStruct((6, 5), float), "b": jax.ShapeDtypeStruct((5,), float)})
     # from large gradients down to ones as small as Adam's eps, where it shows whether that is inside the root
     scale = 10.0 ** rng.uniform(-9, 1, 1_000)
-    gradients = jax.tree.map(lambda leaf: jnp.asarray(scale.reshape(-1, *[1] * leaf.ndim) * rng.normal(size=(1_000, *leaf.shape))), start)
+    gradients = jax.tree.map(
+        lambda leaf: jnp.asarray(scale.reshape(-1, *[1] * leaf.ndim) * rng.normal(size=(1_000, *leaf.shape))), start
+    )
 
     def step(carry: Any, gradient: Any) -> tuple[Any, None]:
         return networks.adam_step(*carry, gradient, 1e-3), None
@@ -91,4 +95,6 @@ def test_a_thousand_steps_of_adam_end_where_torchs_do(rng: np.random.Generator, 
     agree("1,000 steps of Adam from given gradients", ours, theirs, 1e-8, "torch.optim.Adam")
     tiny = jax.tree.map(lambda leaf: 1e-8 * jnp.ones_like(leaf), start)
     moved = jax.tree.map(lambda a, b: a - b, networks.adam_step(start, networks.ADAM.init(start), tiny, 1.0)[0], start)
-    agree("Adam's eps, added to the root", moved, jax.tree.map(lambda leaf: np.full(leaf.shape, -0.5), start), 1e-6, "Kingma & Ba")
+    agree(
+        "Adam's eps, added to the root", moved, jax.tree.map(lambda leaf: np.full(leaf.shape, -0.5), start), 1e-6, "Kingma & Ba"
+    )

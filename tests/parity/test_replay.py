@@ -14,7 +14,9 @@ from .twins import random_rows
 
 
 @pytest.mark.parametrize(("size", "actions"), [(4, 2), (6, 3), (2, 3)])
-def test_rows_come_out_of_their_packing_as_they_went_in(rng: np.random.Generator, agree: Agreement, size: int, actions: int) -> None:
+def test_rows_come_out_of_their_packing_as_they_went_in(
+    rng: np.random.Generator, agree: Agreement, size: int, actions: int
+) -> None:
     ours, theirs = random_rows(rng, 50, size, actions)
     packed = jax.jit(replay.pack)(ours)
     expected = reference.unpack(reference.pack(theirs, torch.float64))

@@ -28,7 +28,9 @@ def test_shares_count_scores_at_the_mark_itself(rng: np.random.Generator, agree:
 
 
 @pytest.mark.parametrize("seeds", [10, 64])
-def test_bootstrap_intervals_are_the_percentiles_of_resampled_figures(rng: np.random.Generator, agree: Agreement, seeds: int) -> None:
+def test_bootstrap_intervals_are_the_percentiles_of_resampled_figures(
+    rng: np.random.Generator, agree: Agreement, seeds: int
+) -> None:
     first, second = rng.uniform(0, 500, seeds), rng.uniform(0, 500, seeds)
     indices = np.random.default_rng(3).integers(0, seeds, (2_000, seeds, 1))[..., 0]  # ours has an axis of tasks
     pairs = ((statistics.interquartile_mean, reference.iqm), (statistics.mean, reference.mean))

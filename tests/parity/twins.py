@@ -48,7 +48,12 @@ class ModelTwins:
         size, targets = self.environment.spec.observation_size, self.ensemble.targets
         low, high = rng.uniform(-6, -4, bounds[0].shape), rng.uniform(-1, 1, bounds[0].shape)
         self.bounds = Bounds(jnp.asarray(low), jnp.asarray(high))
-        statistics = [rng.normal(size=size), rng.uniform(0.5, 2, size), 0.1 * rng.normal(size=targets), rng.uniform(0.1, 1, targets)]
+        statistics = [
+            rng.normal(size=size),
+            rng.uniform(0.5, 2, size),
+            0.1 * rng.normal(size=targets),
+            rng.uniform(0.1, 1, targets),
+        ]
         self.normaliser = Normaliser(*(jnp.asarray(x) for x in statistics))
         self.members = Members(self.params, self.bounds, self.normaliser)
         self.reference = reference_ensemble.Ensemble(self.config, self.task, self.config.members).to(torch.float64)
@@ -78,7 +83,9 @@ class LearnerTwins:
         return network
 
 
-def random_rows(rng: np.random.Generator, n: int, size: int = 4, actions: int = 2) -> tuple[replay.Rows, reference_replay.Transition]:
+def random_rows(
+    rng: np.random.Generator, n: int, size: int = 4, actions: int = 2
+) -> tuple[replay.Rows, reference_replay.Transition]:
     """[n] transitions with random contents, some terminated, some of weight 0, for both sides."""
     observation = rng.normal(size=(n, size))
     columns = {

@@ -121,7 +121,7 @@ def train(
 
         time = first + config.round_steps
         if interactive:
-            with clock.phase("fit"):
+            with clock.phase("refit"):
                 again = fitting.refit(ensemble, optimiser, real.rows(), stride, config.model, draws, time, model_loss)
                 if config.model.elites is not None:
                     world.ensemble.take_members(ensemble, fitting.elites(again.error, config.model.elites))

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Normaliser(NamedTuple):
-    """Statistics per axis; a std is never below 1e-6, where it counts as 1."""
+    """Statistics per axis, a std below 1e-6 counting as 1; with ``input_scale: task``, no mean and the task's scale for s."""
 
     mean: Tensor
     """[D] of s"""
@@ -87,6 +87,7 @@ class Ensemble(nn.Module):
     def __init__(self, config: "ModelConfig", task: Task, members: int) -> None:
         super().__init__()
         self.task = task
+        self.scaled_by_task = config.input_scale == "task"
         self.gaussian = config.kind == "gaussian"
         self.learned_reward = config.reward == "learned"
         self.learned_termination = config.termination == "learned"

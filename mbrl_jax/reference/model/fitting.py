@@ -60,6 +60,9 @@ def prepare(ensemble: Ensemble, rows: Transition, stride: int) -> tuple[Normalis
     training, held_out = split(len(rows.reward), stride, rows.reward.device)
     targets = raw_targets(rows, learned_reward=ensemble.learned_reward)
     normaliser = measure(rows.observation[training], targets[training])
+    if ensemble.scaled_by_task:
+        scale = torch.tensor(ensemble.task.input_scale, dtype=targets.dtype, device=targets.device)
+        normaliser = normaliser._replace(mean=torch.zeros_like(scale), std=scale)
     inputs = encode(rows.observation, rows.action, normaliser, ensemble.task.actions)
     normalised = (targets - normaliser.target_mean) / normaliser.target_std
     batch = Batch(inputs, normalised, rows.terminated.to(inputs.dtype))

@@ -1,0 +1,462 @@
+"""The parity suite is tested too: it fails for every one of many plausible faults, planted one at a time in the JAX code.
+
+A fault is a change of a function's source, as somebody might have mistyped or misunderstood it. The function object keeps its
+identity and gets the changed code, so that whoever imported it has the fault.
+"""
+
+import contextlib
+import importlib
+import inspect
+import operator
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from . import (
+    test_algorithms,
+    test_ensemble,
+    test_environment,
+    test_evaluation,
+    test_fitting,
+    test_lanes,
+    test_losses,
+    test_networks,
+    test_q_learning,
+    test_replay,
+    test_statistics,
+)
+from .agreement import Agreement
+
+Test = Callable[..., None]  # (rng, agree, *arguments)
+
+
+class Fault(NamedTuple):
+    """What is changed where, and which test of the suite must notice."""
+
+    where: str  # module:function, below mbrl_jax
+    old: str  # once in its source
+    new: str
+    test: Test
+    arguments: tuple[Any, ...] = ()
+
+
+@contextlib.contextmanager
+def planted(where: str, old: str, new: str) -> Iterator[None]:
+    """Within, the function ``where`` has ``new`` in place of ``old`` in its source.
+
+    Raises:
+      ValueError: its source does not have ``old`` exactly once.
+
+    """
+    module, name = where.split(":")
+    function = operator.attrgetter(name)(importlib.import_module(f"mbrl_jax.{module}"))
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(old) != 1:
+        raise ValueError(f"{where} has {old!r} {source.count(old)} times")
+    namespace = dict(function.__globals__)
+    exec(compile(source.replace(old, new), f"<{where} with a fault>", "exec"), namespace)  # the source is ours
+    sound = function.__code__
+    function.__code__ = namespace[function.__name__].__code__
+    jax.clear_caches()  # what was traced before does not have the fault, and what is traced now has
+    try:
+        yield
+    finally:
+        function.__code__ = sound
+        jax.clear_caches()
+
+
+def short_run(rng: np.random.Generator, agree: Agreement, protocol: str) -> None:
+    """A whole run in lockstep, of few steps."""
+    config = test_algorithms.change(
+        test_algorithms.CONFIG,
+        protocol=protocol,
+        random_transitions=150,
+        steps=90,
+        round_steps=30,
+        metric_steps=10,
+        environment={"time_limit": 15},
+        exploration={"start": 0.6, "end": 0.1},
+        model={"hidden": (8, 8), "batch_size": 16, "epochs": 2, "refit_batches": 3},
+        imagination={
+            "capacity": 1_000,
+            "cap": 6,
+            "controller": "schedule",
+            "controller_settings": {"start": 0, "end": 80, "first": 1, "last": 6},
+        },
+        agent={"hidden": (8, 8), "batch_size": 16, "real_ratio": 0.5, "learning_rate": 0.01, "learning_rate_decay": 0.5},
+        selection={"episodes": 5, "steps": 60},
+    )
+    ours, theirs = test_algorithms.both(config, jax.random.key(int(rng.integers(2**31))))
+    test_algorithms.compare_runs(agree, f"short, {protocol}", config, ours, theirs)
+
+
+statistics_of_rows = test_ensemble.test_statistics_are_those_of_the_rows_that_count
+inputs = test_ensemble.test_states_are_normalised_and_actions_encoded_alike
+predictions = test_ensemble.test_predictions_are_the_references
+imagined_steps = test_ensemble.test_imagined_steps_are_the_references
+bounded = test_ensemble.test_log_variances_are_bounded_alike_far_beyond_their_bounds
+gymnasium_step = test_environment.test_one_step_is_gymnasiums
+random_data = test_environment.test_random_data_and_their_packed_rows_are_the_references
+model_loss = test_losses.test_the_loss_and_each_of_its_gradients_are_the_references
+fit = test_fitting.test_a_fit_and_the_refit_after_it_are_the_references
+lanes = test_lanes.test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots
+q_targets = test_q_learning.test_targets_are_the_references
+q_loss = test_q_learning.test_the_loss_and_each_of_its_gradients_are_the_references
+q_updates = test_q_learning.test_a_thousand_updates_on_the_same_batches_end_at_the_same_networks
+ring = test_replay.test_a_ring_that_is_written_round_holds_and_samples_the_same_rows
+
+GAUSSIAN = {"kind": "gaussian"}
+ALL_OF_THE_PROTOCOL = ("ts1", "streaming", "all of the protocol")
+
+FAULTS = {
+    # the environment and the data
+    "termination judged on s": Fault(
+        "environment:_cartpole_terminated", "s2[..., 0]", "s[..., 0]", imagined_steps, (GAUSSIAN, "CartPole-v1")
+    ),
+    "only the angle ends an episode": Fault(
+        "environment:_cartpole_terminated",
+        "(jnp.abs(s2[..., 0]) > CARTPOLE_X) |",
+        "",
+        gymnasium_step,
+        ("CartPole-v1", 1_000, 1e-6),
+    ),
+    "a known reward of the wrong sign": Fault(
+        "environment:_minus_one_per_step", "-jnp.ones_like", "jnp.ones_like", gymnasium_step, ("MountainCar-v0", 100, 1e-6)
+    ),
+    "truncation treated as termination": Fault(
+        "algorithms.training:real_rows", "=transitions.terminated", "=transitions.terminated | transitions.truncated", random_data
+    ),
+    "the final observation replaced by the reset one": Fault(
+        "environment:make_environment",
+        "next_observation=observation",
+        "next_observation=jnp.where(terminated | truncated, fresh.observation, observation)",
+        random_data,
+    ),
+    "an episode that is never truncated": Fault(
+        "environment:make_environment", "terminated | truncated)", "terminated)", random_data
+    ),
+    "returns that run on over resets": Fault("environment:collect", "jnp.where(ended, 0.0, so_far))", "so_far)", random_data),
+    # the replay
+    "a cursor one row ahead": Fault("replay:write", "(replay.written + start) %", "(replay.written + start + 1) %", ring),
+    "sampling of rows not yet written": Fault(
+        "replay:sample", "size(replay).astype(jnp.uint32)", "jnp.uint32(replay.rows.shape[0])", ring
+    ),
+    "columns swapped in unpacking": Fault(
+        "replay:unpack",
+        "action, reward, terminated,",
+        "action, terminated, reward,",
+        test_replay.test_rows_come_out_of_their_packing_as_they_went_in,
+        (4, 2),
+    ),
+    # the model
+    "ddof 1": Fault("model.ensemble:measure", "axis=0) / total)", "axis=0) / (total - 1))", statistics_of_rows),
+    "no floor under a deviation": Fault(
+        "model.ensemble:measure", "jnp.where(std < SMALLEST_STD, 1.0, std)", "std", statistics_of_rows
+    ),
+    "actions encoded as 0 and 1": Fault("model.ensemble:encode", "(2 * action - 1)", "action", inputs, ("CartPole-v1",)),
+    "one-hot actions off by one": Fault(
+        "model.ensemble:encode", "jax.nn.one_hot(action,", "jax.nn.one_hot(action - 1,", inputs, ("Acrobot-v1",)
+    ),
+    "log-variance bounds swapped": Fault(
+        "model.ensemble:bound_log_variance",
+        "bounds.maximum - jax.nn.softplus(bounds.maximum - log_variance)",
+        "bounds.minimum - jax.nn.softplus(bounds.minimum - log_variance)",
+        bounded,
+    ),
+    "the change left in normalised units": Fault(
+        "model.ensemble:decode", "shift + scale * change", "change", imagined_steps, (GAUSSIAN, "CartPole-v1")
+    ),
+    "a variance taken for a deviation": Fault(
+        "model.ensemble:decode", "jnp.exp(0.5 *", "jnp.exp(1.0 *", imagined_steps, (GAUSSIAN, "CartPole-v1")
+    ),
+    "mean of log-variances in the mixture": Fault(
+        "model.ensemble:mixture_mean",
+        "jnp.log(jnp.mean(variance, axis=0))",
+        "jnp.mean(prediction.log_variance, axis=0)",
+        imagined_steps,
+        (GAUSSIAN, "CartPole-v1"),
+    ),
+    "a forgotten one half": Fault(
+        "model.losses:gaussian_nll", "0.5 * (", "1.0 * (", model_loss, ("likelihood, fixed bounds", "CartPole-v1")
+    ),
+    "squared errors averaged over axes": Fault(
+        "model.losses:squared_error",
+        "jnp.sum(jnp.square(mean - target), axis=-1)",
+        "jnp.mean(jnp.square(mean - target), axis=-1)",
+        model_loss,
+        ("squared error", "CartPole-v1"),
+    ),
+    "fixed bounds that learn": Fault(
+        "model.losses:member_loss",
+        "jax.lax.stop_gradient(bounds)",
+        "bounds",
+        model_loss,
+        ("likelihood, fixed bounds", "CartPole-v1"),
+    ),
+    "a penalty that pushes bounds apart": Fault(
+        "model.losses:bounds_penalty",
+        "jnp.sum(bounds.maximum) - jnp.sum(bounds.minimum)",
+        "jnp.sum(bounds.minimum) - jnp.sum(bounds.maximum)",
+        model_loss,
+        ("likelihood, learned bounds", "CartPole-v1"),
+    ),
+    "flags inverted in the cross-entropy": Fault(
+        "model.losses:termination_cross_entropy",
+        "terminated.astype",
+        "(~terminated).astype",
+        model_loss,
+        ("termination head", "CartPole-v1"),
+    ),
+    "weight decay without its half": Fault(
+        "model.losses:weight_penalty", "0.5 * ", "", model_loss, ("weight decay", "CartPole-v1")
+    ),
+    "a Laplacian that counts the action": Fault(
+        "model.losses:laplacian_directions",
+        "jnp.eye(size, ensemble.input_size)",
+        "jnp.eye(ensemble.input_size)",
+        model_loss,
+        ("Laplacian, exact", "CartPole-v1"),
+    ),
+    "Hutchinson's estimate not averaged": Fault(
+        "model.losses:laplacian_directions",
+        " / jnp.sqrt(1.0 * probes)",
+        "",
+        model_loss,
+        ("Laplacian, Hutchinson", "CartPole-v1"),
+    ),
+    "a Laplacian without the activation's curvature": Fault(
+        "networks:laplacian",
+        "second * jnp.sum(jnp.square(slope), axis=0) + first * total",
+        "first * total + 0.0 * second",
+        test_networks.test_the_laplacian_is_the_trace_of_the_hessian,
+        ("silu", (16,)),
+    ),
+    "epsilon inside Adam's root": Fault(
+        "networks:adam_step",
+        "ADAM.update(gradients, optimizer)",
+        "optax.scale_by_adam(b1=0.9, b2=0.999, eps=0.0, eps_root=1e-8).update(gradients, optimizer)",
+        test_networks.test_a_thousand_steps_of_adam_end_where_torchs_do,
+    ),
+    "held-out rows trained on": Fault(
+        "model.fitting:_descend", "batch + batch // (data.stride - 1)", "batch", fit, ("all members",)
+    ),
+    "elites by training loss": Fault(
+        "model.fitting:fit", "log.holdout_mse[-1] if", "log.loss[-1] if", fit, ("elites without early stopping",)
+    ),
+    "the worst members for elites": Fault(
+        "model.fitting:_elites", "jnp.argsort(holdout_mse)", "jnp.argsort(-holdout_mse)", fit, ("elites without early stopping",)
+    ),
+    "early stopping that keeps the last parameters": Fault(
+        "model.fitting:fit", "= now if patience is None else best", "= now", fit, ("early stopping, elites, resamples",)
+    ),
+    "a refit that begins its optimiser anew": Fault(
+        "model.fitting:refit",
+        "(state.params, state.bounds, state.optimizer), data",
+        "(state.params, state.bounds, ADAM.init((state.params, state.bounds))), data",
+        fit,
+        ("all members",),
+    ),
+    # imagination
+    "noise shared by all lanes": Fault(
+        "imagination.lanes:advance",
+        "noise = draw.noise if",
+        "noise = draw.noise[:1] + 0.0 * draw.noise if",
+        lanes,
+        ALL_OF_THE_PROTOCOL,
+    ),
+    "the cap off by one": Fault(
+        "imagination.lanes:advance",
+        "(lanes.depth + 1 >= config.cap)",
+        "(lanes.depth >= config.cap)",
+        lanes,
+        ("ts1", "streaming", "schedule"),
+    ),
+    "a horizon off by one": Fault(
+        "imagination.horizon:_rows_so_far", "(view.depth + 1)", "view.depth", lanes, ("ts1", "streaming", "fixed")
+    ),
+    "a schedule rounded to the nearest": Fault(
+        "imagination.horizon:schedule", "jnp.floor(depth)", "jnp.round(depth)", lanes, ("ts1", "streaming", "schedule")
+    ),
+    "a stop stored as a termination": Fault(
+        "imagination.lanes:advance",
+        "            terminated=imagined.terminated,\n            weight",
+        "            terminated=imagined.terminated | decision.stop,\n            weight",
+        lanes,
+        ALL_OF_THE_PROTOCOL,
+    ),
+    "lanes that go on after a termination": Fault(
+        "imagination.lanes:advance",
+        "ended = imagined.terminated | decision.stop",
+        "ended = decision.stop",
+        lanes,
+        ("ts1", "streaming", "schedule"),
+    ),
+    "a penalty that is added": Fault(
+        "imagination.lanes:advance",
+        "imagined.reward - decision.penalty",
+        "imagined.reward + decision.penalty",
+        lanes,
+        ALL_OF_THE_PROTOCOL,
+    ),
+    "idle lanes whose rows are kept": Fault(
+        "imagination.lanes:advance", "decision.keep & active", "decision.keep", lanes, ("ts1", "per_step", "all of the protocol")
+    ),
+    "roots taken from next observations": Fault(
+        "imagination.lanes:advance", "draws.root)).observation", "draws.root)).next_observation", lanes, ALL_OF_THE_PROTOCOL
+    ),
+    "predictions handed to other lanes": Fault(
+        "imagination.lanes:_ask", "leaf[place], prediction", "leaf[draw.deal], prediction", lanes, ("ts1", "streaming", "fixed")
+    ),
+    "a deviation for the mean of lane depths": Fault(
+        "imagination.lanes:advance", "(rows.depth + 1)", "rows.depth", lanes, ALL_OF_THE_PROTOCOL
+    ),
+    # the learner
+    "the target from the online network": Fault(
+        "agents.q_learning:QLearner.targets",
+        "value = self.values(state.target, batch",
+        "value = self.values(state.online, batch",
+        q_targets,
+        ("max", "known"),
+    ),
+    "the best action by the target network": Fault(
+        "agents.q_learning:QLearner.targets",
+        "self.values(state.online, batch.next_observation), axis",
+        "self.values(state.target, batch.next_observation), axis",
+        q_targets,
+        ("double", "known"),
+    ),
+    "a value that goes on after termination": Fault(
+        "agents.q_learning:QLearner.targets",
+        "discount * (1 - batch.terminated.astype(best.dtype)) * best",
+        "discount * best",
+        q_targets,
+        ("max", "known"),
+    ),
+    "a deviation of ddof 1 in the conservative target": Fault(
+        "agents.q_learning:QLearner.targets",
+        "jnp.std(each, axis=0)",
+        "jnp.std(each, axis=0, ddof=1)",
+        q_targets,
+        ("mean - beta std", "known"),
+    ),
+    "the other quantile": Fault(
+        "agents.q_learning:QLearner.targets",
+        "jnp.quantile(each, self.config.target_quantile,",
+        "jnp.quantile(each, 1 - self.config.target_quantile,",
+        q_targets,
+        ("quantile", "known"),
+    ),
+    "a keep weight ignored": Fault(
+        "agents.q_learning:QLearner.loss", "jnp.sum(weight * each)", "jnp.mean(each)", q_loss, ("squared", "CartPole-v1")
+    ),
+    "a Huber loss without its half": Fault(
+        "agents.q_learning:QLearner.loss",
+        "delta * (size - 0.5 * delta)",
+        "delta * (size - delta)",
+        q_loss,
+        ("huber", "CartPole-v1"),
+    ),
+    "tau and 1 - tau swapped": Fault(
+        "agents.q_learning:QLearner.update",
+        "t + self.config.target_rate * (p - t)",
+        "p + self.config.target_rate * (t - p)",
+        q_updates,
+        (0.0,),
+    ),
+    "a learning rate that does not decay": Fault(
+        "agents.q_learning:QLearner.update", " * (1 - self.config.learning_rate_decay * progress)", "", q_updates, (0.9,)
+    ),
+    "an update that freezes nothing": Fault(
+        "agents.q_learning:QLearner.update",
+        "jnp.where(frozen, old, new)",
+        "new",
+        test_q_learning.test_a_learner_that_meets_infinity_is_frozen_where_the_reference_is,
+    ),
+    # evaluation and whole runs
+    "returns that count steps after the end": Fault(
+        "evaluation:play_imagined",
+        "jnp.where(running, imagined.reward, 0.0)",
+        "imagined.reward",
+        test_evaluation.test_imagined_episodes_score_a_policy_alike,
+        (GAUSSIAN,),
+    ),
+    "imagined episodes that begin anywhere": Fault(
+        "evaluation:sample_first_observations",
+        "(rows.depth == 0)",
+        "(rows.depth >= 0)",
+        test_evaluation.test_first_observations_are_drawn_from_the_same_episodes,
+    ),
+    "greedy actions that are the worst": Fault(
+        "agents.q_learning:QLearner.greedy",
+        "jnp.argmax",
+        "jnp.argmin",
+        test_evaluation.test_greedy_real_episodes_earn_the_same_returns,
+    ),
+    "exploration that grows": Fault(
+        "algorithms.training:exploration_rate", "config.start + progress", "config.end - progress", short_run, ("interactive",)
+    ),
+    "the worst snapshot chosen": Fault(
+        "algorithms.dyna_q:make_train",
+        "challenger.score > incumbent.score",
+        "challenger.score < incumbent.score",
+        short_run,
+        ("batch",),
+    ),
+    "an incumbent judged by a world that is gone": Fault(
+        "algorithms.dyna_q:make_train", "score_of(incumbent.params)", "incumbent.score", short_run, ("interactive",)
+    ),
+    "real rows in place of imagined ones": Fault(
+        "algorithms.dyna_q:make_train",
+        "replay.sample(imagined, bits[0]), replay.sample(real, bits[1])",
+        "replay.sample(real, bits[0]), replay.sample(real, bits[1])",
+        short_run,
+        ("batch",),
+    ),
+    "a clock that stands still": Fault(
+        "algorithms.dyna_q:make_train", "return (time + 1, episode", "return (time + 0, episode", short_run, ("batch",)
+    ),
+    # statistics
+    "an interquartile mean that cuts a fifth": Fault(
+        "statistics:interquartile_mean",
+        "n // 4",
+        "n // 5",
+        test_statistics.test_the_interquartile_mean_is_scipys_trimmed_mean,
+        (64,),
+    ),
+    "an interval of 90 %": Fault(
+        "statistics:bootstrap",
+        "[0.025, 0.975]",
+        "[0.05, 0.95]",
+        test_statistics.test_bootstrap_intervals_are_the_percentiles_of_resampled_figures,
+        (64,),
+    ),
+    "shares strictly above the mark": Fault(
+        "statistics:fraction_at_least",
+        "scores >= mark",
+        "scores > mark",
+        test_statistics.test_shares_count_scores_at_the_mark_itself,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_suite_fails_for_every_planted_fault(rng: np.random.Generator, name: str) -> None:
+    fault = FAULTS[name]
+    with planted(fault.where, fault.old, fault.new), pytest.raises(AssertionError) as caught:
+        fault.test(rng, Agreement("fault"), *fault.arguments)
+    assert caught.traceback[-1].path.parent == Path(__file__).parent, "the code failed by itself, before it was compared"
+
+
+@pytest.mark.parametrize("protocol", ["batch", "interactive"])
+def test_short_runs_agree_while_no_fault_is_planted(rng: np.random.Generator, agree: Agreement, protocol: str) -> None:
+    short_run(rng, agree, protocol)
+
+
+def test_a_fault_that_changes_nothing_is_no_fault() -> None:
+    with pytest.raises(ValueError, match="0 times"), planted("model.losses:gaussian_nll", "0.7 * (", "1.0 * ("):
+        pass
