@@ -100,8 +100,8 @@ class ModelConfig:
     activation: Literal["silu", "tanh", "gelu", "relu"] = static("silu")
     """Nonlinearity between layers; the Laplacian penalty refuses relu, which has no second derivative."""
     input_scale: Literal["data", "task"] = static("data")
-    """Whether observations enter standardised by the data, or divided by the task's own scale. A policy that goes further than the
-    data did is many of their deviations out, where predictions are wrong; on the task's scale it is still within one."""
+    """Whether observations enter standardised by the data, or divided by the task's own scale. Where a policy goes further than
+    the data did it is many of their deviations out, and predictions are wrong; on the task's scale it is still within one."""
     kind: Literal["gaussian", "deterministic"] = static("gaussian")
     """Whether a member predicts mean and log-variance, or a mean only."""
     learn_bounds: bool = static(False)

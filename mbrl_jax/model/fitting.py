@@ -155,7 +155,7 @@ def _columns(ensemble: Ensemble, table: Array) -> tuple[Array, Array, Array]:
 def _descend(
     ensemble: Ensemble, start: Any, data: FitData, batches: Array, directions: Array, resting: Array | None = None
 ) -> tuple[Any, Array]:
-    """Adam steps of every member that does not rest [E], over minibatches [n, E, B] of training-row numbers; the mean loss [E]."""
+    """Adam steps of the members that do not rest [E], over minibatches [n, E, B] of training-row numbers; the mean loss [E]."""
     config = ensemble.config
 
     def loss(learned: tuple[Params, Bounds], batch: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The command line: ``mbrl-jax train``, ``compare`` and ``evaluate``."""
+"""The command line: ``mbrl-jax train``, ``compare``, ``evaluate`` and ``reference``."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from rich.table import Table
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import comparison, execution
+from mbrl_jax.runs import comparison, execution, results, runner
 from mbrl_jax.runs.display import Display
 
 USAGE = """usage: mbrl-jax COMMAND …
@@ -25,6 +25,8 @@ USAGE = """usage: mbrl-jax COMMAND …
       train the model-based and the model-free arm on the same real data, and set them side by side
   evaluate DIR [--episodes 50] [--env gymnax|gymnasium] [--seed BASE]
       play the policies that a run saved
+  reference CONFIG --seeds N --out DIR [--seed BASE] [--compile] [--processes N] [--device cpu] [--any.setting VALUE …]
+      the same run in plain PyTorch, one seed after another, with the same files as `train` (needs the extra `torch`)
 
 Each command says more with --help; `train CONFIG --help` lists every setting. Presets: {presets}"""
 
@@ -32,7 +34,12 @@ Each command says more with --help; `train CONFIG --help` lists every setting. P
 def main(arguments: Sequence[str] | None = None) -> None:
     """The ``mbrl-jax`` command. Exits with 2 after bad input, saying what was wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "compare": _compare, "evaluate": _evaluate}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "compare": _compare,
+        "evaluate": _evaluate,
+        "reference": _reference,
+    }
     if not words or words[0] not in commands:
         _show_usage(words)
     try:
@@ -72,36 +79,66 @@ def read_preset(name: str) -> ModelFreeQConfig:
     return settings.load(name)
 
 
-def _train(words: list[str]) -> None:
+def _parse(command: str, words: list[str], *options: tuple[str, Any, Any]) -> Any:
+    """The flags of a command that takes CONFIG, a new folder, seeds, ``options`` (name, type, default) and any setting."""
     if not words or words[0].startswith("-"):
         _show_usage(words)
     preset = read_preset(words[0])
-    flags = dataclasses.make_dataclass(
-        "Train",
-        [
-            ("seeds", int),
-            ("out", Path),
-            ("seed", int, 0),
-            ("config", Annotated[type(preset), tyro.conf.arg(name="")], preset),
-        ],
-    )
-    given: Any = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax train {words[0]}", description=type(preset).__doc__)
-    _check(given.config, given.seeds)
+    fields: list[Any] = [
+        ("seeds", int),
+        ("out", Path),
+        ("seed", int, 0),
+        *options,
+        ("config", Annotated[type(preset), tyro.conf.arg(name="")], preset),
+    ]
+    flags = dataclasses.make_dataclass(command.capitalize(), fields)
+    given: Any = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax {command} {words[0]}", description=type(preset).__doc__)
+    _check(given.config, given.seeds, given.seed)
+    return given
+
+
+def _train(words: list[str]) -> None:
+    given = _parse("train", words)
     train(given.config, given.seeds, given.out, given.seed)
 
 
 def train(config: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
     """Train all seeds, and write the run's folder."""
     execution.use_all_cores()
-    from mbrl_jax.runs import figures, results, runner
-
     runner.make_train(config)  # refuses what cannot work before a folder is made
     folder = results.make_folder(out)
     with Display.standard(settings.algorithm_name(config)) as display:
         run = runner.run(config, seeds, base_seed=seed, display=display)
+    _report(run, folder)
+
+
+def _reference(words: list[str]) -> None:
+    options = (("compile", bool, False), ("processes", int, 1), ("device", str, "cpu"))
+    given = _parse("reference", words, *options)
+    from mbrl_jax.runs import reference
+
+    runner.make_train(given.config)  # refuses what cannot work before a folder is made
+    folder = results.make_folder(given.out)
+    with Display.standard(f"reference, {settings.algorithm_name(given.config)}") as display:
+        run = reference.run(
+            given.config,
+            given.seeds,
+            base_seed=given.seed,
+            compiled=given.compile,
+            processes=given.processes,
+            device=given.device,
+            display=display,
+        )
+    _report(run, folder)
+
+
+def _report(run: runner.Run, folder: Path) -> None:
+    """Write a run into its folder and print its figures."""
+    from mbrl_jax.runs import figures
+
     summary = results.write(run, folder)
     figures.draw_run(run, folder / "curves.png")
-    table = Table(title=f"{summary['algorithm']}, {summary['protocol']}, {seeds} seeds")
+    table = Table(title=f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}")
     for column in ("policy", "IQM", *(f">= {mark}" for mark in statistics.SUCCESS_MARKS)):
         table.add_column(column)
     for arm in ("chosen", "last"):
@@ -154,10 +191,10 @@ def _compare(words: list[str]) -> None:
 def compare(model_based: ModelFreeQConfig, model_free: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
     """Train both arms, write a folder for each, the table and the figure."""
     comparison.check_arms(model_based, model_free)
-    _check(model_based, seeds)
-    _check(model_free, seeds)
+    _check(model_based, seeds, seed)
+    _check(model_free, seeds, seed)
     execution.use_all_cores()
-    from mbrl_jax.runs import figures, results, runner
+    from mbrl_jax.runs import figures
 
     folder = results.make_folder(out)
     runs: list[runner.Run] = []
@@ -196,7 +233,7 @@ def _evaluate(words: list[str]) -> None:
             seed: of the initial states
 
         """
-        from mbrl_jax.runs import playing, results
+        from mbrl_jax.runs import playing
 
         config, policies = results.load_policies(directory)
         table = Table(title=f"{config.environment.name} of {env}, {episodes} episodes a policy")
@@ -213,10 +250,9 @@ def _evaluate(words: list[str]) -> None:
     tyro.cli(flags, args=words, prog="mbrl-jax evaluate")
 
 
-def _check(config: ModelFreeQConfig, seeds: int) -> None:
+def _check(config: ModelFreeQConfig, seeds: int, seed: int) -> None:
     settings.check(config)
-    if seeds < 1:
-        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
+    runner.check_seeds(seeds, seed)
 
 
 if __name__ == "__main__":

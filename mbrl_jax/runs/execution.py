@@ -6,6 +6,7 @@ its own, and counters that all seeds share stay unbatched.
 """
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,6 +76,13 @@ def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any
         return jax.tree.unflatten(tree_out, [x if has else x[0] for x, has in zip(leaves_out, own_out, strict=True)])
 
     return jax.shard_map(share, mesh=layout.mesh, in_specs=_specs(in_axes), out_specs=_specs(out_axes), check_vma=False)
+
+
+def device() -> str:
+    """The devices that computed, in words."""
+    devices = jax.local_devices()
+    kind = devices[0].device_kind if devices[0].platform != "cpu" else f"cpu ({platform.machine()})"
+    return f"{len(devices)} x {kind}"
 
 
 class Compiled(NamedTuple):

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "real_steps_per_second": seeds * config.steps / run.seconds.train,
         "imagined_transitions_per_second": seeds * imagined / run.seconds.train,
         "bytes_per_seed": {"state": run.state_bytes_per_seed, "temporary": run.temporary_bytes_per_seed},
-        "versions": versions(),
-        "device": device(),
-        "precision": f"float32, matrix products {config.precision}",
+        "backend": run.backend.name,
+        "versions": versions(run.backend.packages),
+        "device": run.backend.device,
+        "precision": run.backend.precision,
         "git": git_revision(),
     }
 
@@ -148,17 +149,9 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a figure depends on."""
-    packages = ("mbrl-jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-
-
-def device() -> str:
-    """The devices that computed, in words."""
-    devices = jax.local_devices()
-    kind = devices[0].device_kind if devices[0].platform != "cpu" else f"cpu ({platform.machine()})"
-    return f"{len(devices)} x {kind}"
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of what a figure depends on: Python, this library and ``packages``."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("mbrl-jax", *packages)}}
 
 
 def git_revision() -> str | None:

@@ -30,6 +30,15 @@ class Seconds(NamedTuple):
         return self.collect + self.fit + self.train + self.evaluate
 
 
+class Backend(NamedTuple):
+    """What computed a run."""
+
+    name: str  # jax or pytorch
+    device: str
+    precision: str
+    packages: tuple[str, ...]  # whose versions the figures depend on
+
+
 class Run(NamedTuple):
     """A finished run of many seeds: numpy arrays with a leading axis of seeds."""
 
@@ -37,13 +46,27 @@ class Run(NamedTuple):
     base_seed: int
     result: Result  # leaves [seeds, ...]; metrics [seeds, rounds, ...]
     seconds: Seconds
-    state_bytes_per_seed: int  # what a seed holds between two rounds
-    temporary_bytes_per_seed: int  # what the largest compiled function needs besides, shared out over its seeds
+    backend: Backend
+    state_bytes_per_seed: int | None  # what a seed holds between two rounds, none if it is not known
+    temporary_bytes_per_seed: int | None  # what the largest compiled function needs besides, shared out over its seeds
 
 
 def make_train(config: ModelFreeQConfig) -> Train:
     """The algorithm that ``config`` configures."""
     return dyna_q.make_train(config) if isinstance(config, DynaQConfig) else model_free_q.make_train(config)
+
+
+def check_seeds(seeds: int, base_seed: int) -> None:
+    """Refuse seeds that cannot be.
+
+    Raises:
+      ConfigError: there are none, or the base is out of range.
+
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
+    if not 0 <= base_seed < 2**32:
+        raise ConfigError(f"seed: {base_seed!r} is out of range; it must be from 0 to 2^32 - 1")
 
 
 def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Display | None = None) -> Run:
@@ -59,10 +82,7 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
       ConfigError: the settings cannot work, or there are no seeds.
 
     """
-    if seeds < 1:
-        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
-    if not 0 <= base_seed < 2**32:
-        raise ConfigError(f"seed: {base_seed!r} is out of range; it must be from 0 to 2^32 - 1")
+    check_seeds(seeds, base_seed)
     show = Display.silent() if display is None else display
     algorithm = make_train(config)
     layout = execution.choose_layout(seeds)
@@ -108,7 +128,9 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
     result = jax.tree.map(lambda leaf: np.asarray(leaf)[:seeds], result)
     seconds = Seconds(sum(made.seconds for made in compiled), seconds_collect, seconds_fit, seconds_train, seconds_evaluate)
     temporary = max(made.temporary_bytes for made in compiled) * layout.mesh.size // layout.padded(seeds)
-    return Run(config, base_seed, result, seconds, state_bytes, temporary)
+    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    backend = Backend("jax", execution.device(), f"float32, matrix products {config.precision}", packages)
+    return Run(config, base_seed, result, seconds, backend, state_bytes, temporary)
 
 
 def frozen_seeds(outcome: Outcome) -> list[int]:

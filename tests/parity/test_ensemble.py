@@ -25,12 +25,13 @@ VARIETIES = [
 ]
 
 
-def ask(rng: np.random.Generator, twins: ModelTwins, rows: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(observations [M, B, D], actions [M, B], noise [M, B, D]) for every member its own."""
+def ask(rng: np.random.Generator, twins: ModelTwins, rows: int = 100) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(observations [M, B, D] on both sides of where episodes end, actions [M, B], noise [M, B, D]) for every member its own."""
     shape = (twins.config.members, rows)
     size = twins.task.observation_size
     action = rng.integers(0, twins.task.actions, shape).astype(np.int32)
-    return rng.normal(size=(*shape, size)), action, rng.normal(size=(*shape, size))
+    observation = np.array(twins.task.input_scale) * rng.normal(size=(*shape, size))
+    return observation, action, rng.normal(size=(*shape, size))
 
 
 def test_statistics_are_those_of_the_rows_that_count(rng: np.random.Generator, agree: Agreement) -> None:

@@ -17,6 +17,7 @@ SUMMARY_FIELDS = {
     "algorithm",
     "protocol",
     "seeds",
+    "backend",
     "real_transitions",
     "imagined_transitions",
     "updates",
@@ -153,6 +154,19 @@ def test_compare_trains_both_arms_and_prints_one_table(command):
         json.loads((out / arm / "summary.json").read_text())["random_return"] for arm in ("model_based", "model_free")
     }
     assert len(random_returns) == 1  # both saw the same real data
+
+
+def test_reference_writes_what_train_writes(command, trained):
+    pytest.importorskip("torch", reason="the reference is written in PyTorch: pip install 'mbrl-jax[torch]'")
+    out = command.folder / "reference"
+    done = command("reference", "smoke", "--seeds", 2, "--out", out, "--processes", 2, "--agent.learning-rate", "0.002")
+    assert {path.name for path in out.iterdir()} == {path.name for path in trained[0].iterdir()}
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (trained[0], out))
+    assert set(ours) == set(theirs)
+    assert (ours["backend"], theirs["backend"]) == ("jax", "pytorch")
+    assert ours["config"] == theirs["config"]
+    assert "pytorch" in done.stdout
+    assert "chosen" in command("evaluate", out, "--episodes", 3).stdout
 
 
 def test_an_output_folder_that_exists_is_left_alone(capsys, tmp_path):

@@ -1,0 +1,140 @@
+"""Runs the PyTorch reference for several seeds, one after another, and brings its results into the form of every other run.
+
+So a reference run writes the same files, the same commands play its policies, and the same code draws its figures. PyTorch is
+imported only here, and only when a run begins.
+"""
+
+import dataclasses
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import jax
+import numpy as np
+
+from mbrl_jax.agents.q_learning import UpdateLog
+from mbrl_jax.algorithms import dyna_q, model_free_q
+from mbrl_jax.algorithms.training import Outcome, Result
+from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, check
+from mbrl_jax.imagination.lanes import LaneLog
+from mbrl_jax.model.fitting import FitLog
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.runner import Backend, Run, Seconds, check_seeds
+from mbrl_jax.statistics import interquartile_mean
+
+PACKAGES = ("torch", "gymnasium", "numpy")
+
+
+def run(
+    config: ModelFreeQConfig,
+    seeds: int,
+    *,
+    base_seed: int = 0,
+    compiled: bool = False,
+    processes: int = 1,
+    device: str = "cpu",
+    display: Display | None = None,
+) -> Run:
+    """Train ``seeds`` agents by the reference.
+
+    Args:
+      config: what to train; ``precision`` says nothing here, PyTorch multiplies float32 in full.
+      seeds: at least 1.
+      base_seed: seed i's numbers follow from this and i alone; they are not the numbers of the JAX side's seeds.
+      compiled: whether hot functions go through ``torch.compile`` (on a GPU as CUDA graphs). One round is run beforehand, and its
+        time is reported as compilation.
+      processes: seeds that run side by side, each on one thread.
+      device: as PyTorch names it.
+      display: shows progress; none is silent.
+
+    Raises:
+      ConfigError: the settings cannot work, there are no seeds or no processes, or PyTorch is not installed.
+
+    """
+    check(config)
+    check_seeds(seeds, base_seed)
+    if processes < 1:
+        raise ConfigError(f"processes: {processes!r} is out of range; it must be at least 1")
+    try:
+        import mbrl_jax.reference  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"reference: {error}") from error
+    show = Display.silent() if display is None else display
+    show.phase("training", total=seeds)
+    jobs = [(config, base_seed, number, compiled, device) for number in range(seeds)]
+    done: list[tuple[Result, Seconds]] = []
+    returns: list[float] = []
+
+    def finished(one: tuple[Result, Seconds]) -> None:
+        done.append(one)
+        returns.append(float(np.mean(one[0].outcome.returns_last)))
+        show.round(float(interquartile_mean(np.array(returns))))
+
+    if processes == 1:
+        for job in jobs:
+            finished(train(*job))
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            for one in pool.map(train, *zip(*jobs, strict=True)):
+                finished(one)
+    show.phase("done")
+    result = jax.tree.map(lambda *leaves: np.stack(leaves), *(one[0] for one in done))
+    seconds = Seconds(*(float(sum(column)) for column in zip(*(one[1] for one in done), strict=True)))
+    name = f"{processes} x {platform.machine()} thread" if device == "cpu" else device
+    return Run(config, base_seed, result, seconds, Backend("pytorch", name, "float32", PACKAGES), None, None)
+
+
+def train(config: ModelFreeQConfig, base_seed: int, number: int, compiled: bool, device: str) -> tuple[Result, Seconds]:
+    """One seed's run on one thread: its result, as the JAX side has it, and its seconds by phase."""
+    import torch
+
+    from mbrl_jax.reference.algorithms import dyna_q as reference_dyna_q
+    from mbrl_jax.reference.algorithms import model_free_q as reference_model_free_q
+    from mbrl_jax.reference.draws import Draws
+
+    torch.set_num_threads(1)
+    loop: Any = reference_dyna_q.train if isinstance(config, DynaQConfig) else reference_model_free_q.train
+    seed = int(np.random.SeedSequence([base_seed, number]).generate_state(1, np.uint64)[0] >> 1)
+    warm_up = 0.0
+    if compiled:
+        short = dataclasses.replace(config, steps=config.round_steps)
+        before = time.perf_counter()
+        loop(short, Draws(short, seed, device=device), device=device, compile_=True)
+        warm_up = time.perf_counter() - before
+    finished = loop(config, Draws(config, seed, device=device), device=device, compile_=compiled)
+    spent = finished.seconds
+    training = sum(spent.get(phase, 0.0) for phase in ("train", "refit", "select", "curve"))
+    seconds = Seconds(warm_up, spent["collect"], spent.get("fit", 0.0), training, spent["evaluate"])
+    return as_result(config, finished), seconds
+
+
+def as_result(config: ModelFreeQConfig, finished: Any) -> Result:
+    """A :class:`mbrl_jax.reference.algorithms.result.Result` as a :class:`mbrl_jax.algorithms.training.Result`."""
+    from mbrl_jax.reference.weights import q_to_flax
+
+    chosen = q_to_flax(finished.networks["chosen"]) if "chosen" in finished.networks else None
+    outcome = Outcome(
+        last=q_to_flax(finished.networks["target"]),
+        chosen=chosen,
+        returns_last=finished.returns_last,
+        returns_chosen=finished.returns_chosen,
+        frozen=finished.frozen,
+        updates=finished.updates,
+    )
+    told = finished.metrics
+    update = UpdateLog(told["loss"], told["scaled_loss"])
+    if not isinstance(config, DynaQConfig):
+        return Result(outcome, finished.collected, (), model_free_q.Metrics(update, told["curve_return"]))
+    refit = FitLog(*(told[f"refit_{name}"] for name in FitLog._fields)) if config.protocol == "interactive" else None
+    metrics = dyna_q.Metrics(
+        update=update,
+        lanes=LaneLog(*(told[f"lane_{name}"] for name in LaneLog._fields)),
+        curve_return=told["curve_return"],
+        score=told["score"],
+        chosen_score=told["chosen_score"],
+        is_chosen=told["is_chosen"],
+        refit=refit,
+    )
+    return Result(outcome, finished.collected, FitLog(**finished.fit), metrics)

@@ -1,0 +1,75 @@
+"""Runs of the reference by themselves; that they are the JAX side's runs is the parity suite's matter."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mbrl_jax.config import DynaQConfig, ModelFreeQConfig
+from mbrl_jax.reference.algorithms import dyna_q, model_free_q
+from mbrl_jax.reference.draws import Draws
+from mbrl_jax.reference.environment import Simulator, make_task
+
+from .conftest import change
+
+
+def test_the_same_seed_gives_the_same_run(tiny: DynaQConfig) -> None:
+    runs = [dyna_q.train(tiny, Draws(tiny, seed)) for seed in (1, 1, 2)]
+    for name, leaf in runs[0].networks["target"].items():
+        assert torch.equal(leaf, runs[1].networks["target"][name])
+    assert any(not torch.equal(leaf, runs[2].networks["target"][name]) for name, leaf in runs[0].networks["target"].items())
+
+
+def test_a_run_makes_its_transitions_and_updates(tiny: DynaQConfig, baseline: ModelFreeQConfig) -> None:
+    for config in (tiny, change(tiny, "agent", updates_per_step=2)):
+        run = dyna_q.train(config, Draws(config, 0))
+        assert run.updates == config.steps * config.agent.updates_per_step
+        assert len(run.real["reward"]) == config.real_transitions
+        assert len(run.imagined["reward"]) == config.imagination.capacity
+        assert run.metrics["loss"].shape == (2, 2)
+    alone = model_free_q.train(baseline, Draws(baseline, 0))
+    assert alone.returns_chosen is None
+    assert alone.updates == baseline.steps
+
+
+def test_a_learner_that_goes_non_finite_is_frozen_at_finite_parameters(tiny: DynaQConfig) -> None:
+    exploding = change(tiny, "agent", learning_rate=1e38)
+    run = dyna_q.train(exploding, Draws(exploding, 0))
+    assert run.frozen
+    assert run.updates < exploding.steps
+    assert all(torch.isfinite(leaf).all() for leaf in run.networks["online"].values())
+
+
+def test_the_seconds_are_told_by_phase(tiny: DynaQConfig) -> None:
+    assert set(dyna_q.train(tiny, Draws(tiny, 0)).seconds) == {"collect", "fit", "train", "select", "curve", "evaluate"}
+
+
+def test_an_episode_is_truncated_at_its_limit_and_goes_on_from_the_reset() -> None:
+    simulator = Simulator(make_task("CartPole-v1", 3))
+    simulator.reset(np.zeros(4))
+    flags = [simulator.step(i % 2)[2:] for i in range(3)]
+    assert flags == [(False, False), (False, False), (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "message"),
+    [
+        ("imagination", {"controller": "macura", "controller_settings": {}}, "imagination.controller: 'macura'"),
+        ("imagination", {"controller_settings": {"depth": 3}}, "imagination.controller_settings"),
+        ("agent", {"input_scale": (1.0,)}, "agent.input_scale"),
+    ],
+)
+def test_settings_that_the_reference_does_not_have_are_named(
+    tiny: DynaQConfig, group: str, settings: dict[str, object], message: str
+) -> None:
+    config = change(tiny, group, **settings)
+    with pytest.raises(ValueError, match=message):
+        dyna_q.train(config, Draws(config, 0))
+
+
+def test_the_jax_side_never_imports_torch() -> None:
+    rooms = "mbrl_jax, mbrl_jax.runs.command_line, mbrl_jax.runs.reference, mbrl_jax.runs.figures"
+    program = f"import sys, {rooms}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
