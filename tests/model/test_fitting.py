@@ -131,6 +131,16 @@ def test_the_statistics_are_those_of_the_training_rows(fitted, random_transition
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_inputs_on_the_tasks_scale_are_divided_by_it_and_not_standardised(make_ensemble, fit, real_rows):
+    ensemble = make_ensemble(input_scale="task", kind="deterministic", epochs=20)
+    state, log = fit(ensemble, real_rows)
+    np.testing.assert_array_equal(state.normaliser.state_mean, np.zeros(4))
+    np.testing.assert_array_equal(state.normaliser.state_std, np.float32(ensemble.spec.observation_scale))
+    assert (state.normaliser.target_std < 0.5).all()  # targets are standardised all the same
+    np.testing.assert_allclose(log.holdout_mse[-1], holdout_errors(ensemble, state, real_rows)[0], rtol=1e-4)
+    assert (log.holdout_mse[-1] < 0.2 * log.holdout_mse[0]).all()
+
+
 def test_deterministic_members_learn_and_their_likelihood_is_half_the_error(make_ensemble, fit, real_rows):
     _, log = fit(make_ensemble(kind="deterministic", epochs=25), real_rows)
     assert (log.holdout_mse[-1] < 0.1 * log.holdout_mse[0]).all()
