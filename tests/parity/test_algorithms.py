@@ -24,8 +24,8 @@ from mbrl_jax.reference import weights
 from .agreement import Agreement
 from .lockstep import both
 
-# An upright pole multiplies rounding by ten in thirty steps, so that even in float64 two correct simulators part within an episode
-# of 500 steps. Episodes are truncated before that shows, which has truncation take part in every run.
+# An upright pole multiplies rounding by ten in thirty steps: even in float64 two correct simulators part within an episode of 500
+# steps. Episodes are truncated before that shows, which has truncation take part in every run.
 CONFIG = DynaQConfig(
     environment=EnvironmentConfig(time_limit=60),
     random_transitions=500,

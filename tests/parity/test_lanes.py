@@ -28,16 +28,16 @@ def spread_penalty() -> horizon.HorizonController:
 
     def calibrate(state: Any, ensemble: Any, members: Any, rows: jax.Array, valid: jax.Array) -> Any:
         seen = jnp.sum(jnp.where(valid[:, None], rows, 0.0)[:, :4]) / jnp.sum(valid.astype(rows.dtype))
-        return (state[0], 0.5 + 0.1 * jnp.tanh(seen))
+        return (state[0], 1.2 + 0.1 * jnp.tanh(seen))
 
     def step(state: Any, view: horizon.View) -> tuple[Any, horizon.Decision]:
         used, limit = state
         spread = jnp.std(view.everyone.mean, axis=0).mean(-1)
+        typical = jnp.mean(spread)
         used = jnp.where(view.depth == 0, 0.0, used) + spread
         far = jnp.abs(view.next_observation - view.root).sum(-1)
-        return (used, limit), horizon.Decision(
-            keep=spread < limit, stop=used > 2 * limit, penalty=0.1 * far + 0.01 * view.member.astype(far.dtype)
-        )
+        penalty = 0.1 * far + 0.01 * view.member.astype(far.dtype)
+        return (used, limit), horizon.Decision(keep=spread < limit * typical, stop=used > 2.5 * limit * typical, penalty=penalty)
 
     init = lambda k: (jnp.zeros(k), jnp.ones(()))  # noqa: E731
     return horizon.HorizonController(init, calibrate, step, needs_members=True)
@@ -52,15 +52,17 @@ class SpreadPenalty:
         return torch.zeros(count, dtype=torch.float64), torch.ones((), dtype=torch.float64)
 
     def calibrate(self, state: Any, world: Any, rows: Any) -> Any:
-        return state[0], 0.5 + 0.1 * torch.tanh(rows.observation.sum(-1).mean())
+        return state[0], 1.2 + 0.1 * torch.tanh(rows.observation.sum(-1).mean())
 
     def step(self, state: Any, view: reference_horizon.View) -> tuple[Any, reference_horizon.Decision]:
         used, limit = state
         assert view.everyone is not None
         spread = view.everyone.mean.std(0, correction=0).mean(-1)
+        typical = spread.mean()
         used = torch.where(view.depth == 0, 0.0, used) + spread
         far = (view.next_observation - view.root).abs().sum(-1)
-        decision = reference_horizon.Decision(spread < limit, used > 2 * limit, 0.1 * far + 0.01 * view.member)
+        keep, stop = spread < limit * typical, used > 2.5 * limit * typical
+        decision = reference_horizon.Decision(keep, stop, 0.1 * far + 0.01 * view.member)
         return (used, limit), decision
 
 
