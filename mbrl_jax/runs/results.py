@@ -155,7 +155,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the source, with ``+changes`` if files differ from it; none outside a checkout."""
+    """The revision of the source, with ``+changes`` if files other than results differ from it; none outside a checkout."""
     here = Path(__file__)
 
     def git(*words: str) -> str:
@@ -164,6 +164,7 @@ def git_revision() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", here.name)  # a checkout of this source, not one that an installation lies in
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None

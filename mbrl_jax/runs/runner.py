@@ -14,6 +14,8 @@ from mbrl_jax.runs import execution
 from mbrl_jax.runs.display import Display
 from mbrl_jax.statistics import interquartile_mean
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions figures depend on
+
 
 class Seconds(NamedTuple):
     """Wall-clock time of a run."""
@@ -128,8 +130,7 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
     result = jax.tree.map(lambda leaf: np.asarray(leaf)[:seeds], result)
     seconds = Seconds(sum(made.seconds for made in compiled), seconds_collect, seconds_fit, seconds_train, seconds_evaluate)
     temporary = max(made.temporary_bytes for made in compiled) * layout.mesh.size // layout.padded(seeds)
-    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    backend = Backend("jax", execution.device(), f"float32, matrix products {config.precision}", packages)
+    backend = Backend("jax", execution.device(), f"float32, matrix products {config.precision}", PACKAGES)
     return Run(config, base_seed, result, seconds, backend, state_bytes, temporary)
 
 
