@@ -62,7 +62,7 @@ class SpreadPenalty:
         used = torch.where(view.depth == 0, 0.0, used) + spread
         far = (view.next_observation - view.root).abs().sum(-1)
         keep, stop = spread < limit * typical, used > 2.5 * limit * typical
-        decision = reference_horizon.Decision(keep, stop, 0.1 * far + 0.01 * view.member)
+        decision = reference_horizon.Decision(keep, stop, 0.1 * far + 0.01 * view.member.to(far.dtype))
         return (used, limit), decision
 
 

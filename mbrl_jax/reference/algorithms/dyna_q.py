@@ -144,7 +144,8 @@ def train(
             is_chosen = score > chosen_score
             if is_chosen:
                 chosen, chosen_score = copy.deepcopy(learner.target), score
-            rounds.add(score=torch.tensor(score), chosen_score=torch.tensor(chosen_score), is_chosen=torch.tensor(is_chosen))
+            scores = torch.tensor([score, chosen_score], dtype=dtype)
+            rounds.add(score=scores[0], chosen_score=scores[1], is_chosen=torch.tensor(is_chosen))
 
         with clock.phase("curve"):
             starts_real = draws.curve_starts(time, config.evaluation.curve_episodes)
