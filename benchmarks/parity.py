@@ -2,9 +2,9 @@
 
     python benchmarks/parity.py [--seed N]
 
-Runs tests/parity, gathers what every comparison found, writes benchmarks/results/parity/table.json with a row for each subject, and
-prints them by room: the largest relative error of any number in any comparison (the largest difference over the largest size in
-its array), beside the tolerance that the suite demands. The planted faults run with it and are counted.
+Runs tests/parity, gathers what every comparison found, writes benchmarks/results/parity/table.json with a row for each subject,
+and prints them by room: the largest relative error of any number in any comparison (the largest difference over the largest size
+in its array), beside the tolerance that the suite demands. The planted faults run with it and are counted.
 """
 
 import argparse
