@@ -45,7 +45,8 @@ def run(
       base_seed: seed i's numbers follow from this and i alone; they are not the numbers of the JAX side's seeds.
       compiled: whether hot functions go through ``torch.compile`` (on a GPU as CUDA graphs). One round is run beforehand, and its
         time is reported as compilation.
-      processes: seeds that run side by side, each on one thread.
+      processes: seeds that run side by side, each on one thread. The seconds of the run are sums over seeds all the same, and its
+        rates are therefore those of one process.
       device: as PyTorch names it.
       display: shows progress; none is silent.
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import torch
 
-FLOAT64, FLOAT32 = 1e-9, 1e-5
+FLOAT64 = 1e-9
 
 
 @contextlib.contextmanager
