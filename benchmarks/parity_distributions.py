@@ -63,15 +63,6 @@ def curve_test(a: np.ndarray, b: np.ndarray, permutations: int = 2_000) -> tuple
     return found, (1 + sum(value >= found for value in shuffled)) / (1 + permutations)
 
 
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down correction."""
-    order, corrected, largest = np.argsort(p_values), [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
-
-
 def measure(name: str, ours: runner.Run, theirs: runner.Run) -> dict[str, Any]:
     """An arm's tests, and both sides' summaries."""
     tests: list[dict[str, Any]] = []
@@ -116,7 +107,7 @@ def print_table(folder: Path) -> None:
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ARMS if (folder / f"{name}.json").exists()
     ]
     tests = [{"arm": arm["arm"], **test} for arm in arms for test in arm["tests"]]
-    corrected = holm([test["p"] for test in tests])
+    corrected = statistics.holm([test["p"] for test in tests])
     table = Table("arm", "figure", "JAX, IQM", "reference, IQM", "p", "p, Holm")
     for test, p in zip(tests, corrected, strict=True):
         iqms = [f"{statistics.Estimate(*test[side]).value:.4g}" if side in test else "" for side in ("jax", "reference")]

@@ -85,6 +85,9 @@ class EnvironmentConfig:
     """The environment's registered name."""
     time_limit: int | None = static(None, minimum=1)
     """Steps until an episode is truncated; none takes the task's own."""
+    observation_noise: float = traced(0.0, minimum=0)
+    """Noise of the measurements in the random real transitions (batch protocol): its standard deviation as a share of the task's
+    scale of each axis. It acts when they are collected, so a run has the one that it was made with."""
 
 
 @settings
@@ -150,8 +153,9 @@ class ImaginationConfig:
     """Depth at which any lane re-roots, whatever its controller says."""
     restart: Literal["streaming", "per_step"] = static("streaming")
     """Whether a lane re-roots as soon as it ends, or all lanes re-root at every real step and ended ones idle."""
-    sampling: Literal["ts1", "ts_infinity", "mean"] = static("ts1")
-    """Who predicts: a freshly dealt member each step, a lane's own member, or the mean of all members."""
+    sampling: Literal["ts1", "ts_infinity", "mean", "fused", "infoprop"] = static("ts1")
+    """Who predicts: a freshly dealt member each step, a lane's own member, the mean of all members, their precision-weighted
+    fusion, or a dealt member's sample pulled towards that fusion by what the members agree on (Infoprop)."""
     epsilon: float = traced(0.1, minimum=0, maximum=1)
     """Share of random actions in imagination."""
     capacity: int = static(20_000, minimum=1)
@@ -162,6 +166,13 @@ class ImaginationConfig:
         default_factory=lambda: {"length": 3}, metadata={"traced": True, "limits": Limits()}
     )
     """The controller's own numbers, by the names of its function's arguments."""
+    measure: Literal["std", "max_pairwise", "max_aleatoric", "gjs", "one_vs_rest"] = static("std")
+    """The members' disagreement that the threshold controllers and the penalty on disagreement go by."""
+    penalty: Literal["none", "mopo", "disagreement", "halt"] = static("none")
+    """What is taken from the reward of imagined rows: the largest predicted deviation (MOPO), the disagreement, or, where the
+    controller stops, everything: the row becomes a terminal (MOReL)."""
+    penalty_weight: float = traced(0.0, minimum=0)
+    """Weight of that penalty; for the halt, the terminal's reward is minus this."""
 
 
 @settings
@@ -182,14 +193,18 @@ class QLearningConfig:
     """Rows of an update's minibatch."""
     updates_per_step: int = static(1, minimum=1)
     """Updates per real step."""
+    members: int = static(1, minimum=1)
+    """Q-networks that learn side by side from their own initialisation; their mean acts."""
     real_ratio: float = static(0.0, minimum=0, maximum=1)
     """Share of each minibatch that comes from the real replay."""
-    target: Literal["max", "double", "quantile", "mean_std"] = static("double")
-    """How the next state's value is formed; the last two ask every member of the ensemble."""
+    target: Literal["max", "double", "quantile", "mean_std", "steve"] = static("double")
+    """How the next state's value is formed; the last three ask every member of the dynamics ensemble."""
     target_quantile: float = traced(0.25, minimum=0, maximum=1)
     """The quantile over members (target: quantile)."""
     target_beta: float = traced(1.0, minimum=0)
     """Standard deviations over members subtracted from their mean (target: mean_std)."""
+    target_steps: int = static(3, minimum=1)
+    """Imagined steps that the value is expanded by at the most (target: steve)."""
     loss: Literal["squared", "huber"] = static("squared")
     """The error's loss."""
     huber_delta: float = traced(1.0, above=0)
@@ -284,7 +299,7 @@ def check(config: ModelFreeQConfig) -> None:
     """
     problems = list(_field_problems(config, ""))
     if not problems:
-        problems += _joint_problems(config)
+        problems += _joint_problems(config) + _noise_problems(config)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -331,6 +346,12 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         config.metric_steps,
         f"it must divide round_steps ({config.round_steps})",
     )
+    require(
+        config.agent.target != "steve" or config.agent.members > 1,
+        "agent.members",
+        config.agent.members,
+        "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
+    )
     if not isinstance(config, DynaQConfig):
         require(
             config.agent.target in ("max", "double"),
@@ -356,7 +377,7 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
     )
     elites = model.members if model.elites is None else model.elites
     require(elites <= model.members, "model.elites", model.elites, f"it must be at most model.members ({model.members})")
-    if imagination.sampling != "mean":
+    if imagination.sampling not in ("mean", "fused"):
         require(
             imagination.lanes % elites == 0,
             "imagination.lanes",
@@ -389,6 +410,18 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         f"{config.steps} x {per_step} imagined rows overflow a 32-bit counter; fewer steps, lanes or imagined steps",
     )
     require(
+        imagination.sampling not in ("fused", "infoprop") or model.kind == "gaussian",
+        "imagination.sampling",
+        imagination.sampling,
+        "it weighs members by their predicted variance, so model.kind must be 'gaussian'",
+    )
+    require(
+        imagination.penalty != "halt" or imagination.controller not in ("fixed", "schedule"),
+        "imagination.penalty",
+        imagination.penalty,
+        f"it makes a terminal of every stop, and {imagination.controller!r} stops by depth alone",
+    )
+    require(
         model.laplacian == "none" or model.activation != "relu",
         "model.activation",
         model.activation,
@@ -403,6 +436,13 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
     return problems
 
 
+def _noise_problems(config: ModelFreeQConfig) -> list[str]:
+    noise = config.environment.observation_noise
+    if noise > 0 and config.protocol != "batch":
+        return [f"environment.observation_noise: {noise!r} does not fit; in the {config.protocol!r} protocol it must be 0"]
+    return []
+
+
 def holdout_stride(config: ModelFreeQConfig) -> int:
     """Every how manieth real row is held out: min(20 %, 5,000) of all rows that the run will ever see."""
     return max(5, -(-config.real_transitions // 5_000))
@@ -414,11 +454,25 @@ def holdout_stride(config: ModelFreeQConfig) -> int:
 def load(path: str | Path) -> ModelFreeQConfig:
     """Read a preset: a YAML mapping with an ``algorithm`` and any of that algorithm's settings.
 
+    A preset may name another as its ``base``, by a path from its own folder: it then holds only what differs. Groups of settings
+    are merged; a list or a controller's numbers replace those of the base.
+
     Raises:
-      ConfigError: the file is missing, is not a YAML mapping, or holds an unknown field or a bad value.
+      ConfigError: a file is missing, is not a YAML mapping, or holds an unknown field or a bad value.
 
     """
     path = Path(path)
+    try:
+        config = from_dict(_read(path, ()))
+        check(config)
+    except ConfigError as error:
+        told = str(error)
+        raise ConfigError(told if told.startswith(f"{path}: ") else f"{path}: {told}") from None
+    return config
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """The settings in a file and in its base; ``readers`` are the files that led here."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -429,12 +483,24 @@ def load(path: str | Path) -> ModelFreeQConfig:
         raise ConfigError(f"{path}: it is not valid YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: it must hold a mapping of settings, not {type(content).__name__}")
-    try:
-        config = from_dict(content)
-        check(config)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return config
+    own = dict(content)
+    base = own.pop("base", None)
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: {base!r} must be the path of another preset")
+    if path.resolve() in readers:
+        raise ConfigError(f"{path}: base: {base!r} leads back to this file")
+    return _merge(_read(path.parent / base, (*readers, path.resolve())), own)
+
+
+def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """``own`` over ``base``, group by group."""
+    merged = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and key != "controller_settings"
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
 
 
 def save(config: ModelFreeQConfig, path: str | Path) -> None:

@@ -6,7 +6,7 @@ one, also where the episode ends; and a reset is a state drawn beforehand, many 
 functions of observations, because imagination needs them where there is no simulator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +55,9 @@ class Environment(NamedTuple):
       step: ``(state, action, fresh) -> (state, Transition)``; the state that comes back is ``fresh`` where the episode ended.
       reward: ``(s [..., D], a [...], s' [..., D]) -> [...]``, the task's known reward.
       terminated: ``(s [..., D], a [...], s' [..., D]) -> [...] bool``, the task's known termination, judged on s'.
+      dynamics: ``(s [..., D], a [...] int32) -> s' [..., D]``, the real dynamics, without gradients. To measure a model with and
+        for an oracle that bounds what a horizon controller can reach; a method that asked it would no longer be one. None where
+        an observation does not tell the state.
 
     """
 
@@ -63,14 +66,16 @@ class Environment(NamedTuple):
     step: Callable[[EnvironmentState, Array, EnvironmentState], tuple[EnvironmentState, Transition]]
     reward: Callable[[Array, Array, Array], Array]
     terminated: Callable[[Array, Array, Array], Array]
+    dynamics: Callable[[Array, Array], Array] | None = None
 
 
 class _Task(NamedTuple):
-    """What gymnax does not say about a task: its scale, and its reward and termination on observations."""
+    """What gymnax does not say about a task: its scale, and its reward, termination and state as functions of observations."""
 
     observation_scale: tuple[float, ...]
     reward: Callable[[Array, Array, Array], Array]
     terminated: Callable[[Array, Array, Array], Array]
+    inner: Callable[[Array], Mapping[str, Array]]  # from s [D], the fields of the simulator's state, without its time
 
 
 CARTPOLE_X = 2.4  # metres
@@ -103,10 +108,23 @@ def _acrobot_reward(s: Array, a: Array, s2: Array) -> Array:
     return jnp.where(_acrobot_terminated(s, a, s2), 0.0, _minus_one_per_step(s, a, s2))
 
 
+def _cartpole_inner(s: Array) -> Mapping[str, Array]:
+    return {"x": s[0], "x_dot": s[1], "theta": s[2], "theta_dot": s[3]}
+
+
+def _acrobot_inner(s: Array) -> Mapping[str, Array]:
+    first, second = jnp.arctan2(s[1], s[0]), jnp.arctan2(s[3], s[2])
+    return {"joint_angle1": first, "joint_angle2": second, "velocity_1": s[4], "velocity_2": s[5]}
+
+
+def _mountain_car_inner(s: Array) -> Mapping[str, Array]:
+    return {"position": s[0], "velocity": s[1]}
+
+
 _TASKS = {
-    "CartPole-v1": _Task((2.4, 2.0, 0.21, 2.0), _one_per_step, _cartpole_terminated),
-    "Acrobot-v1": _Task((1.0, 1.0, 1.0, 1.0, 12.57, 28.27), _acrobot_reward, _acrobot_terminated),
-    "MountainCar-v0": _Task((1.2, 0.07), _minus_one_per_step, _mountain_car_terminated),
+    "CartPole-v1": _Task((2.4, 2.0, 0.21, 2.0), _one_per_step, _cartpole_terminated, _cartpole_inner),
+    "Acrobot-v1": _Task((1.0, 1.0, 1.0, 1.0, 12.57, 28.27), _acrobot_reward, _acrobot_terminated, _acrobot_inner),
+    "MountainCar-v0": _Task((1.2, 0.07), _minus_one_per_step, _mountain_car_terminated, _mountain_car_inner),
 }
 
 
@@ -159,7 +177,20 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         after = jax.tree.map(_strong, EnvironmentState(inner=inner, observation=observation))
         return restart(after, fresh, terminated | truncated), transition
 
-    return Environment(spec, draw_resets, step, task.reward, task.terminated)
+    def dynamics(observation: Array, action: Array) -> Array:
+        def one(observation: Array, action: Array) -> Array:
+            key = jax.random.key(0)  # neither what a reset draws nor noise that is not there gets into the result
+            with jax.numpy_dtype_promotion("standard"):
+                inner = simulator.reset_env(key, parameters)[1].replace(**task.inner(observation))
+                following = simulator.step_env(key, inner, action, parameters)[0]
+            return following.astype(observation.dtype)
+
+        lead = jnp.broadcast_shapes(observation.shape[:-1], action.shape)
+        observations = jnp.broadcast_to(observation, (*lead, observation.shape[-1])).reshape(-1, observation.shape[-1])
+        following = jax.vmap(one)(observations, jnp.broadcast_to(action, lead).reshape(-1))
+        return following.reshape(*lead, observation.shape[-1])
+
+    return Environment(spec, draw_resets, step, task.reward, task.terminated, dynamics)
 
 
 def restart(state: EnvironmentState, fresh: EnvironmentState, ended: Array) -> EnvironmentState:

@@ -96,6 +96,38 @@ def paired_difference(
     return bootstrap(a - b, statistic, resamples=resamples, seed=seed)
 
 
+def paired_p_value(ours: ArrayLike, theirs: ArrayLike, *, flips: int = 20_000, seed: int = 0) -> float:
+    """The two-sided p-value of the mean per-seed difference of two arms that share seeds, by random flips of its signs.
+
+    Args:
+      ours: [seeds].
+      theirs: [seeds], in the same order.
+      flips: random sign patterns, the observed one being counted with them.
+      seed: of the flips.
+
+    Raises:
+      ValueError: the arms do not have the same seeds.
+
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"paired arms need the same seeds; got shapes {a.shape} and {b.shape}")
+    difference = a - b
+    signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), (flips, len(difference)))
+    at_least = np.abs(signs @ difference) >= np.abs(np.sum(difference)) * (1 - 1e-12)
+    return float((1 + np.sum(at_least)) / (1 + flips))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """[n] p-values corrected for their number by Holm's step-down method (Holm 1979), from p-values [n]."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p)
+    stepped = np.minimum(1.0, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
+    corrected = np.empty_like(p)
+    corrected[order] = stepped
+    return corrected
+
+
 def running_interval(scores: ArrayLike, statistic: Statistic = interquartile_mean) -> NDArray[np.float64]:
     """[3, points] a statistic and its interval at every point of curves [seeds, points]."""
     curves = np.asarray(scores, np.float64)

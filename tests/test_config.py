@@ -287,6 +287,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
         "agent.target_quantile",
         "agent.target_beta",
         "agent.huber_delta",
+        "environment.observation_noise",
         "exploration.start",
         "exploration.end",
         "model.learning_rate",
@@ -295,6 +296,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
         "model.termination_weight",
         "imagination.cap",
         "imagination.epsilon",
+        "imagination.penalty_weight",
         "imagination.controller_settings.length",
     }
 

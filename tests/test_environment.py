@@ -295,6 +295,38 @@ def test_all_actions_of_a_task_are_collected():
         assert set(draws.actions.tolist()) == set(range(make(name).spec.action_count))
 
 
+# Acrobot's angles are recovered from their cosine and sine, which costs a rounding more.
+@pytest.mark.parametrize(("name", "tolerance"), [("CartPole-v1", 1e-7), ("MountainCar-v0", 1e-7), ("Acrobot-v1", 1e-5)])
+def test_the_dynamics_as_a_function_of_observations_are_those_of_the_step(name, tolerance):
+    _, rows, _ = stepped(name, random_states(name, 200, seed=6), random_actions(name, 200))
+    following = jax.jit(make(name).dynamics)(rows.observation, rows.action)
+    assert following.dtype == np.float32
+    np.testing.assert_allclose(following, rows.next_observation, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_dynamics_take_any_leading_axes_and_broadcast_them(name):
+    _, rows, _ = stepped(name, random_states(name, 12), random_actions(name, 12))
+    dynamics, size = jax.jit(make(name).dynamics), make(name).spec.observation_size
+    expected = dynamics(rows.observation, rows.action)
+    shaped = dynamics(rows.observation.reshape(3, 4, size), rows.action.reshape(3, 4))
+    np.testing.assert_allclose(shaped, expected.reshape(3, 4, size), rtol=1e-6)
+    np.testing.assert_allclose(dynamics(rows.observation[5], rows.action[5]), expected[5], rtol=1e-6)
+    every = dynamics(rows.observation[:, None], jnp.arange(2, dtype=jnp.int32)[None])
+    assert every.shape == (12, 2, size)
+    np.testing.assert_allclose(every[5, 1], dynamics(rows.observation[5], jnp.int32(1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_dynamics_keep_float64(name):
+    values, actions = random_states(name, 200, dtype=np.float64) * 0.4, random_actions(name, 200)
+    with jax.enable_x64(True):
+        _, rows, _ = stepped(name, values, actions)
+        following = jax.jit(make(name).dynamics)(rows.observation, rows.action)
+    assert following.dtype == np.float64
+    np.testing.assert_allclose(following, rows.next_observation, rtol=0, atol=1e-13)
+
+
 def test_an_unknown_task_is_refused_and_the_known_ones_are_named():
     with pytest.raises(ConfigError, match=r"environment\.name: 'CartPole-v0' .* CartPole-v1, Acrobot-v1, MountainCar-v0"):
         env.make_environment(EnvironmentConfig(name="CartPole-v0"))

@@ -12,9 +12,15 @@ from mbrl_jax.environment import EnvironmentSpec
 from mbrl_jax.networks import ADAM, MLP, Params, adam_step
 from mbrl_jax.replay import Rows
 
+MEMBER_TARGETS = ("quantile", "mean_std", "steve")  # targets that ask every member of the dynamics ensemble
+STEVE_FLOOR = 1e-8  # added to variances before they are inverted
+
 
 class QState(NamedTuple):
-    """The learner. Once an update would make it non-finite it is frozen at its last finite parameters."""
+    """The learner. Once an update would make it non-finite it is frozen at its last finite parameters.
+
+    With more than one Q-network every leaf of the parameters has a leading axis of networks.
+    """
 
     online: Params
     target: Params
@@ -24,7 +30,9 @@ class QState(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """What each of M ensemble members says follows the rows of a minibatch, for the conservative targets."""
+    """What each of M ensemble members says follows a minibatch: the rows' own states and actions, for the conservative targets;
+    for ``steve`` the rows' next states under the greedy policy, H steps in order, with a leading axis [H].
+    """
 
     reward: Array  # [M, B]
     next_observation: Array  # [M, B, D]
@@ -50,14 +58,27 @@ class QLearner(NamedTuple):
         return MLP(hidden=self.config.hidden, outputs=self.spec.action_count, activation="relu")
 
     def values(self, params: Params, observation: Array) -> Array:
-        """Action values [..., A] of observations [..., D], which are divided by fixed scales, never by statistics of the data."""
+        """Action values [..., A] of observations [..., D], the mean over the Q-networks."""
+        each = self.each_value(params, observation)
+        return each[0] if self.config.members == 1 else jnp.mean(each, axis=0)
+
+    def each_value(self, params: Params, observation: Array) -> Array:
+        """Every Q-network's action values [Q, ..., A] of observations [..., D], which are divided by fixed scales, never by
+        statistics of the data.
+        """
         scale = self.spec.observation_scale if self.config.input_scale is None else self.config.input_scale
         divisor = jnp.asarray(scale, observation.dtype).reshape((1,) * (observation.ndim - 1) + (-1,))
-        return self.network.apply(params, observation / divisor)  # type: ignore[return-value]
+        if self.config.members == 1:
+            return jnp.asarray(self.network.apply(params, observation / divisor))[None]
+        return jax.vmap(self.network.apply, in_axes=(0, None))(params, observation / divisor)  # type: ignore[return-value]
 
     def init(self, key: Array) -> QState:
         """A fresh learner; the target network begins as a copy of the online one."""
-        params = self.network.init(key, jnp.zeros((1, self.spec.observation_size)))
+        blank = jnp.zeros((1, self.spec.observation_size))
+        if self.config.members == 1:
+            params = self.network.init(key, blank)
+        else:
+            params = jax.vmap(self.network.init, in_axes=(0, None))(jax.random.split(key, self.config.members), blank)
         return QState(params, params, ADAM.init(params), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
 
     def act(self, params: Params, observation: Array, epsilon: Array | float, explore: Array, random_action: Array) -> Array:
@@ -86,19 +107,24 @@ class QLearner(NamedTuple):
         Args:
           state: the learner.
           batch: leaves [B, ...].
-          outcomes: every member's, which the targets ``quantile`` and ``mean_std`` need.
+          outcomes: every member's, which the targets ``quantile``, ``mean_std`` and ``steve`` need.
           progress: share of the run that is done, by which the learning rate decays.
 
         """
         learning_rate = self.config.learning_rate * (1 - self.config.learning_rate_decay * progress)
         targets = jax.lax.stop_gradient(self.targets(state, batch, outcomes))
-        (loss, scaled), gradients = jax.value_and_grad(self.loss, has_aux=True)(state.online, batch, targets)
+
+        def objective(params: Params) -> tuple[Array, UpdateLog]:
+            log = UpdateLog(*self.loss(params, batch, targets))
+            return self.config.members * log.loss, log  # the sum over networks: each learns as if it were alone
+
+        gradients, log = jax.grad(objective, has_aux=True)(state.online)
         online, optimizer = adam_step(state.online, state.optimizer, gradients, learning_rate)
         target = jax.tree.map(lambda t, p: t + self.config.target_rate * (p - t), state.target, online)
         after = QState(online, target, optimizer, state.frozen, state.updates + 1)
         frozen = state.frozen | ~_all_finite(online)
         after = jax.tree.map(lambda new, old: jnp.where(frozen, old, new), after, state)
-        return after._replace(frozen=frozen), UpdateLog(loss, scaled)
+        return after._replace(frozen=frozen), log
 
     def targets(self, state: QState, batch: Rows, outcomes: Outcomes | None = None) -> Array:
         """[B] what the action values are pulled to: ``r + discount * (1 - terminated) * v(s')``.
@@ -106,9 +132,13 @@ class QLearner(NamedTuple):
         A termination ends the sum; a truncation, by a time limit or by a horizon controller, does not and is no part of a row.
         """
         kind, discount = self.config.target, self.config.discount
+        if kind in MEMBER_TARGETS and outcomes is None:
+            raise ValueError(f"the target {kind!r} needs the outcomes that every member predicts")
+        if kind == "steve":
+            assert outcomes is not None
+            return self._expanded_targets(state, batch, outcomes)
         if kind in ("quantile", "mean_std"):
-            if outcomes is None:
-                raise ValueError(f"the target {kind!r} needs the outcomes that every member predicts")
+            assert outcomes is not None
             best = jnp.max(self.values(state.target, outcomes.next_observation), axis=-1)
             each = outcomes.reward + discount * (1 - outcomes.terminated.astype(best.dtype)) * best  # [M, B]
             if kind == "quantile":
@@ -122,10 +152,43 @@ class QLearner(NamedTuple):
             best = jnp.max(value, axis=-1)
         return batch.reward + discount * (1 - batch.terminated.astype(best.dtype)) * best
 
+    def _expanded_targets(self, state: QState, batch: Rows, outcomes: Outcomes) -> Array:
+        """[B] the target of each horizon up to H, mixed by how sure members and Q-networks are of it (STEVE, Buckman et al. 2018,
+        arXiv:1807.01675).
+        """
+        discount, networks = self.config.discount, self.config.members
+
+        def horizon(carry: Any, step: Outcomes) -> tuple[Any, tuple[Array, Array]]:
+            rewards, alive, factor = carry  # [M, B] discounted sum, [M, B] of what follows how much counts
+            rewards = rewards + factor * alive * step.reward
+            alive = alive * (1 - step.terminated.astype(alive.dtype))
+            factor = factor * discount
+            return (rewards, alive, factor), spread(rewards, factor * alive, step.next_observation)
+
+        def spread(rewards: Array, factor: Array, observation: Array) -> tuple[Array, Array]:
+            """Mean and variance [B] over members and networks."""
+            best = jnp.max(self.each_value(state.target, observation), axis=-1)  # [Q, M, B]
+            each = (rewards[None] + factor[None] * best).reshape(networks * rewards.shape[0], -1)
+            return jnp.mean(each, axis=0), jnp.var(each, axis=0)
+
+        members = outcomes.reward.shape[1]
+        rewards = jnp.broadcast_to(batch.reward[None], (members, *batch.reward.shape))
+        alive = jnp.broadcast_to(1 - batch.terminated.astype(rewards.dtype)[None], rewards.shape)
+        factor = jnp.asarray(discount, rewards.dtype)
+        nearest = jnp.broadcast_to(batch.next_observation[None], (members, *batch.next_observation.shape))
+        own = spread(rewards, factor * alive, nearest)
+        _, further = jax.lax.scan(horizon, (rewards, alive, factor), outcomes, unroll=True)
+        mean, variance = (jnp.concatenate([first[None], rest]) for first, rest in zip(own, further, strict=True))  # [H + 1, B]
+        weight = 1 / (variance + STEVE_FLOOR)
+        return jnp.sum(weight * mean, axis=0) / jnp.sum(weight, axis=0)
+
     def loss(self, params: Params, batch: Rows, targets: Array) -> tuple[Array, Array]:
-        """[] the mean of the rows' losses by their weights, 0 if none has any, and [] that over the variance of the targets."""
+        """[] the mean of the rows' losses by their weights, 0 if none has any, and [] that over the variance of the targets.
+
+        With several Q-networks it is the mean over them.
+        """
         chex.assert_equal_shape([targets, batch.reward, batch.weight])
-        error = _pick(self.values(params, batch.observation), batch.action) - targets
+        error = _pick(self.each_value(params, batch.observation), batch.action[None]) - targets[None]  # [Q, B]
         if self.config.loss == "squared":
             each = jnp.square(error)
         else:  # quadratic up to delta with the squared loss's scale of one half, then linear (Huber 1964)
@@ -134,7 +197,7 @@ class QLearner(NamedTuple):
             each = jnp.where(size <= delta, 0.5 * jnp.square(error), delta * (size - 0.5 * delta))
         tiny = jnp.finfo(each.dtype).tiny
         weight = batch.weight / jnp.maximum(jnp.sum(batch.weight), tiny)
-        loss = jnp.sum(weight * each)
+        loss = jnp.sum(weight * jnp.mean(each, axis=0))
         variance = jnp.sum(weight * jnp.square(targets - jnp.sum(weight * targets)))
         return loss, loss / jnp.maximum(variance, 1e-8)
 

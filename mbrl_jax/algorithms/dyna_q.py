@@ -19,21 +19,23 @@ from jax import Array
 
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
-from mbrl_jax.agents.q_learning import Outcomes, QState, UpdateLog, make_q_learner
+from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner
 from mbrl_jax.algorithms import training
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import DynaQConfig, check, holdout_stride
+from mbrl_jax.config import ConfigError, DynaQConfig, check, holdout_stride
 from mbrl_jax.environment import Environment, EnvironmentState, make_environment
 from mbrl_jax.evaluation import play, play_imagined, sample_first_observations
+from mbrl_jax.imagination import diagnosis
 from mbrl_jax.imagination import lanes as lanes_
-from mbrl_jax.imagination.horizon import HorizonController, make_controller
+from mbrl_jax.imagination.diagnosis import Diagnosis
+from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
 from mbrl_jax.imagination.lanes import LaneDraws, LaneLog, Lanes
-from mbrl_jax.model import ensemble as ens
+from mbrl_jax.imagination.outcomes import expected_outcomes
 from mbrl_jax.model import fitting
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.model.ensemble import Ensemble
 from mbrl_jax.model.fitting import FitLog, ModelState
 from mbrl_jax.networks import Params
-from mbrl_jax.replay import Replay, Rows
+from mbrl_jax.replay import Replay
 
 
 class Snapshot(NamedTuple):
@@ -124,18 +126,18 @@ def make_train(
     def ensemble_of(hyper: DynaQConfig) -> Ensemble:
         return Ensemble(hyper.model, task.spec, task.reward, task.terminated)
 
-    def controller_of(hyper: DynaQConfig) -> HorizonController:
-        if controller is not None:
-            return controller
-        return make_controller(hyper.imagination.controller, hyper.imagination.controller_settings)
+    def controller_for(hyper: DynaQConfig) -> HorizonController:
+        return controller_of(hyper.imagination, controller)
 
-    controller_of(config)  # refuses what is not known
+    check_controller(controller_for(config), config.imagination, ensemble_of(config), task.dynamics)
 
     def init(key: Array) -> tuple[State, Array]:
         size = task.spec.observation_size
         agent = make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT))
         real = replay.create(config.real_transitions, size)
-        episode, real, collected = training.collect_into(real, task, key, config.random_transitions)
+        episode, real, collected = training.collect_into(
+            real, task, key, config.random_transitions, noise=config.environment.observation_noise
+        )
         state = State(
             time=jnp.zeros((), jnp.int32),
             key=key,
@@ -143,7 +145,7 @@ def make_train(
             real=real,
             imagined=replay.create(config.imagination.capacity, size),
             model=fitting.init(ensemble_of(config), stream(key, Stream.MODEL)),
-            lanes=lanes_.init(config.imagination, controller_of(config), size),
+            lanes=lanes_.init(config.imagination, controller_for(config), ensemble_of(config)),
             agent=agent,
             chosen=Snapshot(agent.target, jnp.full((), -jnp.inf)),
         )
@@ -159,12 +161,12 @@ def make_train(
         ensemble = ensemble_of(hyper)
         members = fitting.members(ensemble, state.model)
         valid = jnp.arange(state.real.rows.shape[0], dtype=jnp.int32) < replay.size(state.real)
-        new = controller_of(hyper).calibrate(state.lanes.controller, ensemble, members, state.real.rows, valid)
+        new = controller_for(hyper).calibrate(state.lanes.controller, ensemble, members, state.real.rows, valid)
         return state._replace(lanes=state.lanes._replace(controller=new))
 
     def advance(state: State, hyper: DynaQConfig) -> tuple[State, Metrics]:
         learner = make_q_learner(hyper.agent, task.spec)
-        ensemble, horizon = ensemble_of(hyper), controller_of(hyper)
+        ensemble, horizon = ensemble_of(hyper), controller_for(hyper)
         members = fitting.members(ensemble, state.model)
 
         def step(carry: Any, draws: Draws) -> tuple[Any, tuple[UpdateLog, LaneLog]]:
@@ -185,7 +187,7 @@ def make_train(
                 return learner.act(agent.online, observation, hyper.imagination.epsilon, explore, random_action)
 
             lanes, rows, lane_log = lanes_.advance(
-                hyper.imagination, ensemble, horizon, lanes, members, policy, real, time, draws.lanes
+                hyper.imagination, ensemble, horizon, lanes, members, policy, real, time, draws.lanes, task.dynamics
             )
             imagined = replay.write(imagined, rows)
 
@@ -193,7 +195,8 @@ def make_train(
             def update(agent: QState, bits: tuple[Array, Array]) -> tuple[QState, UpdateLog]:
                 sampled = [replay.sample(imagined, bits[0]), replay.sample(real, bits[1])]
                 batch = replay.unpack(jnp.concatenate(sampled) if real_batch else sampled[0])
-                return learner.update(agent, batch, conservative_outcomes(ensemble, members, hyper, batch), progress)
+                outcomes = expected_outcomes(hyper.agent, ensemble, members, batch, lambda s: learner.greedy(agent.online, s))
+                return learner.update(agent, batch, outcomes, progress)
 
             agent, update_log = jax.lax.scan(update, agent, (draws.imagined, draws.real), unroll=True)
             return (time + 1, episode, real, imagined, lanes, agent), (jax.tree.map(jnp.mean, update_log), lane_log)
@@ -250,22 +253,29 @@ def make_train(
         last, chosen = state.agent.target, state.chosen.params
         return Outcome(last, chosen, returns_of(last), returns_of(chosen), state.agent.frozen, state.agent.updates)
 
-    return training.assemble(config, init, fit, advance, finish, AXES)
+    def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
+        """How wrong the members are along the rollouts that would come next, and over the state space."""
+        if task.dynamics is None:
+            raise ConfigError(f"environment.name: {task.spec.name!r} does not fit; a diagnosis needs known real dynamics")
+        learner, ensemble = make_q_learner(hyper.agent, task.spec), ensemble_of(hyper)
+        members = fitting.members(ensemble, state.model)
 
+        def policy(observation: Array, explore: Array, random_action: Array) -> Array:
+            return learner.act(state.agent.online, observation, hyper.imagination.epsilon, explore, random_action)
 
-def conservative_outcomes(ensemble: Ensemble, members: Members, config: DynaQConfig, batch: Rows) -> Outcomes | None:
-    """What every member expects to follow a minibatch, where the learner's target asks for it.
+        rows = diagnosis.roll(
+            hyper.imagination,
+            ensemble,
+            controller_for(hyper),
+            state.lanes,
+            members,
+            policy,
+            state.real,
+            state.time,
+            stream(state.key, Stream.DIAGNOSIS),
+            task.dynamics,
+        )
+        by_depth = diagnosis.judge(ensemble, members, task.dynamics, rows)
+        return Diagnosis(by_depth, diagnosis.error_map(ensemble, members, task.dynamics))
 
-    Penalties that a horizon controller took from a row's reward stay taken: the row's own reward is used where rewards are known.
-    """
-    if config.agent.target not in ("quantile", "mean_std"):
-        return None
-    ask = (ensemble.sampling_members, *batch.action.shape)
-    observation = jnp.broadcast_to(batch.observation[None], (*ask, batch.observation.shape[-1]))
-    action = jnp.broadcast_to(batch.action[None], ask)
-    prediction = ens.predict(ensemble, members, observation, action)
-    imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, None)
-    reward = imagined.reward
-    if ensemble.config.reward == "known":
-        reward = jnp.broadcast_to(batch.reward[None], ask)
-    return Outcomes(reward, imagined.next_observation, imagined.terminated)
+    return training.assemble(config, init, fit, advance, finish, AXES, diagnose)

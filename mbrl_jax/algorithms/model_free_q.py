@@ -78,7 +78,8 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     def init(key: Array) -> tuple[State, Array]:
         agent = make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT))
         real = replay.create(config.real_transitions, task.spec.observation_size)
-        episode, real, collected = training.collect_into(real, task, key, config.random_transitions)
+        noise = config.environment.observation_noise
+        episode, real, collected = training.collect_into(real, task, key, config.random_transitions, noise=noise)
         return State(jnp.zeros((), jnp.int32), key, episode, real, agent), collected
 
     def fit(state: State, hyper: ModelFreeQConfig) -> tuple[State, tuple[()]]:

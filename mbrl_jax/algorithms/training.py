@@ -52,6 +52,7 @@ class Train(NamedTuple):
       train: ``(key, hyper=None) -> Result``: all of it.
       rounds: rounds of a run.
       axes: of the state for ``vmap``, as a prefix of its tree: 0 for what each seed has, None for counters that all share.
+      diagnose: ``(state, hyper) -> Diagnosis``: how wrong the model is where it is used; none without one.
 
     """
 
@@ -62,6 +63,7 @@ class Train(NamedTuple):
     train: Callable[..., Result]
     rounds: int
     axes: Any
+    diagnose: Callable[[Any, Any], Any] | None = None
 
 
 def assemble(
@@ -71,6 +73,7 @@ def assemble(
     advance: Callable[[Any, Any], tuple[Any, Any]],
     finish: Callable[[Any, Any], Outcome],
     axes: Any,
+    diagnose: Callable[[Any, Any], Any] | None = None,
 ) -> Train:
     """Put an algorithm together: ``train`` composed of the other functions, and all of them under the config's precision."""
     rounds = config.steps // config.round_steps
@@ -85,7 +88,8 @@ def assemble(
         return Result(finish(state, hyper), collected, fit_log, metrics)
 
     precise = functools.partial(_with_precision, config.precision)
-    return Train(precise(init), precise(fit), precise(advance), precise(finish), precise(train), rounds, axes)
+    looked = None if diagnose is None else precise(diagnose)
+    return Train(precise(init), precise(fit), precise(advance), precise(finish), precise(train), rounds, axes, looked)
 
 
 def _with_precision(precision: str, function: Callable[P, T]) -> Callable[P, T]:
@@ -110,6 +114,8 @@ class Stream(enum.IntEnum):
     SELECTION = 7
     REFIT = 8
     BEHAVIOUR = 9
+    OBSERVATION_NOISE = 10
+    DIAGNOSIS = 11
 
 
 def stream(key: Array, which: Stream, time: Array | int = 0) -> Array:
@@ -169,8 +175,30 @@ def real_rows(transitions: Transition) -> Array:
     )
 
 
-def collect_into(replay_: replay.Replay, environment: Environment, key: Array, transitions: int) -> Any:
-    """Fill a replay with random transitions.
+def noisy(transitions: Transition, noise: Array | float, scale: tuple[float, ...], before: Array, after: Array) -> Transition:
+    """Successive transitions [N] as they are measured: every state once, so that where an episode goes on both rows agree on it.
+
+    Args:
+      transitions: true ones, in the order in which they happened.
+      noise: [] standard deviation of a measurement, as a share of the scale.
+      scale: D positive numbers.
+      before: [N, D] standard normal, for the state that each transition begins in, if an episode begins there.
+      after: [N, D] standard normal, for the state that each leads to.
+
+    """
+    dtype = transitions.observation.dtype
+    deviation = (jnp.asarray(noise, dtype) * jnp.asarray(scale, dtype))[None]
+    next_observation = transitions.next_observation + deviation * after
+    begins = (transitions.elapsed == 0)[:, None]
+    first = transitions.observation + deviation * before
+    observation = jnp.where(begins, first, jnp.concatenate([first[:1], next_observation[:-1]]))
+    return transitions._replace(observation=observation, next_observation=next_observation)
+
+
+def collect_into(
+    replay_: replay.Replay, environment: Environment, key: Array, transitions: int, *, noise: Array | float = 0.0
+) -> Any:
+    """Fill a replay with random transitions, measured with ``noise`` as in :func:`noisy`.
 
     Returns:
       The episode in progress, the replay, and the returns as :func:`mbrl_jax.environment.collect` gives them.
@@ -178,6 +206,10 @@ def collect_into(replay_: replay.Replay, environment: Environment, key: Array, t
     """
     drawn = env.draw_collection(environment, stream(key, Stream.COLLECTION), transitions)
     state, collected, returns = env.collect(environment, drawn)
+    if isinstance(noise, Array) or noise != 0:
+        key1, key2 = jax.random.split(stream(key, Stream.OBSERVATION_NOISE))
+        before, after = (draws.normal(each, collected.observation.shape) for each in (key1, key2))
+        collected = noisy(collected, noise, environment.spec.observation_scale, before, after)
     return state, replay.write(replay_, real_rows(collected)), returns
 
 
@@ -190,5 +222,5 @@ def curve_return(
 
 
 def average_blocks(log: Any, length: int) -> Any:
-    """Leaves [T] averaged over blocks, [T // length]."""
-    return jax.tree.map(lambda x: jnp.mean(x.reshape(-1, length), axis=1), log)
+    """Leaves [T, ...] averaged over blocks of time, [T // length, ...]."""
+    return jax.tree.map(lambda x: jnp.mean(x.reshape(-1, length, *x.shape[1:]), axis=1), log)

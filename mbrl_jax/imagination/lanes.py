@@ -15,12 +15,18 @@ from jax import Array
 
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
-from mbrl_jax.config import ImaginationConfig
+from mbrl_jax.config import ConfigError, ImaginationConfig
+from mbrl_jax.imagination.disagreement import fuse, variance
 from mbrl_jax.imagination.horizon import HorizonController, View
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model.ensemble import Ensemble, Members, Prediction
 
 Act = Callable[[Array, Array, Array], Array]  # (s [..., D], explore [...] uniform, random action [...]) -> action [...] int32
+Dynamics = Callable[[Array, Array], Array]  # (s [..., D], action [...]) -> s' [..., D]
+
+DEPTH_EDGES = (1, 2, 3, 4, 5, 10, 20, 50, 100)
+"""Upper edges of the bins of the log's histogram over depth; the last bin is open."""
+DEALT = ("ts1", "infoprop")  # samplings by which lanes are dealt to members at every step
 
 
 class Lanes(NamedTuple):
@@ -40,7 +46,7 @@ class LaneDraws(NamedTuple):
     explore: Array  # [H, K] uniform, explores where it is below epsilon
     action: Array  # [H, K] int32, the action of an exploring lane
     deal: Array  # [H, K] int32, a permutation: place i of the dealing gets lane deal[i]
-    noise: Array  # [H, K, D] standard normal
+    noise: Array  # [H, K, D] standard normal, [H, K, 2 D] for Infoprop: of the member's sample, then of what remains
 
 
 class LaneLog(NamedTuple):
@@ -50,20 +56,23 @@ class LaneLog(NamedTuple):
     kept: Array  # [] share of the rows that were kept
     stopped: Array  # [] share of the steps at which the controller ended a lane
     terminated: Array  # [] share of the steps at which the imagined episode terminated
+    ended: Array  # [] share of the steps at which a rollout ended, for whatever reason; its inverse is the realised horizon
+    histogram: Array  # [10] rows kept as a share of all, by depth in the bins of DEPTH_EDGES, the root's first step counting 1
 
 
-def init(config: ImaginationConfig, controller: HorizonController, observation_size: int) -> Lanes:
+def init(config: ImaginationConfig, controller: HorizonController, ensemble: Ensemble) -> Lanes:
     """K lanes, each about to take its first root."""
-    lanes, zeros = config.lanes, jnp.zeros((config.lanes, observation_size))
-    return Lanes(zeros, zeros, jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, bool), controller.init(lanes))
+    lanes, zeros = config.lanes, jnp.zeros((config.lanes, ensemble.spec.observation_size))
+    return Lanes(zeros, zeros, jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, bool), controller.init(lanes, ensemble))
 
 
 def draw(config: ImaginationConfig, ensemble: Ensemble, key: Array, shape: tuple[int, ...]) -> LaneDraws:
     """Draw all that :func:`advance` consumes, with leading axes ``shape``; what the settings never use is left empty."""
     keys = jax.random.split(key, 5)
     full = (*shape, config.steps, config.lanes)
-    dealt = full if config.sampling == "ts1" else (*full[:-1], 0)
-    noisy = (*full, ensemble.spec.observation_size if ensemble.config.kind == "gaussian" else 0)
+    dealt = full if config.sampling in DEALT else (*full[:-1], 0)
+    numbers = ensemble.spec.observation_size * (2 if config.sampling == "infoprop" else 1)
+    noisy = (*full, numbers if ensemble.config.kind == "gaussian" else 0)
     return LaneDraws(
         root=draws_.bits(keys[0], full),
         explore=draws_.uniform(keys[1], full),
@@ -83,6 +92,7 @@ def advance(
     real: replay.Replay,
     time: Array,
     draws: LaneDraws,
+    dynamics: Dynamics | None = None,
 ) -> tuple[Lanes, Array, LaneLog]:
     """Advance every lane by H imagined steps.
 
@@ -96,6 +106,7 @@ def advance(
       real: where roots come from, not empty.
       time: [] int32 real steps so far.
       draws: [H, ...].
+      dynamics: the real ones, for controllers that ask for the truth and for nothing else.
 
     Returns:
       The lanes, the packed rows [H * K, 2 D + 5] that go to the imagined replay, and what happened.
@@ -107,14 +118,14 @@ def advance(
         lanes = lanes._replace(depth=jnp.zeros_like(lanes.depth), idle=jnp.zeros_like(lanes.idle))
     roots = replay.unpack(replay.sample(real, draws.root)).observation  # [H, K, D], one gather for the whole real step
 
-    def imagine(lanes: Lanes, inputs: tuple[LaneDraws, Array]) -> tuple[Lanes, tuple[replay.Rows, Array, Array]]:
+    def imagine(lanes: Lanes, inputs: tuple[LaneDraws, Array]) -> tuple[Lanes, tuple[replay.Rows, Array, Array, Array]]:
         draw, fresh = inputs
         rooting = (lanes.depth == 0)[:, None]
         observation = jnp.where(rooting, fresh, lanes.observation)
         root = jnp.where(rooting, fresh, lanes.root)
         action = act(observation, draw.explore, draw.action)
         prediction, member, everyone = _ask(config, ensemble, members, observation, action, draw, controller.needs_members)
-        noise = draw.noise if ensemble.config.kind == "gaussian" else None
+        noise = draw.noise[..., -ensemble.spec.observation_size :] if ensemble.config.kind == "gaussian" else None
         imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, noise)
         active = ~lanes.idle
         view = View(
@@ -128,21 +139,25 @@ def advance(
             terminated=imagined.terminated,
             active=active,
             member=member,
-            everyone=everyone,
+            everyone=everyone if controller.needs_members else None,
+            truth=_truth(dynamics, observation, action) if controller.needs_truth else None,
         )
         state, decision = controller.step(lanes.controller, view)
-        chex.assert_shape(list(decision), (config.lanes,))
+        chex.assert_shape([answer for answer in decision if answer is not None], (config.lanes,))
         keep = decision.keep & active
+        terminal, reward = imagined.terminated, imagined.reward
+        if decision.halt is not None:
+            terminal, reward = terminal | decision.halt, jnp.where(decision.halt, 0.0, reward)
         rows = replay.Rows(
             observation=observation,
             next_observation=imagined.next_observation,
             action=action,
-            reward=imagined.reward - decision.penalty,
-            terminated=imagined.terminated,
+            reward=reward - decision.penalty,
+            terminated=terminal,
             weight=keep.astype(observation.dtype),
             depth=lanes.depth,
         )
-        ended = imagined.terminated | decision.stop | (lanes.depth + 1 >= config.cap)
+        ended = terminal | decision.stop | (lanes.depth + 1 >= config.cap)
         after = Lanes(
             observation=imagined.next_observation,
             root=root,
@@ -150,17 +165,28 @@ def advance(
             idle=(lanes.idle | ended) if config.restart == "per_step" else lanes.idle,
             controller=state,
         )
-        return after, (rows, decision.stop & active, imagined.terminated & active)
+        return after, (rows, decision.stop & active, imagined.terminated & active, ended & active)
 
-    lanes, (rows, stopped, terminated) = jax.lax.scan(imagine, lanes, (draws, roots), unroll=min(config.steps, 4))
-    kept = jnp.sum(rows.weight)
+    lanes, (rows, stopped, terminated, ended) = jax.lax.scan(imagine, lanes, (draws, roots), unroll=min(config.steps, 4))
+    kept, depth = jnp.sum(rows.weight), (rows.depth + 1).astype(rows.weight.dtype)
+    edges = jnp.asarray(DEPTH_EDGES, depth.dtype)
+    deeper = jnp.sum(rows.weight[None] * (depth[None] > edges[:, None, None]).astype(depth.dtype), axis=(1, 2))  # than each edge
+    at_least = jnp.concatenate([kept[None], deeper, jnp.zeros_like(kept)[None]])
     log = LaneLog(
-        depth=jnp.sum(rows.weight * (rows.depth + 1).astype(rows.weight.dtype)) / jnp.maximum(kept, 1.0),
+        depth=jnp.sum(rows.weight * depth) / jnp.maximum(kept, 1.0),
         kept=kept / rows.weight.size,
-        stopped=jnp.mean(stopped.astype(rows.weight.dtype)),
-        terminated=jnp.mean(terminated.astype(rows.weight.dtype)),
+        stopped=jnp.mean(stopped.astype(depth.dtype)),
+        terminated=jnp.mean(terminated.astype(depth.dtype)),
+        ended=jnp.mean(ended.astype(depth.dtype)),
+        histogram=(at_least[:-1] - at_least[1:]) / rows.weight.size,
     )
     return lanes, replay.pack(rows).reshape(config.steps * config.lanes, -1), log
+
+
+def _truth(dynamics: Dynamics | None, observation: Array, action: Array) -> Array:
+    if dynamics is None:
+        raise ConfigError("imagination.controller: it asks for the real dynamics, and this task does not know them as a function")
+    return dynamics(observation, action)
 
 
 def _ask(
@@ -172,31 +198,33 @@ def _ask(
     draw: LaneDraws,
     needs_members: bool,
 ) -> tuple[Prediction, Array, Prediction | None]:
-    """The prediction that moves each lane [K, ...], the member [K] it is from, and every member's [M, K, ...] if needed.
+    """The prediction that moves each lane [K, ...], the member [K] it is from, and every member's [M, K, ...] if it was made.
 
     * ``ts1``: lanes are dealt evenly to members by a fresh permutation at each step, so that each member has K / M lanes and
       the whole ensemble costs one forward pass over K rows (TS1 of Chua et al. 2018, stratified).
     * ``ts_infinity``: lane k belongs to member k // (K / M) for good. As roots are drawn at random this is a member that stays
       with the rollout, at the same cost, and every member moves equally many lanes.
     * ``mean``: the mean of all members.
+    * ``fused``: their precision-weighted fusion.
+    * ``infoprop``: a dealt member's sample is a noisy observation of the fusion, which it corrects by the gain; what varies once
+      the sample is known remains (Frauenknecht et al. 2025). ``fused`` is the same with the sample forgotten.
     """
     lanes, count = config.lanes, ensemble.sampling_members
     place = jnp.arange(lanes, dtype=jnp.int32)
-    owner = jnp.zeros(lanes, jnp.int32) if config.sampling == "mean" else place // (lanes // count)
-    if config.sampling == "ts1":
+    nobody = config.sampling in ("mean", "fused")
+    owner = jnp.zeros(lanes, jnp.int32) if nobody else place // (lanes // count)
+    if config.sampling in DEALT:
         place = jnp.zeros_like(place).at[draw.deal].set(place, unique_indices=True, mode="promise_in_bounds")
     member = owner[place]
 
-    if needs_members or config.sampling == "mean":
-        everyone = ens.predict(
-            ensemble,
-            members,
-            jnp.broadcast_to(observation[None], (count, *observation.shape)),
-            jnp.broadcast_to(action[None], (count, lanes)),
-        )
+    if needs_members or config.sampling not in ("ts1", "ts_infinity"):
+        everyone = ens.predict_all(ensemble, members, observation, action)
         if config.sampling == "mean":
             return ens.mixture_mean(everyone), member, everyone
-        return jax.tree.map(lambda leaf: leaf[member, jnp.arange(lanes, dtype=jnp.int32)], everyone), member, everyone
+        own = jax.tree.map(lambda leaf: leaf[member, jnp.arange(lanes, dtype=jnp.int32)], everyone)
+        if config.sampling in ("fused", "infoprop"):
+            return _fused(config, everyone, own, draw.noise[..., : ensemble.spec.observation_size]), member, everyone
+        return own, member, everyone
 
     dealt_observation, dealt_action = observation, action
     if config.sampling == "ts1":
@@ -206,3 +234,18 @@ def _ask(
     if config.sampling == "ts1":
         prediction = jax.tree.map(lambda leaf: leaf[place], prediction)
     return prediction, member, None
+
+
+def _fused(config: ImaginationConfig, everyone: Prediction, own: Prediction, noise: Array) -> Prediction:
+    """The fusion of every member's prediction [M, K, ...], for Infoprop corrected by the sample of each lane's own [K, ...].
+
+    A learned reward is the fusion's and a learned termination the members' mean; only the state is corrected.
+    """
+    fusion, logit = fuse(everyone), ens.mixture_mean(everyone).termination_logit
+    if config.sampling == "fused":
+        return Prediction(fusion.mean, jnp.log(fusion.variance), logit)
+    size = noise.shape[-1]
+    sample = own.mean[..., :size] + jnp.sqrt(variance(own)[..., :size]) * noise
+    corrected = fusion.mean[..., :size] + fusion.gain[..., :size] * (sample - fusion.mean[..., :size])
+    mean = jnp.concatenate([corrected, fusion.mean[..., size:]], axis=-1)
+    return Prediction(mean, jnp.log(fusion.remaining), logit)

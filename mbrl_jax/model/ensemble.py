@@ -176,6 +176,30 @@ def predict(ensemble: Ensemble, members: Members, observation: Array, action: Ar
     return jax.vmap(one)(members.params, members.bounds, inputs)
 
 
+def predict_all(ensemble: Ensemble, members: Members, observation: Array, action: Array) -> Prediction:
+    """Every member's prediction of the same rows.
+
+    Args:
+      ensemble: the shape.
+      members: M of them.
+      observation: [..., D].
+      action: [...] int32.
+
+    Returns:
+      leaves [M, ..., D'], [M, ..., D'] and [M, ...].
+
+    """
+    count, before = ensemble.sampling_members, action.shape
+    flat = (count, action.size)
+    prediction = predict(
+        ensemble,
+        members,
+        jnp.broadcast_to(observation.reshape(1, -1, observation.shape[-1]), (*flat, observation.shape[-1])),
+        jnp.broadcast_to(action.reshape(1, -1), flat),
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(count, *before, *leaf.shape[2:]), prediction)
+
+
 def mixture_mean(prediction: Prediction) -> Prediction:
     """The members' mean, as a prediction without the member axis: mean of means, mean of variances, mean of logits."""
 

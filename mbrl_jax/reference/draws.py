@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mbrl_jax.reference.environment import make_task
+from mbrl_jax.reference.networks import QFunction, networks_of
 
 if TYPE_CHECKING:
     from mbrl_jax.config import DynaQConfig, ModelFreeQConfig
     from mbrl_jax.reference.model.ensemble import Ensemble
-    from mbrl_jax.reference.networks import QNetwork
 
 CUT_DEVIATION = 0.87962566103423978
 """The standard deviation of a standard normal that is cut at ±2."""
@@ -34,7 +34,7 @@ class LaneDraws(NamedTuple):
     deal: Tensor
     """[K] a permutation of the lanes; its i-th place is served by member i // (K / M)"""
     noise: Tensor
-    """[K, D] standard normal, by lane"""
+    """[K, D] standard normal, by lane; [K, 2 D] if sampling is infoprop, which draws twice"""
 
 
 class _Round(NamedTuple):
@@ -68,11 +68,12 @@ class Draws:
 
     # ------------------------------------------------------------------------------------------------- before the main loop
 
-    def initialise_q(self, network: "QNetwork") -> None:
+    def initialise_q(self, network: QFunction) -> None:
         """Set the parameters in place: kernels of variance 1 / fan in, a normal cut at two deviations; zero biases."""
-        for layer in network.layers:
-            assert isinstance(layer, nn.Linear)
-            self._initialise(layer.weight, layer.bias, layer.in_features)
+        for one in networks_of(network):
+            for layer in one.layers:
+                assert isinstance(layer, nn.Linear)
+                self._initialise(layer.weight, layer.bias, layer.in_features)
 
     def initialise_ensemble(self, ensemble: "Ensemble") -> None:
         """Set weights and biases in place, likewise; the bounds stay."""
@@ -88,6 +89,11 @@ class Draws:
         """(first state [S], actions [n] int64, states [n, S] to begin at where an episode ended at that step)."""
         states = self._starts(n + 1)
         return states[0], self._integers(self.task.actions, n).cpu().numpy(), states[1:]
+
+    def observation_noise(self, n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """([n, D], [n, D]) float64 standard normal, for what is seen before and after each collected transition."""
+        before, after = torch.randn(2, n, size, generator=self.generator, dtype=torch.float64, device=self.generator.device)
+        return before.cpu().numpy(), after.cpu().numpy()
 
     def bootstrap_rows(self, members: int, rows: int) -> Tensor:
         """[E, n] each member's resample of the training rows."""
@@ -161,12 +167,13 @@ class Draws:
         lanes = imagined = None
         if hasattr(config, "imagination"):
             shape = (steps, config.imagination.steps, config.imagination.lanes)
+            times = 2 if config.imagination.sampling == "infoprop" else 1
             lanes = LaneDraws(
                 root=self._uniform(*shape, dtype=torch.float64),
                 explore=self._uniform(*shape, dtype=self.dtype),
                 action=self._integers(self.task.actions, *shape),
                 deal=self._uniform(*shape, dtype=torch.float64).argsort(dim=-1),
-                noise=self._normal(*shape, self.task.observation_size),
+                noise=self._normal(*shape, times * self.task.observation_size),
             )
             imagined = self._uniform(steps, config.agent.updates_per_step, config.agent.batch_size, dtype=torch.float64)
         return _Round(

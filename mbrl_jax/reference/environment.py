@@ -6,14 +6,18 @@ The simulators run in float64; an observation takes the run's dtype where it ent
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_jax.reference import dynamics
 from mbrl_jax.reference.replay import Transition
+
+if TYPE_CHECKING:
+    from mbrl_jax.config import ModelFreeQConfig
 
 Judge = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of (s [..., D], a [...], s' [..., D]) that gives [...]."""
@@ -39,6 +43,8 @@ class Task:
     reward: Judge
     terminated: Judge
     """Boolean."""
+    dynamics: Callable[[Tensor, Tensor], Tensor]
+    """From observations [..., D] and actions [...] to the true next observations, for research."""
 
 
 def _cart_pole_terminated(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
@@ -85,6 +91,7 @@ TASKS = {
         observe=np.copy,
         reward=_cart_pole_reward,
         terminated=_cart_pole_terminated,
+        dynamics=dynamics.cart_pole,
     ),
     "Acrobot-v1": Task(
         name="Acrobot-v1",
@@ -97,6 +104,7 @@ TASKS = {
         observe=_acrobot_observe,
         reward=_acrobot_reward,
         terminated=_acrobot_terminated,
+        dynamics=dynamics.acrobot,
     ),
     "MountainCar-v0": Task(
         name="MountainCar-v0",
@@ -109,6 +117,7 @@ TASKS = {
         observe=np.copy,
         reward=_mountain_car_reward,
         terminated=_mountain_car_terminated,
+        dynamics=dynamics.mountain_car,
     ),
 }
 
@@ -179,6 +188,35 @@ def collect(simulator: Simulator, first: np.ndarray, actions: np.ndarray, resets
             observation = simulator.reset(resets[i])
     columns = zip(*rows, strict=True)
     return Transition(*(torch.from_numpy(np.stack([np.asarray(field) for field in column])) for column in columns)), finished
+
+
+def seen_through_noise(
+    config: "ModelFreeQConfig", task: Task, rows: Transition, before: np.ndarray, after: np.ndarray
+) -> Transition:
+    """Collected rows as they are seen with ``environment.observation_noise``, in the units of the task's scale.
+
+    Rewards and terminations stay true. What was seen after a step is what is seen before the next one of the episode.
+
+    Args:
+      config: how much noise, and the protocol, which must be batch.
+      task: whose scale it is.
+      rows: [n] in their order.
+      before: [n, D] standard normal, where an episode begins.
+      after: [n, D] standard normal.
+
+    Raises:
+      ValueError: the protocol is another.
+
+    """
+    sigma = config.environment.observation_noise
+    if config.protocol != "batch":
+        raise ValueError(f"environment.observation_noise: {sigma!r} does not fit protocol {config.protocol!r}; it must be 0.0")
+    scale = sigma * torch.tensor(task.input_scale, dtype=torch.float64)
+    next_observation = rows.next_observation + scale * torch.from_numpy(after)
+    observation = rows.observation + scale * torch.from_numpy(before)
+    going_on = (rows.depth > 0).nonzero().squeeze(-1)
+    observation[going_on] = next_observation[going_on - 1]
+    return rows._replace(observation=observation, next_observation=next_observation)
 
 
 def real_row(simulator: Simulator, action: int, reset: np.ndarray) -> Transition:

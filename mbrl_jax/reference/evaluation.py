@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mbrl_jax.reference.environment import Simulator, Task
 from mbrl_jax.reference.model.ensemble import Moved, World, predict, transition
-from mbrl_jax.reference.networks import QNetwork, greedy
+from mbrl_jax.reference.networks import QFunction, greedy
 
 
-def play(network: QNetwork, task: Task, starts: np.ndarray) -> np.ndarray:
+def play(network: QFunction, task: Task, starts: np.ndarray) -> np.ndarray:
     """[n] returns of greedy real episodes from the simulator states ``starts`` [n, S]."""
     scale = network.input_scale
     simulators = [Simulator(task) for _ in starts]
@@ -35,19 +35,19 @@ def first_observations(observation: Tensor, depth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def imagine_greedily(network: QNetwork, world: World, observation: Tensor, noise: Tensor | None) -> Moved:
+def imagine_greedily(network: QFunction, world: World, observation: Tensor, noise: Tensor | None) -> Moved:
     """One greedy imagined step of episodes at ``observation`` [M, n/M, D], the m-th row of them moved by member m."""
     action = greedy(network, observation)
     return transition(world, predict(world, observation, action), observation, action, noise)
 
 
 def score(
-    network: QNetwork,
+    network: QFunction,
     world: World,
     starts: Tensor,
     noise: Tensor | None,
     steps: int,
-    step_function: Callable[[QNetwork, World, Tensor, Tensor | None], Moved] = imagine_greedily,
+    step_function: Callable[[QFunction, World, Tensor, Tensor | None], Moved] = imagine_greedily,
 ) -> Tensor:
     """[] the mean return of greedy imagined episodes, which end at termination or after ``steps``.
 

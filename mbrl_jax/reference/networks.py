@@ -1,4 +1,4 @@
-"""The Q-network, and the compilation of hot functions."""
+"""The Q-network, several of them as one, and the compilation of hot functions."""
 
 import itertools
 from collections.abc import Callable
@@ -39,18 +39,50 @@ class QNetwork(nn.Module):
         return values
 
 
-def make_q_network(config: "QLearningConfig", task: Task, *, dtype: torch.dtype, device: torch.device) -> QNetwork:
-    """A Q-network for ``task`` whose parameters are still to be set."""
+class QEnsemble(nn.Module):
+    """Q networks whose value is the mean of theirs."""
+
+    def __init__(self, networks: list[QNetwork]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    @property
+    def input_scale(self) -> Tensor:
+        """[D] what each of them divides an observation by."""
+        return networks_of(self)[0].input_scale
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """[..., A] the mean values of all actions."""
+        return torch.stack([network(observation) for network in self.networks]).mean(0)
+
+
+QFunction = QNetwork | QEnsemble
+"""What values actions."""
+
+
+def networks_of(network: QFunction) -> list[QNetwork]:
+    """The networks that ``network`` is the mean of, or itself."""
+    if isinstance(network, QNetwork):
+        return [network]
+    return [one for one in network.networks if isinstance(one, QNetwork)]
+
+
+def make_q_network(config: "QLearningConfig", task: Task, *, dtype: torch.dtype, device: torch.device) -> QFunction:
+    """A Q-network for ``task``, or ``agent.members`` of them, whose parameters are still to be set."""
     scale = task.input_scale if config.input_scale is None else config.input_scale
     if len(scale) != task.observation_size:
         raise ValueError(f"agent.input_scale: {scale!r} must have an entry for each of {task.observation_size} observation axes")
-    return QNetwork(config.hidden, scale, task.actions).to(device=device, dtype=dtype)
+    if config.members < 1:
+        raise ValueError(f"agent.members: {config.members!r} is out of range; it must be at least 1")
+    networks = [QNetwork(config.hidden, scale, task.actions).to(device=device, dtype=dtype) for _ in range(config.members)]
+    return networks[0] if config.members == 1 else QEnsemble(networks)
 
 
 @torch.no_grad()
-def greedy(network: QNetwork, observation: Tensor) -> Tensor:
+def greedy(network: QFunction, observation: Tensor) -> Tensor:
     """[...] the actions of highest value at observations [..., D]."""
-    return network(observation).argmax(dim=-1)
+    values: Tensor = network(observation)
+    return values.argmax(dim=-1)
 
 
 def hot(function: Callable[P, R], compile_: bool, device: torch.device) -> Callable[P, R]:

@@ -1,7 +1,7 @@
 """Flax parameters as torch state dictionaries and back, exactly: values and dtypes stay as they are.
 
 A Flax tree is ``{"params": {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}}``; an ensemble's leaves have a leading member
-axis, and its log-variance bounds stand apart.
+axis, and its log-variance bounds stand apart. The leaves of several Q-networks have a leading axis too.
 """
 
 import re
@@ -58,27 +58,56 @@ def _array(state: Mapping[str, Tensor], key: str) -> np.ndarray:
 def q_to_torch(tree: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dictionary of a :class:`~mbrl_jax.reference.networks.QNetwork` from a Flax tree.
 
+    Where the leaves have a leading axis it is that of a :class:`~mbrl_jax.reference.networks.QEnsemble`.
+
     Raises:
       ValueError: a key is missing or odd.
 
     """
+    layers = _layers(tree)
+    if layers[0][0].ndim == 2:
+        return _q_state(layers)
+    state: dict[str, Tensor] = {}
+    for q in range(len(layers[0][0])):
+        one = _q_state([(kernel[q], bias[q]) for kernel, bias in layers])
+        state |= {f"networks.{q}.{key}": leaf for key, leaf in one.items()}
+    return state
+
+
+def _q_state(layers: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
     state = {}
-    for i, (kernel, bias) in enumerate(_layers(tree)):
+    for i, (kernel, bias) in enumerate(layers):
         state[f"layers.{i}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel.T))
-        state[f"layers.{i}.bias"] = torch.from_numpy(bias)
+        state[f"layers.{i}.bias"] = torch.from_numpy(bias.copy())
     return state
 
 
 def q_to_flax(state: Mapping[str, Tensor]) -> Tree:
-    """The Flax tree, of numpy arrays, from the state dictionary of a Q-network.
+    """The Flax tree, of numpy arrays, from the state dictionary of a Q-network or of several.
 
     Raises:
       ValueError: a key is missing or odd.
 
     """
+    if not any(key.startswith("networks.") for key in state):
+        return _tree(_q_layers(state))
+    matches = {key: re.fullmatch(r"networks\.(\d+)\.(.+)", key) for key in state}
+    networks: dict[int, dict[str, Tensor]] = {}
+    for key, match in matches.items():
+        if match is None:
+            raise ValueError(f"{key} is no parameter of such networks")
+        networks.setdefault(int(match.group(1)), {})[match.group(2)] = state[key]
+    missing = set(range(len(networks))) - set(networks)
+    if missing:
+        raise ValueError(f"networks.{min(missing)} is missing; there are {sorted(networks)}")
+    layers = zip(*(_q_layers(networks[q]) for q in range(len(networks))), strict=True)
+    return _tree([(np.stack([kernel for kernel, _ in layer]), np.stack([bias for _, bias in layer])) for layer in layers])
+
+
+def _q_layers(state: Mapping[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
     count = _numbers(state, r"layers\.(\d+)\.(?:weight|bias)", set())
     keys = [f"layers.{i}" for i in range(max(count, 1))]
-    return _tree([(np.ascontiguousarray(_array(state, f"{key}.weight").T), _array(state, f"{key}.bias")) for key in keys])
+    return [(np.ascontiguousarray(_array(state, f"{key}.weight").T), _array(state, f"{key}.bias")) for key in keys]
 
 
 def ensemble_to_torch(tree: Mapping[str, Any], minimum: Any, maximum: Any) -> dict[str, Tensor]:

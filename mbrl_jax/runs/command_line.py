@@ -1,4 +1,4 @@
-"""The command line: ``mbrl-jax train``, ``compare``, ``evaluate`` and ``reference``."""
+"""The command line: ``mbrl-jax train``, ``sweep``, ``compare``, ``evaluate`` and ``reference``."""
 
 import dataclasses
 import json
@@ -14,13 +14,15 @@ from rich.table import Table
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import comparison, execution, results, runner
+from mbrl_jax.runs import comparison, execution, results, runner, sweep
 from mbrl_jax.runs.display import Display
 
 USAGE = """usage: mbrl-jax COMMAND …
 
   train CONFIG --seeds N --out DIR [--seed BASE] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
+  sweep CONFIG --setting PATH --values V1 V2 … --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
+      train an agent for every seed at every value of one setting, in one compiled program
   compare --protocol batch|interactive --seeds N --out DIR [--seed BASE]
       train the model-based and the model-free arm on the same real data, and set them side by side
   evaluate DIR [--episodes 50] [--env gymnax|gymnasium] [--seed BASE]
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
+        "sweep": _sweep,
         "compare": _compare,
         "evaluate": _evaluate,
         "reference": _reference,
@@ -79,8 +82,8 @@ def read_preset(name: str) -> ModelFreeQConfig:
     return settings.load(name)
 
 
-def _parse(command: str, words: list[str], *options: tuple[str, Any, Any]) -> Any:
-    """The flags of a command that takes CONFIG, a new folder, seeds, ``options`` (name, type, default) and any setting."""
+def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
+    """The flags of a command that takes CONFIG, a new folder, seeds, any setting, and ``options``: name, type and default."""
     if not words or words[0].startswith("-"):
         _show_usage(words)
     preset = read_preset(words[0])
@@ -91,7 +94,7 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any, Any]) -> An
         *options,
         ("config", Annotated[type(preset), tyro.conf.arg(name="")], preset),
     ]
-    flags = dataclasses.make_dataclass(command.capitalize(), fields)
+    flags = dataclasses.make_dataclass(command.capitalize(), fields, kw_only=True)
     given: Any = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax {command} {words[0]}", description=type(preset).__doc__)
     _check(given.config, given.seeds, given.seed)
     return given
@@ -110,6 +113,12 @@ def train(config: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
     with Display.standard(settings.algorithm_name(config)) as display:
         run = runner.run(config, seeds, base_seed=seed, display=display)
     _report(run, folder)
+
+
+def _sweep(words: list[str]) -> None:
+    given = _parse("sweep", words, ("setting", str), ("values", tuple[str, ...]))
+    setting = given.setting.replace("-", "_")  # as flags may be written
+    sweep.command(given.config, setting, given.values, given.seeds, given.out, given.seed)
 
 
 def _reference(words: list[str]) -> None:

@@ -3,7 +3,8 @@
 * ``config.yaml``: the settings, which :func:`mbrl_jax.config.load` reads back;
 * ``summary.json``: the figures (:func:`summarise`);
 * ``metrics.npz``: every metric, arrays ``[seeds, rounds, ...]`` under their path in the algorithm's ``Metrics``;
-* ``policies.npz``: network parameters ``[seeds, ...]`` under ``last/…`` and, with a model, ``chosen/…``.
+* ``policies.npz``: network parameters ``[seeds, ...]`` under ``last/…`` and, with a model, ``chosen/…``;
+* ``diagnosis.npz``, if it was asked for: :class:`mbrl_jax.imagination.diagnosis.Diagnosis`, ``[seeds, ...]``.
 """
 
 import importlib.metadata
@@ -111,6 +112,8 @@ def write(run: Run, folder: Path) -> dict[str, Any]:
     _save_arrays(folder / "metrics.npz", flatten({"round": run.result.metrics, "fit": run.result.fit}))
     outcome = run.result.outcome
     _save_arrays(folder / "policies.npz", flatten({"last": outcome.last, "chosen": outcome.chosen}))
+    if run.diagnosis is not None:
+        _save_arrays(folder / "diagnosis.npz", flatten(run.diagnosis))
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 

@@ -1,15 +1,18 @@
 """Runs an algorithm for many seeds, round by round, and times it with compilation apart."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax.algorithms import dyna_q, model_free_q
 from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name
+from mbrl_jax.imagination.diagnosis import Diagnosis
+from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.display import Display
 from mbrl_jax.statistics import interquartile_mean
@@ -51,11 +54,36 @@ class Run(NamedTuple):
     backend: Backend
     state_bytes_per_seed: int | None  # what a seed holds between two rounds, none if it is not known
     temporary_bytes_per_seed: int | None  # what the largest compiled function needs besides, shared out over its seeds
+    diagnosis: Diagnosis | None = None  # leaves [seeds, ...], of the final model under the last policy, if it was asked for
 
 
-def make_train(config: ModelFreeQConfig) -> Train:
-    """The algorithm that ``config`` configures."""
-    return dyna_q.make_train(config) if isinstance(config, DynaQConfig) else model_free_q.make_train(config)
+def make_train(config: ModelFreeQConfig, controller: HorizonController | None = None) -> Train:
+    """The algorithm that ``config`` configures, with ``controller`` in place of the horizon controller that it names.
+
+    Raises:
+      ConfigError: the settings cannot work, or there is a controller and nothing is imagined.
+
+    """
+    if isinstance(config, DynaQConfig):
+        return dyna_q.make_train(config, controller=controller)
+    if controller is not None:
+        raise ConfigError(f"controller: one does not fit; {algorithm_name(config)!r} imagines nothing, so it must be none")
+    return model_free_q.make_train(config)
+
+
+def make_train_together(configs: Sequence[ModelFreeQConfig], controller: HorizonController | None = None) -> Train:
+    """The first config's algorithm, whose ``hyper`` may be any of ``configs``.
+
+    Raises:
+      ConfigError: as :func:`make_train`, or the configs differ in a setting that they must share.
+
+    """
+    algorithms = [make_train(config, controller) for config in configs]
+    if any(jax.tree.structure(config) != jax.tree.structure(configs[0]) for config in configs):  # type: ignore[operator]
+        raise ConfigError("configs: they differ in static settings; such configs compile apart and must be run apart")
+    if len(configs) > 1:
+        _check_beginnings(configs, algorithms)
+    return algorithms[0]
 
 
 def check_seeds(seeds: int, base_seed: int) -> None:
@@ -71,7 +99,15 @@ def check_seeds(seeds: int, base_seed: int) -> None:
         raise ConfigError(f"seed: {base_seed!r} is out of range; it must be from 0 to 2^32 - 1")
 
 
-def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Display | None = None) -> Run:
+def run(
+    config: ModelFreeQConfig,
+    seeds: int,
+    *,
+    base_seed: int = 0,
+    display: Display | None = None,
+    controller: HorizonController | None = None,
+    diagnose: bool = False,
+) -> Run:
     """Train ``seeds`` agents in one compiled program.
 
     Args:
@@ -79,16 +115,53 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
       seeds: at least 1.
       base_seed: seed i's numbers follow from this and i alone.
       display: shows progress; none is silent.
+      controller: a horizon controller in place of the one that ``config`` names.
+      diagnose: ask the real dynamics at the end how wrong the final model is.
 
     Raises:
-      ConfigError: the settings cannot work, or there are no seeds.
+      ConfigError: the settings cannot work, or there are no seeds, or nothing that can be diagnosed.
+
+    """
+    together = run_together([config], seeds, base_seed=base_seed, display=display, controller=controller, diagnose=diagnose)
+    return together[0]
+
+
+def run_together(
+    configs: Sequence[ModelFreeQConfig],
+    seeds: int,
+    *,
+    base_seed: int = 0,
+    display: Display | None = None,
+    controller: HorizonController | None = None,
+    diagnose: bool = False,
+) -> list[Run]:
+    """Train ``seeds`` agents for each of ``configs``, all in one compiled program; seed i has the same key for each.
+
+    Seconds are the whole program's, shared out equally over the configs.
+
+    Args:
+      configs: at least one; they may differ in traced settings only, and not in one that acts on what ``init`` makes.
+      seeds: at least 1, of each config.
+      base_seed: as in :func:`run`.
+      display: as in :func:`run`.
+      controller: as in :func:`run`.
+      diagnose: as in :func:`run`.
+
+    Raises:
+      ConfigError: the settings cannot work, or differ in one that they must share, or there are no seeds.
 
     """
     check_seeds(seeds, base_seed)
     show = Display.silent() if display is None else display
-    algorithm = make_train(config)
-    layout = execution.choose_layout(seeds)
-    keys = layout.place(seed_keys(base_seed, layout.padded(seeds)))
+    config, agents = configs[0], len(configs) * seeds
+    algorithm = make_train_together(configs, controller)
+    if diagnose and algorithm.diagnose is None:
+        raise ConfigError(f"diagnose: {diagnose!r} does not fit; {algorithm_name(config)!r} has no model that could be wrong")
+    layout = execution.choose_layout(agents)
+    padded = layout.padded(agents)
+    number = np.arange(padded) % agents  # the agents that fill up the devices are the first ones again
+    keys = layout.place(seed_keys(base_seed, seeds)[number % seeds])
+    hyper, hyper_axes = _stacked(configs, number // seeds)
     compiled: list[execution.Compiled] = []
 
     def prepare(function: Callable[..., Any], in_axes: Any, out_axes: Any, *arguments: Any, donate: Any = ()) -> Any:
@@ -106,32 +179,77 @@ def run(config: ModelFreeQConfig, seeds: int, *, base_seed: int = 0, display: Di
     init = prepare(algorithm.init, (0,), (axes, 0), keys)
     show.phase("collecting")
     (state, collected), seconds_collect = timed(init, keys)
-    state_bytes = execution.bytes_per_seed(axes, state, layout.padded(seeds))
+    state_bytes = execution.bytes_per_seed(axes, state, padded)
 
-    fit = prepare(algorithm.fit, (axes, None), (axes, 0), state, config, donate=(0,))
+    fit = prepare(algorithm.fit, (axes, hyper_axes), (axes, 0), state, hyper, donate=(0,))
     show.phase("fitting" if isinstance(config, DynaQConfig) else "starting")
-    (state, fit_log), seconds_fit = timed(fit, state, config)
+    (state, fit_log), seconds_fit = timed(fit, state, hyper)
 
-    advance = prepare(algorithm.advance, (axes, None), (axes, 0), state, config, donate=(0,))
-    finish = prepare(algorithm.finish, (axes, None), 0, state, config)
+    advance = prepare(algorithm.advance, (axes, hyper_axes), (axes, 0), state, hyper, donate=(0,))
+    finish = prepare(algorithm.finish, (axes, hyper_axes), 0, state, hyper)
     show.phase("training", total=algorithm.rounds)
     start = time.perf_counter()
     rounds: list[Any] = []
     for _ in range(algorithm.rounds):
-        state, metrics = advance(state, config)
+        state, metrics = advance(state, hyper)
         rounds.append(jax.tree.map(np.asarray, metrics))
-        show.round(float(interquartile_mean(np.asarray(rounds[-1].curve_return[:seeds], np.float64))))
+        show.round(float(interquartile_mean(np.asarray(rounds[-1].curve_return[:agents], np.float64))))
     seconds_train = time.perf_counter() - start
 
     show.phase("evaluating")
-    outcome, seconds_evaluate = timed(finish, state, config)
+    outcome, seconds_evaluate = timed(finish, state, hyper)
+    diagnosis = None
+    if diagnose and algorithm.diagnose is not None:
+        look = prepare(algorithm.diagnose, (axes, hyper_axes), 0, state, hyper)
+        show.phase("diagnosing")
+        diagnosis = jax.tree.map(np.asarray, look(state, hyper))
     show.phase("done")
     result = Result(outcome, collected, fit_log, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *rounds))
-    result = jax.tree.map(lambda leaf: np.asarray(leaf)[:seeds], result)
-    seconds = Seconds(sum(made.seconds for made in compiled), seconds_collect, seconds_fit, seconds_train, seconds_evaluate)
-    temporary = max(made.temporary_bytes for made in compiled) * layout.mesh.size // layout.padded(seeds)
+    result = jax.tree.map(np.asarray, result)
+    phases = (sum(made.seconds for made in compiled), seconds_collect, seconds_fit, seconds_train, seconds_evaluate)
+    seconds = Seconds(*(phase / len(configs) for phase in phases))
+    temporary = max(made.temporary_bytes for made in compiled) * layout.mesh.size // padded
     backend = Backend("jax", execution.device(), f"float32, matrix products {config.precision}", PACKAGES)
-    return Run(config, base_seed, result, seconds, backend, state_bytes, temporary)
+
+    def of_config(place: int, tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[place * seeds : (place + 1) * seeds], tree)
+
+    return [
+        Run(each, base_seed, of_config(place, result), seconds, backend, state_bytes, temporary, of_config(place, diagnosis))
+        for place, each in enumerate(configs)
+    ]
+
+
+def traced_settings(config: ModelFreeQConfig) -> dict[str, float]:
+    """The traced settings by their dotted paths."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(config)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _check_beginnings(configs: Sequence[ModelFreeQConfig], algorithms: Sequence[Train]) -> None:
+    """Refuse configs whose runs begin in different states: ``init`` has no numbers but those that it was made with."""
+    key = seed_keys(0, 1)[0]
+    if len({jax.jit(algorithm.init).lower(key).as_text() for algorithm in algorithms}) > 1:
+        settings = [traced_settings(config) for config in configs]
+        differing = {path: [each[path] for each in settings] for path in settings[0]}
+        named = [f"{path}: {values!r}" for path, values in differing.items() if len(set(values)) > 1]
+        raise ConfigError(f"{'; '.join(named)} change what a run begins with; these must be run apart")
+
+
+def _stacked(configs: Sequence[ModelFreeQConfig], which: np.ndarray) -> tuple[Any, Any]:
+    """One config for all agents, agent i having the numbers of ``configs[which[i]]``, and its axes.
+
+    Where all configs agree the number is shared, with None for its axis.
+    """
+
+    def stack(*numbers: float) -> Any:
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        dtype = jnp.int32 if all(isinstance(number, int) for number in numbers) else jnp.zeros(()).dtype
+        return jnp.asarray(np.array(numbers)[which], dtype)
+
+    axes = jax.tree.map(lambda *numbers: None if len(set(numbers)) == 1 else 0, *configs)
+    return jax.tree.map(stack, *configs), axes
 
 
 def frozen_seeds(outcome: Outcome) -> list[int]:

@@ -161,7 +161,7 @@ def test_a_controller_may_be_passed_as_an_object_and_is_calibrated_after_every_f
     def step(state, view):
         return state, Decision(view.active, view.depth >= state[0], 0.0 * view.reward)
 
-    def init(lanes):
+    def init(lanes, ensemble):
         return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
     controller = HorizonController(init, calibrate, step)

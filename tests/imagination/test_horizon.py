@@ -23,11 +23,12 @@ def view(depth, time=0):
         active=~flags,
         member=jnp.zeros(lanes, jnp.int32),
         everyone=None,
+        truth=None,
     )
 
 
 def stops(controller, depth, time=0):
-    _, decision = controller.step(controller.init(len(depth)), view(depth, time))
+    _, decision = controller.step(controller.init(len(depth), None), view(depth, time))
     return np.asarray(decision.stop)
 
 
@@ -37,7 +38,7 @@ def test_fixed_stops_every_lane_at_its_length():
 
 def test_fixed_keeps_every_row_and_takes_nothing_from_the_reward():
     controller = horizon.fixed(length=2)
-    _, decision = controller.step(controller.init(3), view([0, 1, 2]))
+    _, decision = controller.step(controller.init(3, None), view([0, 1, 2]))
     assert bool(jnp.all(decision.keep))
     assert decision.penalty.tolist() == [0.0, 0.0, 0.0]
 
@@ -56,7 +57,7 @@ def test_the_numbers_of_a_controller_may_be_vmapped():
 
     def stopped(length):
         controller = horizon.make_controller("fixed", {"length": length})
-        return controller.step(controller.init(3), view([0, 1, 2]))[1].stop
+        return controller.step(controller.init(3, None), view([0, 1, 2]))[1].stop
 
     expected = [[True, True, True], [False, True, True], [False, False, True]]
     assert jax.vmap(stopped)(lengths).tolist() == expected

@@ -59,7 +59,7 @@ def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
         state, rows, log = lanes.advance(settings, ensemble, controller, state, members, policy, real, time, draw)
         return state, (rows, log)
 
-    state = lanes.init(settings, controller, 4)
+    state = lanes.init(settings, controller, ensemble)
     times = jnp.arange(real_steps, dtype=jnp.int32)
     state, (rows, log) = jax.jit(lambda state: jax.lax.scan(step, state, (times, draws)))(state)
     shape = (real_steps, settings.steps, settings.lanes, -1)
@@ -130,7 +130,7 @@ def test_keep_stop_cap_and_penalty_are_four_separate_knobs(real):
         odd = view.depth % 2 == 1
         return state, Decision(keep=~odd, stop=jnp.zeros_like(odd), penalty=jnp.where(odd, 0.25, 0.0))
 
-    controller = HorizonController(lambda lanes: (), lambda state, *_: state, step)
+    controller = HorizonController(lambda lanes, ensemble: (), lambda state, *_: state, step)
     rows = imagine(config(cap=4), world(), real, controller)[0]
     assert rows.depth[0].tolist() == [[step] * LANES for step in range(4)]  # neither keep nor penalty ends a lane
     odd = np.asarray(rows.depth) % 2 == 1
@@ -143,7 +143,7 @@ def test_a_controller_carries_its_state_and_sees_the_real_time(real):
         steps, _ = state
         return (steps + 1, view.time), Decision(view.active, steps >= 5, 0.0 * view.reward)
 
-    def init(lanes):
+    def init(lanes, ensemble):
         return jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32)
 
     controller = HorizonController(init, lambda state, *_: state, step)
@@ -162,7 +162,7 @@ def test_asking_for_all_members_changes_nothing_that_is_imagined(real, sampling)
                 assert view.everyone.log_variance.shape == (MEMBERS, LANES, 4)
             return state, Decision(view.active, view.depth >= 2, 0.0 * view.reward)
 
-        return HorizonController(lambda lanes: (), lambda state, *_: state, step, needs_members)
+        return HorizonController(lambda lanes, ensemble: (), lambda state, *_: state, step, needs_members)
 
     settings = config(sampling=sampling)
     without = imagine(settings, world(), real, keep_all(False))[0]
@@ -206,7 +206,7 @@ def test_the_view_names_the_member_that_predicted(real):
         return state, Decision(view.active, view.active, view.member.astype(view.reward.dtype))
 
     ensemble = world(kind="deterministic")
-    controller = HorizonController(lambda lanes: (), lambda state, *_: state, step)
+    controller = HorizonController(lambda lanes, ensemble: (), lambda state, *_: state, step)
     rows, _, _, members = imagine(config(), ensemble, real, controller)
     np.testing.assert_array_equal(1.0 - np.asarray(rows.reward), member_that_explains(rows, members, ensemble))
 

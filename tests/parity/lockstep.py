@@ -60,6 +60,10 @@ class PrescribedDraws(Draws):
         drawn = env.draw_collection(self.environment, stream(self.key, Stream.COLLECTION), n)
         return simulator_states(drawn.first), np.asarray(drawn.actions, np.int64), simulator_states(drawn.resets)
 
+    def observation_noise(self, n: int, size: int) -> Any:
+        keys = jax.random.split(stream(self.key, Stream.OBSERVATION_NOISE))
+        return tuple(np.array(draws_.normal(key, (n, size))) for key in keys)
+
     def bootstrap_rows(self, members: int, rows: int) -> torch.Tensor:
         return tensor(draws_.integers(self.fit_keys[0], (members, rows), rows)).long()
 

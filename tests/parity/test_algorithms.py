@@ -83,10 +83,57 @@ EVERYTHING = {
     },
 }
 
+ADAPTIVE = {
+    "steps": 300,
+    "round_steps": 100,
+    "metric_steps": 50,
+    "model": {"elites": 4},
+    "selection": {"episodes": 8},
+    "imagination": {"lanes": 12, "steps": 3, "capacity": 3_600, "cap": 12},
+}
+MACURA = {
+    **ADAPTIVE,
+    "protocol": "interactive",
+    "imagination": {
+        **ADAPTIVE["imagination"],
+        "controller": "macura",
+        "controller_settings": {"scale": 1.5, "percentile": 90, "memory": 40},
+        "penalty": "mopo",
+        "penalty_weight": 0.1,
+    },
+}
+INFOPROP = {
+    **ADAPTIVE,
+    "protocol": "interactive",
+    "imagination": {
+        **ADAPTIVE["imagination"],
+        "sampling": "infoprop",
+        "controller": "infoprop",
+        "controller_settings": {"high": 0.9, "low": 0.8, "length": 6, "resolution": 0.01},
+        "penalty": "halt",
+        "penalty_weight": 1.0,
+    },
+    "agent": {"target": "quantile", "target_quantile": 0.3},
+}
+STEVE = {
+    **ADAPTIVE,
+    "environment": {"observation_noise": 0.02},
+    "imagination": {
+        **ADAPTIVE["imagination"],
+        "controller": "threshold_quantile",
+        "controller_settings": {"quantile": 0.8},
+        "measure": "gjs",
+    },
+    "agent": {"target": "steve", "target_steps": 2, "members": 2},
+}
+
 RUNS = {
     "batch": {"protocol": "batch"},
     "interactive": {"protocol": "interactive"},
     "interactive, every option": EVERYTHING,
+    "macura, penalised": MACURA,
+    "infoprop with its sampler, halting, conservative targets": INFOPROP,
+    "steve, thresholds on noisy data": STEVE,
 }
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbrl_jax.algorithms.dyna_q import conservative_outcomes
-from mbrl_jax.config import DynaQConfig
+from mbrl_jax.imagination.outcomes import expected_outcomes
 from mbrl_jax.reference import weights
 from mbrl_jax.reference.agents import q_learning as reference
 
@@ -21,6 +20,9 @@ TARGETS: dict[str, dict[str, Any]] = {
     "double": {"target": "double"},
     "quantile": {"target": "quantile", "target_quantile": 0.3},
     "mean - beta std": {"target": "mean_std", "target_beta": 0.7},
+    "double, three networks": {"target": "double", "members": 3},
+    "steve": {"target": "steve", "target_steps": 3, "members": 2},
+    "steve, one step": {"target": "steve", "target_steps": 1, "members": 4},
 }
 
 
@@ -29,13 +31,27 @@ TARGETS: dict[str, dict[str, Any]] = {
 def test_targets_are_the_references(rng: np.random.Generator, agree: Agreement, target: str, learned: str) -> None:
     learner, model = LearnerTwins(rng, **TARGETS[target]), ModelTwins(rng, reward=learned, termination=learned)
     ours, theirs = random_rows(rng, 64)
-    config = DynaQConfig(agent=learner.config, model=model.config)
+    config = learner.config
 
     def targets(state: Any, batch: Any) -> jax.Array:
-        return learner.learner.targets(state, batch, conservative_outcomes(model.ensemble, model.members, config, batch))
+        greedy = lambda s: learner.learner.greedy(state.online, s)  # noqa: E731
+        outcomes = expected_outcomes(config, model.ensemble, model.members, batch, greedy)
+        return learner.learner.targets(state, batch, outcomes)
 
     expected = reference.targets(learner.reference.online, learner.reference.target, theirs, learner.config, model.world)
     agree(f"Q-learning target: {target}", jax.jit(targets)(learner.state, ours), expected, FLOAT64)
+
+
+def test_several_networks_are_each_updated_as_the_references(rng: np.random.Generator, agree: Agreement) -> None:
+    twins = LearnerTwins(rng, hidden=(16, 16), learning_rate=1e-3, target_rate=0.02, members=3, loss="huber")
+    state, update = twins.state, jax.jit(twins.learner.update)
+    for _ in range(30):
+        ours, theirs = random_rows(rng, 32)
+        state, log = update(state, ours)
+        expected = reference.update(twins.reference, theirs, twins.config, 0.0)
+        agree("updates of three Q-networks, losses", tuple(log), expected, 1e-8)
+    networks = tuple(weights.q_to_flax(n.state_dict()) for n in (twins.reference.online, twins.reference.target))
+    agree("updates of three Q-networks", (state.online, state.target), networks, 1e-8)
 
 
 @pytest.mark.parametrize("loss", ["squared", "huber"])

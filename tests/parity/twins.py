@@ -18,7 +18,7 @@ from mbrl_jax.reference import replay as reference_replay
 from mbrl_jax.reference import weights
 from mbrl_jax.reference.agents import q_learning as reference_q
 from mbrl_jax.reference.model import ensemble as reference_ensemble
-from mbrl_jax.reference.networks import QNetwork, make_q_network
+from mbrl_jax.reference.networks import QFunction, make_q_network
 
 from .agreement import tensor
 
@@ -69,15 +69,14 @@ class LearnerTwins:
         self.environment = env.make_environment(EnvironmentConfig(name=task))
         self.task = reference_environment.make_task(task)
         self.learner = QLearner(self.config, self.environment.spec)
-        size = self.environment.spec.observation_size
-        shapes = jax.eval_shape(lambda key: self.learner.network.init(key, jnp.zeros((1, size))), jax.random.key(0))
+        shapes = jax.eval_shape(lambda key: self.learner.init(key).online, jax.random.key(0))
         online, target = random_params(rng, shapes), random_params(rng, shapes)
         self.state = QState(online, target, ADAM.init(online), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
         self.reference = reference_q.Learner(self.network(online), self.config)
         self.reference.target.load_state_dict(weights.q_to_torch(target))
 
-    def network(self, params: Any) -> QNetwork:
-        """A torch network with those Flax parameters."""
+    def network(self, params: Any) -> QFunction:
+        """A torch network, or several, with those Flax parameters."""
         network = make_q_network(self.config, self.task, dtype=torch.float64, device=torch.device("cpu"))
         network.load_state_dict(weights.q_to_torch(params))
         return network

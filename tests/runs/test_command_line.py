@@ -156,6 +156,21 @@ def test_compare_trains_both_arms_and_prints_one_table(command):
     assert len(random_returns) == 1  # both saw the same real data
 
 
+def test_sweep_prints_a_row_and_writes_a_folder_for_each_value(command, trained):
+    out, setting = command.folder / "swept", "imagination.controller_settings.length"
+    words = ("--setting", setting, "--values", 1, 3, "--seeds", 2, "--out", out, "--agent.discount", 0.9)
+    done = command("sweep", "smoke", *words)
+    for word in (setting, "chosen", "last", "depth", "1.00", "compiled in"):
+        assert word in done.stdout
+    assert {path.name for path in out.iterdir()} == {"1", "3", "sweep.json"}
+    arms = json.loads((out / "sweep.json").read_text())
+    for value, arm in zip(("1", "3"), arms, strict=True):
+        assert {path.name for path in (out / value).iterdir()} == {path.name for path in trained[0].iterdir()} - {"curves.png"}
+        config = settings.load(out / value / "config.yaml")
+        assert (config.imagination.controller_settings, config.agent.discount) == ({"length": float(value)}, 0.9)
+        assert arm == {"settings": {setting: float(value)}, **json.loads((out / value / "summary.json").read_text())}
+
+
 def test_reference_writes_what_train_writes(command, trained):
     pytest.importorskip("torch", reason="the reference is written in PyTorch: pip install 'mbrl-jax[torch]'")
     out = command.folder / "reference"

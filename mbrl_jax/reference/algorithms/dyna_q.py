@@ -11,9 +11,9 @@ from mbrl_jax.reference.agents import q_learning
 from mbrl_jax.reference.algorithms.model_free_q import act, exploration
 from mbrl_jax.reference.algorithms.result import Clock, Log, Result, rows_of, share, state_of, to_numpy
 from mbrl_jax.reference.draws import Draws
-from mbrl_jax.reference.environment import Simulator, collect, make_task, real_row
+from mbrl_jax.reference.environment import Simulator, collect, make_task, real_row, seen_through_noise
 from mbrl_jax.reference.imagination import lanes as imagination
-from mbrl_jax.reference.imagination.horizon import make_controller
+from mbrl_jax.reference.imagination.penalties import controller_of
 from mbrl_jax.reference.model import fitting
 from mbrl_jax.reference.model.ensemble import Ensemble, World
 from mbrl_jax.reference.model.losses import member_losses
@@ -71,6 +71,8 @@ def train(
     with clock.phase("collect"):
         simulator = Simulator(task)
         rows, collected = collect(simulator, *draws.collection(config.random_transitions))
+        if config.environment.observation_noise > 0:
+            rows = seen_through_noise(config, task, rows, *draws.observation_noise(len(rows.reward), task.observation_size))
         real = Replay(config.real_transitions, task.observation_size, dtype=dtype, device=device)
         real.write(rows)
     imagined = Replay(settings.capacity, task.observation_size, dtype=dtype, device=device)
@@ -89,7 +91,7 @@ def train(
         fit = fitting.fit(ensemble, optimiser, real.rows(), stride, config.model, draws, model_loss)
         elites = None if config.model.elites is None else fitting.elites(fit.error, config.model.elites)
         world = World(imagined_ensemble(ensemble, elites), fit.normaliser)
-    controller = make_controller(settings.controller, settings.controller_settings)
+    controller = controller_of(settings)
     controller_state = controller.calibrate(controller.init(settings.lanes), world, real.rows())
     lanes = imagination.start(settings.lanes, task.observation_size, controller_state, dtype=dtype, device=device)
 

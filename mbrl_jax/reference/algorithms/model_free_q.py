@@ -8,15 +8,15 @@ from mbrl_jax.reference import evaluation
 from mbrl_jax.reference.agents import q_learning
 from mbrl_jax.reference.algorithms.result import Clock, Log, Result, rows_of, share, state_of
 from mbrl_jax.reference.draws import Draws
-from mbrl_jax.reference.environment import Simulator, collect, make_task, real_row
-from mbrl_jax.reference.networks import QNetwork, greedy, hot, make_q_network
+from mbrl_jax.reference.environment import Simulator, collect, make_task, real_row, seen_through_noise
+from mbrl_jax.reference.networks import QFunction, greedy, hot, make_q_network
 from mbrl_jax.reference.replay import Replay
 
 if TYPE_CHECKING:
     from mbrl_jax.config import ExplorationConfig, ModelFreeQConfig
 
 
-def act(network: QNetwork, simulator: Simulator, explore: float, random_action: int, epsilon: float) -> int:
+def act(network: QFunction, simulator: Simulator, explore: float, random_action: int, epsilon: float) -> int:
     """The ε-greedy action in the real environment."""
     if explore < epsilon:
         return random_action
@@ -47,6 +47,8 @@ def train(
     with clock.phase("collect"):
         simulator = Simulator(task)
         rows, collected = collect(simulator, *draws.collection(config.random_transitions))
+        if config.environment.observation_noise > 0:
+            rows = seen_through_noise(config, task, rows, *draws.observation_noise(len(rows.reward), task.observation_size))
         real = Replay(config.real_transitions, task.observation_size, dtype=dtype, device=device)
         real.write(rows)
 

@@ -78,8 +78,9 @@ class Log:
         return {name: to_numpy(torch.stack([torch.as_tensor(value) for value in values])) for name, values in self.values.items()}
 
     def blocks(self, rounds: int, size: int) -> dict[str, np.ndarray]:
-        """[rounds, blocks] the means over blocks of ``size`` successive values of each."""
-        return {name: values.reshape(rounds, -1, size).mean(-1) for name, values in self.arrays().items()}
+        """[rounds, blocks, ...] the means over blocks of ``size`` successive values [...] of each."""
+        arrays = self.arrays()
+        return {name: values.reshape(rounds, -1, size, *values.shape[1:]).mean(2) for name, values in arrays.items()}
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from mbrl_jax.reference.draws import LaneDraws
+from mbrl_jax.reference.imagination import disagreement
 from mbrl_jax.reference.imagination.horizon import Controller, View
 from mbrl_jax.reference.model.ensemble import Prediction, World, predict, transition
-from mbrl_jax.reference.networks import QNetwork, greedy
+from mbrl_jax.reference.networks import QFunction, greedy
 from mbrl_jax.reference.replay import Transition
 
 if TYPE_CHECKING:
     from mbrl_jax.config import ImaginationConfig
+
+HISTOGRAM_EDGES = (1, 2, 3, 4, 5, 10, 20, 50, 100)
+"""Upper edges, inclusive, of the bins of depths; the last bin has none."""
 
 
 class Lanes(NamedTuple):
@@ -38,12 +42,16 @@ class Imagined(NamedTuple):
     """[K] by lane; weight 0 where the row is not kept"""
     active: Tensor
     """[K] boolean"""
+    terminated: Tensor
+    """[K] boolean: the world's; a row that a controller halted is a terminal without it"""
+    ended: Tensor
+    """[K] boolean: the lane takes a new root, or idles"""
     stop: Tensor
     """[K] boolean: the controller's, of active and idle lanes alike"""
 
 
 class LaneLog(NamedTuple):
-    """Means over one real step's K·H imagined steps, each []."""
+    """Means over one real step's K·H imagined steps, each [] but the last."""
 
     depth: Tensor
     """steps since the root, this one included, of the kept rows; 0 if none is kept"""
@@ -52,7 +60,11 @@ class LaneLog(NamedTuple):
     stopped: Tensor
     """share of rows at which the controller stopped an active lane"""
     terminated: Tensor
-    """share of rows at which an active lane terminated"""
+    """share of rows at which an active lane terminated; halts do not count"""
+    ended: Tensor
+    """share of rows at which an active lane ended: by termination, the controller or the cap"""
+    histogram: Tensor
+    """[10] share of rows that are kept and whose depth, this step included, is in the bin"""
 
 
 def start(lanes: int, observation_size: int, controller_state: Any, *, dtype: torch.dtype, device: torch.device) -> Lanes:
@@ -82,45 +94,75 @@ def _each(function: Callable[[Tensor], Tensor], prediction: Prediction) -> Predi
     return Prediction(function(prediction.mean), log_variance, termination)
 
 
+def _together(everyone: Prediction) -> Prediction:
+    """The members as one Gaussian, weighted by their precision; [M, K, ...] to [K, ...]."""
+    fused = disagreement.fuse(everyone)
+    termination = None if everyone.termination is None else everyone.termination.mean(0)
+    return Prediction(fused.mean, fused.variance.log(), termination)
+
+
+def _informed(everyone: Prediction, drawn: Prediction, noise: Tensor) -> Prediction:
+    """What the members know together once one of them has spoken (Infoprop); [M, K, ...] to [K, ...].
+
+    Args:
+      everyone: every member's prediction.
+      drawn: the prediction [K, ...] of each lane's member.
+      noise: [K, D] standard normal; with it that member says where the state goes.
+
+    """
+    fused, size = disagreement.fuse(everyone), noise.shape[-1]
+    assert drawn.log_variance is not None
+    said = drawn.mean[..., :size] + torch.exp(0.5 * drawn.log_variance[..., :size]) * noise
+    state = fused.mean[..., :size] + fused.gain[..., :size] * (said - fused.mean[..., :size])
+    termination = None if everyone.termination is None else everyone.termination.mean(0)
+    return Prediction(torch.cat([state, fused.mean[..., size:]], dim=-1), fused.remainder.log(), termination)
+
+
 def predict_lanes(
-    world: World, observation: Tensor, action: Tensor, deal: Tensor, sampling: str, *, needs_members: bool
-) -> tuple[Prediction, Tensor, Prediction | None]:
+    world: World, observation: Tensor, action: Tensor, draws: LaneDraws, sampling: str, *, needs_members: bool
+) -> tuple[Prediction, Tensor, Tensor, Prediction | None]:
     """Who moves which lane, and whereto.
 
     Args:
       world: the dynamics, M members.
       observation: [K, D].
       action: [K].
-      deal: [K] a permutation of the lanes (sampling: ts1).
+      draws: the step's random numbers.
       sampling: the setting ``imagination.sampling``.
       needs_members: whether every member is asked about every lane.
 
     Returns:
-      the lanes' prediction [K, ...], their member [K], and every member's prediction [M, K, ...] if it was computed.
+      the lanes' prediction [K, ...], the noise [K, D] that it is still to be given, the lanes' member [K], and every member's
+      prediction [M, K, ...] if it was computed.
 
     """
     members, lanes = world.ensemble.members, len(action)
     everyone = None
-    if needs_members or sampling == "mean":
+    if needs_members or sampling in ("mean", "infoprop", "fused"):
         everyone = predict(world, observation.expand(members, -1, -1), action.expand(members, -1))
-    if sampling == "mean":
+    if sampling in ("mean", "fused"):
         assert everyone is not None
-        return _mix(everyone), torch.zeros_like(action), everyone
+        whole = _mix(everyone) if sampling == "mean" else _together(everyone)
+        return whole, draws.noise, torch.zeros_like(action), everyone
     place = torch.arange(lanes, device=action.device)
-    order = deal if sampling == "ts1" else place
+    order = place if sampling == "ts_infinity" else draws.deal
     place_of_lane = torch.empty_like(order).scatter_(0, order, place)
     member = place_of_lane // (lanes // members)
     if everyone is not None:
-        return _each(lambda field: field[member, place], everyone), member, everyone
+        drawn = _each(lambda field: field[member, place], everyone)
+        if sampling == "infoprop":
+            first, second = draws.noise.chunk(2, dim=-1)
+            return _informed(everyone, drawn, first), second, member, everyone
+        return drawn, draws.noise, member, everyone
     dealt = predict(world, observation[order].view(members, -1, observation.shape[-1]), action[order].view(members, -1))
-    return _each(lambda field: field.flatten(0, 1)[place_of_lane], dealt), member, None
+    return _each(lambda field: field.flatten(0, 1)[place_of_lane], dealt), draws.noise, member, None
 
 
 @torch.no_grad()
 def step(
     lanes: Lanes,
     world: World,
-    policy: QNetwork,
+    policy: QFunction,
     controller: Controller,
     config: "ImaginationConfig",
     roots: Tensor,
@@ -144,10 +186,10 @@ def step(
     observation = torch.where(fresh, roots, lanes.observation)
     root = torch.where(fresh, roots, lanes.root)
     action = torch.where(draws.explore < config.epsilon, draws.action, greedy(policy, observation))
-    prediction, member, everyone = predict_lanes(
-        world, observation, action, draws.deal, config.sampling, needs_members=controller.needs_members
+    prediction, noise, member, everyone = predict_lanes(
+        world, observation, action, draws, config.sampling, needs_members=controller.needs_members
     )
-    moved = transition(world, prediction, observation, action, draws.noise)
+    moved = transition(world, prediction, observation, action, noise)
     active = ~lanes.idle
     view = View(
         time=time,
@@ -161,18 +203,22 @@ def step(
         active=active,
         member=member,
         everyone=everyone,
+        truth=world.task.dynamics(observation, action) if getattr(controller, "needs_truth", False) else None,
     )
     state, decision = controller.step(lanes.controller, view)
+    reward, terminated = moved.reward - decision.penalty, moved.terminated
+    if decision.halt is not None:
+        reward, terminated = torch.where(decision.halt, -decision.penalty, reward), terminated | decision.halt
     rows = Transition(
         observation=observation,
         action=action,
-        reward=moved.reward - decision.penalty,
+        reward=reward,
         next_observation=moved.next_observation,
-        terminated=moved.terminated,
+        terminated=terminated,
         weight=(decision.keep & active).to(observation.dtype),
         depth=lanes.depth,
     )
-    ended = moved.terminated | decision.stop | (lanes.depth + 1 >= config.cap)
+    ended = terminated | decision.stop | (lanes.depth + 1 >= config.cap)
     following = Lanes(
         observation=moved.next_observation,
         root=root,
@@ -180,7 +226,7 @@ def step(
         idle=lanes.idle | ended if config.restart == "per_step" else lanes.idle,
         controller=state,
     )
-    return following, Imagined(rows, active, decision.stop)
+    return following, Imagined(rows, active, moved.terminated, ended, decision.stop)
 
 
 def log(imagined: list[Imagined]) -> LaneLog:
@@ -189,11 +235,15 @@ def log(imagined: list[Imagined]) -> LaneLog:
     depth = torch.stack([step.rows.depth for step in imagined])
     active = torch.stack([step.active for step in imagined])
     stop = torch.stack([step.stop for step in imagined])
-    terminated = torch.stack([step.rows.terminated for step in imagined])
+    terminated = torch.stack([step.terminated for step in imagined])
+    ended = torch.stack([step.ended for step in imagined])
     total = weight.sum()
+    bins = torch.bucketize(depth + 1, torch.tensor(HISTOGRAM_EDGES, device=depth.device))
     return LaneLog(
         depth=(weight * (depth + 1)).sum() / total.clamp(min=1.0),
         kept=weight.mean(),
         stopped=(stop & active).to(weight.dtype).mean(),
         terminated=(terminated & active).to(weight.dtype).mean(),
+        ended=(ended & active).to(weight.dtype).mean(),
+        histogram=torch.stack([(weight * (bins == i)).mean() for i in range(len(HISTOGRAM_EDGES) + 1)]),
     )

@@ -1,0 +1,140 @@
+"""What the model gets wrong where it is used: the real dynamics asked about imagined states.
+
+For looking only. Nothing here reaches what an agent learns from.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax import replay
+from mbrl_jax.config import ImaginationConfig
+from mbrl_jax.imagination import disagreement, lanes
+from mbrl_jax.imagination.horizon import HorizonController
+from mbrl_jax.imagination.lanes import Act, Dynamics
+from mbrl_jax.model import ensemble as ens
+from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.replay import Replay, Rows
+
+DEPTHS = 50  # depths that are told apart
+STEPS = 240  # imagined steps of every lane that are looked at, about
+MAP_POINTS = 25  # along each side of the map
+
+
+class ByDepth(NamedTuple):
+    """Means over the imagined rows at depths 1 to L, as the controller lets rollouts get there; NaN where there is no row."""
+
+    rows: Array  # [L] how many
+    disagreement: Array  # [L] of the members, `std`
+    one_step_error: Array  # [L] between s' and where the real dynamics lead from s
+    compounded_error: Array  # [L] between s' and where they lead from the root by the same actions, until they terminate
+
+
+class ErrorMap(NamedTuple):
+    """Over a plane of the state space, all other axes at 0 and averaged over actions. Rows are the second axis."""
+
+    disagreement: Array  # [n, n] `std`
+    one_step_error: Array  # [n, n] mean over members of the error of their mean prediction
+
+
+class Diagnosis(NamedTuple):
+    """Errors are root mean squares over axes, in units of the real data's deviation of the state change, as disagreement is."""
+
+    by_depth: ByDepth
+    map: ErrorMap
+
+
+def error(imagined: Array, true: Array, members: Members) -> Array:
+    """[...] distance of states [..., D] in normalised units."""
+    size = imagined.shape[-1]
+    scale = members.normaliser.target_std[:size].reshape((1,) * (imagined.ndim - 1) + (-1,))
+    return jnp.sqrt(jnp.mean(jnp.square((imagined - true) / scale), axis=-1))
+
+
+def roll(
+    config: ImaginationConfig,
+    ensemble: Ensemble,
+    controller: HorizonController,
+    state: lanes.Lanes,
+    members: Members,
+    act: Act,
+    real: Replay,
+    time: Array,
+    key: Array,
+    dynamics: Dynamics,
+) -> Rows:
+    """The rows [T, K, ...] that imagination goes on to make, in the order of time; arguments as of :func:`lanes.advance`."""
+    real_steps = -(-STEPS // config.steps)
+    draws = lanes.draw(config, ensemble, key, (real_steps,))
+
+    def step(carry: tuple[lanes.Lanes, Array], draw: lanes.LaneDraws) -> tuple[tuple[lanes.Lanes, Array], Array]:
+        state, time = carry
+        state, rows, _ = lanes.advance(config, ensemble, controller, state, members, act, real, time, draw, dynamics)
+        return (state, time + 1), rows
+
+    begin = state._replace(depth=jnp.zeros_like(state.depth), idle=jnp.zeros_like(state.idle))
+    _, rows = jax.lax.scan(step, (begin, time), draws)
+    return replay.unpack(rows.reshape(real_steps * config.steps, config.lanes, -1))
+
+
+def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) -> ByDepth:
+    """Errors by depth of imagined rows [T, K, ...], of which the first are at depth 0.
+
+    A lane whose real twin has terminated has no compounded error until its next root.
+    """
+    everyone = ens.predict_all(ensemble, members, rows.observation, rows.action)
+    one_step = error(rows.next_observation, dynamics(rows.observation, rows.action), members)
+
+    def follow(carry: tuple[Array, Array], row: Rows) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        twin, over = carry
+        begins = row.depth == 0
+        twin = jnp.where(begins[:, None], row.observation, twin)
+        after = dynamics(twin, row.action)
+        over = over & ~begins
+        told = (error(row.next_observation, after, members), ~over)
+        return (after, over | ensemble.terminated(twin, row.action, after)), told
+
+    start = (rows.observation[0], jnp.zeros(rows.action.shape[1:], bool))
+    _, (compounded, running) = jax.lax.scan(follow, start, rows)
+
+    depth = jnp.arange(DEPTHS, dtype=jnp.int32)
+    at = (rows.depth.reshape(-1)[None] == depth[:, None]).astype(one_step.dtype)  # [L, T K]
+
+    def mean(values: Array, counted: Array) -> Array:
+        weight = at * counted.reshape(1, -1).astype(at.dtype)
+        total = jnp.sum(weight, axis=1)
+        sums = jnp.sum(weight * jnp.where(counted, values, 0.0).reshape(1, -1), axis=1)
+        return jnp.where(total > 0, sums / jnp.maximum(total, 1.0), jnp.nan)
+
+    everywhere = jnp.ones_like(running)
+    return ByDepth(
+        rows=jnp.sum(at, axis=1),
+        disagreement=mean(disagreement.std(everyone), everywhere),
+        one_step_error=mean(one_step, everywhere),
+        compounded_error=mean(compounded, running),
+    )
+
+
+def error_map(ensemble: Ensemble, members: Members, dynamics: Dynamics, axes: tuple[int, int] = (0, 2)) -> ErrorMap:
+    """Disagreement and true error over the plane of two axes of the state, each from minus to plus the task's own scale."""
+    spec = ensemble.spec
+    first, second = (jnp.linspace(-spec.observation_scale[axis], spec.observation_scale[axis], MAP_POINTS) for axis in axes)
+    grid = jnp.zeros((MAP_POINTS, MAP_POINTS, spec.observation_size), first.dtype)
+    grid = grid.at[..., axes[0]].set(jnp.broadcast_to(first[None, :], grid.shape[:2]))
+    grid = grid.at[..., axes[1]].set(jnp.broadcast_to(second[:, None], grid.shape[:2]))
+    observation = jnp.broadcast_to(grid[None], (spec.action_count, *grid.shape))
+    action = jnp.broadcast_to(jnp.arange(spec.action_count, dtype=jnp.int32)[:, None, None], observation.shape[:-1])
+    everyone = ens.predict_all(ensemble, members, observation, action)
+    asked = (everyone.mean.shape[0], *observation.shape)
+    imagined = ens.decode(
+        ensemble,
+        members.normaliser,
+        everyone,
+        jnp.broadcast_to(observation[None], asked),
+        jnp.broadcast_to(action[None], asked[:-1]),
+        None,
+    )
+    wrong = error(imagined.next_observation, dynamics(observation, action)[None], members)
+    return ErrorMap(jnp.mean(disagreement.std(everyone), axis=0), jnp.mean(wrong, axis=(0, 1)))

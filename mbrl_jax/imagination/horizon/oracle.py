@@ -1,0 +1,31 @@
+"""The oracle: stops by the true error of what is imagined. An upper bound for research, never a method."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax.config import Limits
+from mbrl_jax.imagination.horizon.protocol import Decision, HorizonController, View, limits, stop_where
+from mbrl_jax.model.ensemble import Ensemble, Members
+
+
+@limits(mark=Limits(minimum=0))
+def oracle(*, mark: Array | float) -> HorizonController:
+    """Stop where the imagined next state is further from the true one than a mark.
+
+    Args:
+      mark: root mean square over axes of the error, each axis in units of the real data's deviation of the state change.
+
+    """
+
+    def init(lanes: int, ensemble: Ensemble) -> Array:
+        return jnp.ones(ensemble.spec.observation_size)
+
+    def calibrate(scale: Array, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> Array:
+        return members.normaliser.target_std[: ensemble.spec.observation_size]
+
+    def step(scale: Array, view: View) -> tuple[Array, Decision]:
+        assert view.truth is not None, "asked for by needs_truth"
+        error = (view.next_observation - view.truth) / scale[None]
+        return scale, stop_where(jnp.sqrt(jnp.mean(jnp.square(error), axis=-1)) > mark, view)
+
+    return HorizonController(init, calibrate, step, needs_truth=True)

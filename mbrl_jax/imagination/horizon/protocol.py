@@ -1,0 +1,105 @@
+"""What a horizon controller is: what it sees of an imagined step, and what it answers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax.config import Limits
+from mbrl_jax.model.ensemble import Ensemble, Members, Prediction
+
+Make = TypeVar("Make", bound=Callable[..., "HorizonController"])
+
+
+class View(NamedTuple):
+    """What a controller sees of one imagined step of K lanes."""
+
+    time: Array  # [] int32, real steps taken so far
+    depth: Array  # [K] int32, imagined steps since the root before this one; 0 tells that the lane has a new root
+    root: Array  # [K, D] the real state where the lane began
+    observation: Array  # [K, D] s
+    action: Array  # [K] int32
+    next_observation: Array  # [K, D] s'
+    reward: Array  # [K]
+    terminated: Array  # [K] bool
+    active: Array  # [K] bool, false where a lane idles (restart: per_step)
+    member: Array  # [K] int32, which member predicted
+    everyone: Prediction | None  # leaves [M, K, ...], every member's prediction; none unless asked for
+    truth: Array | None  # [K, D] where the real dynamics lead; none unless asked for, and no method may ask
+
+
+class Decision(NamedTuple):
+    """What a controller answers."""
+
+    keep: Array  # [K] bool, whether the row goes into the replay
+    stop: Array  # [K] bool, whether the lane ends here: a truncation, the target bootstraps through it
+    penalty: Array  # [K] subtracted from the reward
+    halt: Array | None = None  # [K] bool, whether the row becomes a terminal, of minus the penalty alone as its reward: the one
+    # exception to "a stop is a truncation"
+
+
+class HorizonController(NamedTuple):
+    """A rule for the length of imagined rollouts.
+
+    Attributes:
+      init: ``(lanes, ensemble) -> state``; any pytree of arrays.
+      calibrate: ``(state, ensemble, members, rows [N, 2 D + 5], valid [N] bool) -> state``, called after every fit of the model
+        with the packed real rows, those that hold data marked.
+      step: ``(state, View) -> (state, Decision)``.
+      needs_members: whether ``view.everyone`` must be there; asking costs a forward pass of every member on every lane.
+      needs_variance: whether the members must predict variances.
+      needs_drawn: whether one drawn member must have moved each lane.
+      needs_truth: whether ``view.truth`` must be there. For research on what a perfect judge of the model would do.
+
+    """
+
+    init: Callable[[int, Ensemble], Any]
+    calibrate: Callable[[Any, Ensemble, Members, Array, Array], Any]
+    step: Callable[[Any, View], tuple[Any, Decision]]
+    needs_members: bool = False
+    needs_variance: bool = False
+    needs_drawn: bool = False
+    needs_truth: bool = False
+
+
+def limits(**numbers: Limits) -> Callable[[Make], Make]:
+    """Say which values a controller's numbers may take; what is not named may be any finite number."""
+
+    def mark(make: Make) -> Make:
+        make.limits = numbers  # type: ignore[attr-defined]
+        return make
+
+    return mark
+
+
+def nothing(lanes: int, ensemble: Ensemble) -> tuple[()]:
+    """The state of a controller that remembers nothing."""
+    return ()
+
+
+def uncalibrated(state: Any, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> Any:
+    """The state as it is, for controllers that do not look at the fitted model."""
+    return state
+
+
+def stop_where(stop: Array, view: View) -> Decision:
+    """The decision that keeps every row and takes nothing from the reward."""
+    return Decision(keep=jnp.ones_like(stop), stop=stop, penalty=jnp.zeros_like(view.reward))
+
+
+def rows_so_far(view: View) -> Array:
+    """[K] imagined steps since the root, this one counted, in the float type of the rewards."""
+    return (view.depth + 1).astype(view.reward.dtype)
+
+
+def since_root(view: View, used: Array, now: Array) -> Array:
+    """[K, ...] the sum of ``now`` [K, ...] along each rollout, ``used`` [K, ...] being that of the steps before."""
+    begins = (view.depth == 0).reshape((-1,) + (1,) * (now.ndim - 1))
+    return jnp.where(begins, 0.0, used) + now
+
+
+def predictions(view: View) -> Prediction:
+    """Every member's prediction, for a controller that has asked for it."""
+    assert view.everyone is not None, "a controller that looks at all members must say so: needs_members=True"
+    return view.everyone

@@ -1,0 +1,198 @@
+"""Figures of what rollout horizons do: how long they get, how wrong they are, and what comes of it.
+
+An *arm* is a mapping of figures that ``benchmarks/horizon_study.py`` keeps of a run; each function names those that it reads.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from mbrl_jax.imagination.lanes import DEPTH_EDGES
+from mbrl_jax.runs.figures import new_figure
+
+Arms = Mapping[str, Mapping[str, Any]]
+
+SHOWN = ("fixed 3", "fixed 50", "threshold_quantile", "macura", "m2ac", "infoprop", "three_model", "oracle")
+"""The arms that are drawn where all of them would be a thicket."""
+COLOURS = matplotlib.color_sequences["tab20"]
+MARKERS = "osD^v<>PX*phd8HP"
+
+
+def draw_setting(arms: Arms, title: str, path: Path) -> None:
+    """One setting: horizons over training and over depth, errors and disagreement by depth, surfing, and two maps.
+
+    Args:
+      arms: with ``horizon_by_round``, ``histogram``, ``by_depth``, ``map``, ``surfing_by_round`` and ``config``.
+      title: of the setting.
+      path: of the picture.
+
+    """
+    shown = {name: arms[name] for name in SHOWN if name in arms}
+    figure, axes = new_figure(4, 2)
+    draw_horizons(axes[0], shown)
+    draw_depths(axes[1], shown)
+    draw_growth(axes[2], shown, "compounded_error", "compounded error")
+    draw_surfing(axes[3], shown)
+    draw_growth(axes[4], shown, "disagreement", "disagreement")
+    draw_growth(axes[5], shown, "one_step_error", "true one-step error")
+    longest = max(shown, key=lambda name: shown[name]["realised_horizon"])
+    for ax, what, label in ((axes[6], "disagreement", "disagreement"), (axes[7], "one_step_error", "true one-step error")):
+        draw_map(ax, shown[longest]["map"], what, f"{label} (model of {longest})")
+    handles = [Line2D([], [], color=_colour(name, shown), label=name.replace("_", " ")) for name in shown]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    figure.suptitle(f"{title}; errors in deviations of the data's state change", fontsize=10)
+    figure.savefig(path)
+
+
+def draw_horizons(ax: Axes, arms: Arms) -> None:
+    """The realised horizon over training."""
+    for name, arm in arms.items():
+        horizon, steps = arm["horizon_by_round"], arm["config"]["round_steps"]
+        ax.plot((np.arange(len(horizon)) + 1) * steps, horizon, color=_colour(name, arms), linewidth=1.4)
+    ax.set_yscale("log")
+    ax.set_xlabel("updates")
+    ax.set_ylabel("realised horizon")
+
+
+def draw_depths(ax: Axes, arms: Arms) -> None:
+    """The share of imagined rows by depth."""
+    labels, lower = [], 1
+    for edge in DEPTH_EDGES:
+        labels.append(f"{edge}" if edge == lower else f"{lower}-{edge}")
+        lower = edge + 1
+    labels.append(f">{DEPTH_EDGES[-1]}")
+    for name, arm in arms.items():
+        ax.plot(range(len(labels)), arm["histogram"], color=_colour(name, arms), linewidth=1.4, marker="o", markersize=3)
+    ax.set_xticks(range(len(labels)), labels, fontsize=7, rotation=45)
+    ax.set_xlabel("depth")
+    ax.set_ylabel("share of imagined rows, kept")
+
+
+def draw_growth(ax: Axes, arms: Arms, what: str, label: str) -> None:
+    """An error of the final model by depth, as far as rollouts of each arm get in half of the seeds."""
+    for name, arm in arms.items():
+        values = np.array([np.nan if value is None else value for value in arm["by_depth"][what]])
+        depth = np.arange(1, len(values) + 1)
+        few = np.isfinite(values).sum() < 2  # a line of one point is invisible
+        ax.plot(depth, values, color=_colour(name, arms), linewidth=1.4, marker="o" if few else None, markersize=4)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("depth")
+    ax.set_ylabel(f"{label}, median of seeds")
+
+
+def draw_surfing(ax: Axes, arms: Arms) -> None:
+    """Imagined return minus real return of the snapshots over training, mean over seeds with its interval."""
+    for name, arm in arms.items():
+        middle, low, high = np.array(arm["surfing_by_round"])
+        steps = (np.arange(len(middle)) + 1) * arm["config"]["round_steps"]
+        ax.plot(steps, middle, color=_colour(name, arms), linewidth=1.4)
+        ax.fill_between(steps, low, high, color=_colour(name, arms), alpha=0.12, linewidth=0)
+    ax.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_xlabel("updates")
+    ax.set_ylabel("imagined minus real return")
+
+
+def draw_map(ax: Axes, error_map: Mapping[str, Any], what: str, label: str) -> None:
+    """Disagreement or true error over the plane of cart position and pole angle, each from minus to plus its own scale."""
+    both = [np.array(error_map[name]) for name in ("disagreement", "one_step_error")]
+    low, high = (np.log10(np.maximum(extreme, 1e-6)) for extreme in (min(x.min() for x in both), max(x.max() for x in both)))
+    image = ax.imshow(
+        np.log10(np.maximum(np.array(error_map[what]), 1e-6)),
+        origin="lower",
+        extent=(-2.4, 2.4, -12.0, 12.0),
+        aspect="auto",
+        cmap="magma",
+        vmin=low,
+        vmax=high,
+    )
+    ax.grid(visible=False)
+    ax.set_xlabel("cart position [m]")
+    ax.set_ylabel("pole angle [degrees]")
+    ax.set_title(label, fontsize=8)
+    bar = ax.figure.colorbar(image, ax=ax)
+    bar.set_label("log10", fontsize=7)
+
+
+def draw_lengths(settings: Mapping[str, Arms], lengths: Sequence[int], controllers: Sequence[str], path: Path) -> None:
+    """Return against realised horizon in every setting, fixed horizons as a line and controllers as points.
+
+    Args:
+      settings: arms by the setting's title, with ``realised_horizon``, ``iqm_last`` and ``iqm_chosen``.
+      lengths: the fixed horizons, whose arms are called ``fixed 3`` and so on.
+      controllers: the other arms.
+      path: of the picture.
+
+    """
+    figure, axes = new_figure(len(settings), 2)
+    for row, policy in enumerate(("chosen", "last")):
+        for column, (title, arms) in enumerate(settings.items()):
+            ax = axes[row * len(settings) + column]
+            fixed = [arms[f"fixed {length}"] for length in lengths]
+            x = [arm["realised_horizon"] for arm in fixed]
+            middle, low, high = np.array([arm[f"iqm_{policy}"] for arm in fixed]).T
+            ax.plot(x, middle, color="0.25", linewidth=1.4)
+            ax.fill_between(x, low, high, color="0.25", alpha=0.15, linewidth=0)
+            for place, name in enumerate(controllers):
+                if name not in arms:
+                    continue
+                value, below, above = arms[name][f"iqm_{policy}"]
+                error = [[max(value - below, 0.0)], [max(above - value, 0.0)]]
+                marker = MARKERS[place % len(MARKERS)]
+                colour = COLOURS[place % len(COLOURS)]
+                at = arms[name]["realised_horizon"]
+                ax.errorbar(at, value, error, color=colour, marker=marker, markersize=5, linewidth=0.9, linestyle="none")
+            ax.set_xscale("log")
+            ax.set_xlabel("realised horizon, imagined steps")
+            ax.set_ylabel(f"return of the {policy} policy, IQM" if column == 0 else "")
+            ax.set_title(title, fontsize=9)
+            ax.set_ylim(0, 515)
+    handles: list[Any] = [Line2D([], [], color="0.25", label="fixed")]
+    for place, name in enumerate(controllers):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name.replace("_", " ")))
+    figure.legend(handles=handles, loc="outside lower center", ncols=9, frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def draw_mismatch(models: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Holdout likelihood of models against the return that each yields (Lambert et al. 2020, arXiv:2002.04523).
+
+    Args:
+      models: each with ``learning_rate``, and over seeds ``holdout_nll``, ``return_chosen`` and ``return_last``.
+      path: of the picture.
+
+    """
+    figure, axes = new_figure(2)
+    rates = sorted({model["learning_rate"] for model in models})
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(rates)))
+    for ax, policy in zip(axes, ("chosen", "last"), strict=True):
+        for model in models:
+            ax.scatter(
+                model["holdout_nll"],
+                model[f"return_{policy}"],
+                s=10,
+                alpha=0.7,
+                color=colours[rates.index(model["learning_rate"])],
+                linewidths=0,
+            )
+        ax.set_xlabel("holdout NLL of the model (lower is likelier)")
+        ax.set_ylabel(f"real return of the {policy} policy")
+        ax.set_ylim(0, 515)
+    handles = [
+        Line2D([], [], color=colour, marker="o", linestyle="none", label=f"rate {rate:g}")
+        for rate, colour in zip(rates, colours, strict=True)
+    ]
+    axes[0].legend(handles=handles, frameon=False, fontsize=7)
+    figure.savefig(path)
+
+
+def _colour(name: str, arms: Arms) -> Any:
+    if name.startswith("fixed"):
+        return {"fixed 3": "0.15", "fixed 50": "0.6"}.get(name, "0.4")
+    return matplotlib.color_sequences["tab10"][list(arms).index(name) % 10]

@@ -1,0 +1,94 @@
+"""Controllers without a world: lanes whose members say what a test makes up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbrl_jax import replay
+from mbrl_jax.config import EnvironmentConfig, ModelConfig
+from mbrl_jax.environment import make_environment
+from mbrl_jax.imagination.horizon import View, make_controller
+from mbrl_jax.model import fitting
+from mbrl_jax.model.ensemble import Ensemble, Prediction
+
+MEMBERS, LANES, AXES, STEPS = 4, 6, 4, 8
+TASK = make_environment(EnvironmentConfig())
+
+# every controller that judges the model, with numbers at which made-up predictions of deviation 1 do stop some lanes
+JUDGES = {
+    "threshold": {"mark": 0.8},
+    "threshold_quantile": {"quantile": 0.7},
+    "accumulated": {"budget": 4.0},
+    "macura": {"scale": 1.0, "percentile": 80.0, "memory": 20.0},
+    "infoprop": {"high": 0.8, "low": 0.6, "length": 6.0, "resolution": 0.01},
+    "three_model": {"low": 0.5, "high": 0.9, "first": 3.0, "limit": 6.0},
+}
+EVERY = {
+    **JUDGES,
+    "fixed": {"length": 3.0},
+    "schedule": {"start": 0.0, "end": 6.0, "first": 1.0, "last": 5.0},
+    "m2ac": {"length": 4.0, "penalty": 1e-3},
+    "oracle": {"mark": 0.5},
+}
+
+
+def ensemble_of(**changes):
+    config = ModelConfig(**{"members": MEMBERS, "hidden": (8, 8), **changes})
+    return Ensemble(config, TASK.spec, TASK.reward, lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool))
+
+
+def real_rows(count, key=3):
+    """[count] packed rows near the middle of the track."""
+    observation = 0.05 * jax.random.normal(jax.random.key(key), (count, AXES))
+    ones = jnp.ones(count)
+    depth = jnp.zeros(count, jnp.int32)
+    action = jnp.arange(count, dtype=jnp.int32) % 2
+    return replay.pack(replay.Rows(observation, TASK.dynamics(observation, action), action, ones, ones < 0, ones, depth))
+
+
+def views(everyone, depth, time=None, active=None):
+    """A view for each step: predictions [T, M, K, D], depth [T, K], time [T]."""
+    steps, _, lanes, _ = everyone.mean.shape
+    zeros, no = jnp.zeros((steps, lanes, AXES)), jnp.zeros((steps, lanes), bool)
+    return View(
+        time=jnp.zeros(steps, jnp.int32) if time is None else jnp.asarray(time, jnp.int32),
+        depth=jnp.asarray(depth, jnp.int32),
+        root=zeros,
+        observation=zeros,
+        action=jnp.zeros((steps, lanes), jnp.int32),
+        next_observation=zeros,
+        reward=jnp.ones((steps, lanes)),
+        terminated=no,
+        active=~no if active is None else jnp.asarray(active),
+        member=jnp.broadcast_to(jnp.arange(lanes, dtype=jnp.int32)[None] % MEMBERS, (steps, lanes)),
+        everyone=everyone,
+        truth=zeros,
+    )
+
+
+def calibrated(controller, ensemble, lanes=LANES):
+    """The controller's state after it has seen an unfitted model and forty real rows."""
+    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
+    return controller.calibrate(controller.init(lanes, ensemble), ensemble, members, real_rows(40), jnp.arange(40) < 30)
+
+
+def decide(controller, state, seen):
+    """Decisions [T, K] on views that follow each other, whatever the decisions are, and the last state."""
+    return jax.lax.scan(controller.step, state, seen)
+
+
+def predictions(rng, spread=1.0, shape=(STEPS, MEMBERS, LANES, AXES)):
+    """Made-up members [T, M, K, D] whose means differ by about ``spread``."""
+    common = rng.normal(size=(shape[0], 1, *shape[2:]))
+    mean = common + spread * rng.normal(size=shape)
+    return Prediction(jnp.asarray(mean, jnp.float32), jnp.asarray(rng.uniform(-4, 0, shape), jnp.float32), None)
+
+
+def made(name, **numbers):
+    return make_controller(name, {**EVERY[name], **numbers})
+
+
+def first_stop(decision):
+    """[K] the step at which each lane is stopped first, the number of steps if never."""
+    stop = np.asarray(decision.stop)
+    return np.where(stop.any(0), stop.argmax(0), len(stop))

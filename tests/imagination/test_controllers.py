@@ -1,0 +1,325 @@
+"""What every controller must do, and what each of them is about."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mbrl_jax import replay
+from mbrl_jax.config import ConfigError, ImaginationConfig
+from mbrl_jax.imagination import lanes
+from mbrl_jax.imagination.disagreement import gjs, information_loss, one_vs_rest
+from mbrl_jax.imagination.horizon import CONTROLLERS, make_controller, penalised
+from mbrl_jax.model import ensemble as ens
+from mbrl_jax.model import fitting
+from mbrl_jax.model.ensemble import Prediction
+
+from .scripted import (
+    AXES,
+    EVERY,
+    JUDGES,
+    LANES,
+    MEMBERS,
+    STEPS,
+    TASK,
+    calibrated,
+    decide,
+    ensemble_of,
+    first_stop,
+    made,
+    predictions,
+    real_rows,
+    views,
+)
+
+SEEDS = st.integers(0, 2**31 - 1)
+LOCKSTEP = np.broadcast_to(np.arange(STEPS)[:, None], (STEPS, LANES))  # every lane began at the first step
+
+
+def judged(name):
+    """``(predictions [T, M, K, D]) -> decisions [T, K]`` of a controller on lanes that began together, one real step each."""
+    controller = made(name)
+    state = calibrated(controller, ensemble_of())
+    if name == "threshold_quantile":
+        state = jnp.full_like(state, 0.8)  # an unfitted model's members differ less than those that are made up here
+    if name == "infoprop":
+        state = state._replace(step_limit=jnp.full(AXES, 7.5), rollout_limit=jnp.full(AXES, 24.0))
+    return jax.jit(lambda everyone: decide(controller, state, views(everyone, LOCKSTEP, time=np.arange(STEPS)))[1])
+
+
+JUDGED = {name: judged(name) for name in JUDGES}
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=SEEDS)
+def test_members_that_agree_never_stop_a_lane(seed):
+    same = predictions(np.random.default_rng(seed), spread=0.0)
+    same = same._replace(log_variance=jnp.broadcast_to(same.log_variance[:, :1], same.log_variance.shape))
+    for name, decisions in JUDGED.items():
+        decision = decisions(same)
+        if name == "three_model":  # it stops by a length that agreement can only lengthen
+            assert first_stop(decision).min() >= 5
+            continue
+        assert not np.asarray(decision.stop).any(), name
+        assert np.asarray(decision.keep).all(), name
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, wider=st.floats(1.0, 10.0))
+def test_more_disagreement_along_the_way_never_lengthens_a_lane(seed, wider):
+    near = predictions(np.random.default_rng(seed))
+    middle = near.mean[:, :1]
+    factor = jnp.where(jnp.arange(STEPS) > 0, wider, 1.0).astype(jnp.float32)[:, None, None, None]  # roots stay as they are
+    far = near._replace(mean=middle + factor * (near.mean - middle))
+    for name, decisions in JUDGED.items():
+        assert (first_stop(decisions(far)) <= first_stop(decisions(near))).all(), name
+
+
+def test_made_up_members_stop_some_lanes_of_every_judge_and_not_all():
+    seen = predictions(np.random.default_rng(0))
+    for name, decisions in JUDGED.items():
+        assert 0 < np.asarray(decisions(seen).stop).mean() < 1, name
+
+
+# ------------------------------------------------------------------------------------------------------ in imagined rollouts
+
+IMAGINATION = ImaginationConfig(lanes=12, steps=4, cap=6, epsilon=0.5, capacity=480)
+CONTROLLED = {name: {"controller": name} for name in EVERY} | {
+    "threshold by the largest pair": {"controller": "threshold", "measure": "max_pairwise"},
+    "macura, penalised": {"controller": "macura", "penalty": "mopo", "penalty_weight": 0.1},
+    "infoprop's sampler": {"controller": "infoprop", "sampling": "infoprop"},
+    "fused members": {"controller": "infoprop", "sampling": "fused"},
+}
+
+
+def imagine(config, controller, ensemble, real_steps=10, key=0):
+    """Rows [T, K] and logs [real steps] of an unfitted model."""
+    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
+    real = replay.Replay(real_rows(40), jnp.asarray(40, jnp.int32))
+    draws = lanes.draw(config, ensemble, jax.random.key(key), (real_steps,))
+
+    def policy(observation, explore, random_action):
+        return jnp.where(explore < config.epsilon, random_action, (observation[..., 2] > 0).astype(jnp.int32))
+
+    def step(state, x):
+        time, draw = x
+        state, rows, log = lanes.advance(config, ensemble, controller, state, members, policy, real, time, draw, TASK.dynamics)
+        return state, (rows, log)
+
+    state = lanes.init(config, controller, ensemble)
+    state = state._replace(controller=controller.calibrate(state.controller, ensemble, members, real.rows, jnp.ones(40, bool)))
+    _, (rows, log) = jax.lax.scan(step, state, (jnp.arange(real_steps, dtype=jnp.int32), draws))
+    return replay.unpack(rows.reshape(real_steps * config.steps, config.lanes, -1)), log
+
+
+def controller_of(config, **numbers):
+    controller = make_controller(config.controller, {**EVERY[config.controller], **numbers}, config.measure)
+    return penalised(controller, penalty=config.penalty, weight=config.penalty_weight, measure=config.measure)
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_every_controller_costs_the_same_model_steps_and_its_stops_are_truncations(name, monkeypatch):
+    asked = []
+    predict = ens.predict
+
+    def counting(ensemble, members, observation, action):
+        asked.append(action.shape)
+        return predict(ensemble, members, observation, action)
+
+    monkeypatch.setattr(ens, "predict", counting)
+    config = replace(IMAGINATION, **CONTROLLED[name])
+    controller = controller_of(config)
+    rows, log = jax.jit(lambda: imagine(config, controller, ensemble_of()))()
+    everyone = controller.needs_members or config.sampling in ("fused", "infoprop")
+    per_step = (MEMBERS, 12) if everyone else (MEMBERS, 12 // MEMBERS)  # the members' forward pass is made once, whoever asks
+    assert [shape for shape in asked if shape != (MEMBERS, 40)] == [per_step]  # besides it only the real rows of the calibration
+    assert rows.reward.shape == (10 * 4, 12)  # K H rows for each real step, of which some may have no weight
+    assert set(np.unique(rows.weight)) <= {0.0, 1.0}
+    assert not np.asarray(rows.terminated).any()  # this world does not terminate, so nothing else may
+    assert int(jnp.max(rows.depth)) < 6
+    np.testing.assert_allclose(jnp.sum(log.histogram, axis=-1), log.kept, rtol=1e-5)
+    ended = np.asarray(rows.depth)[1:] == 0  # where the next row is a root's
+    assert abs(np.asarray(log.ended).mean() - ended.mean()) < 0.05
+    assert (np.asarray(log.stopped) <= np.asarray(log.ended) + 1e-6).all()
+
+
+FIRST = {name: next(iter(numbers)) for name, numbers in EVERY.items()}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_grid_of_a_controllers_numbers_times_seeds_is_one_compiled_call(name):
+    config = replace(IMAGINATION, controller=name)
+    value = EVERY[name][FIRST[name]]
+    grid = jnp.asarray([0.5 * value + 0.5, value], jnp.float32)
+
+    def depth(number, key):
+        controller = controller_of(config, **{FIRST[name]: number})
+        return imagine(config, controller, ensemble_of(), real_steps=3, key=key)[0].depth
+
+    keys = jnp.arange(2, dtype=jnp.uint32)
+    mapped = jax.jit(jax.vmap(jax.vmap(depth, in_axes=(None, 0)), in_axes=(0, None)))(grid, keys)
+    assert mapped.shape == (2, 2, 12, 12)
+    np.testing.assert_array_equal(mapped[1, 1], jax.jit(depth)(value, 1))
+
+
+# ------------------------------------------------------------------------------------------------------------ one by one
+
+
+def test_a_threshold_at_a_quantile_of_the_data_is_passed_by_that_share_of_them():
+    ensemble = ensemble_of()
+    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
+    rows = real_rows(200)
+    controller = made("threshold_quantile", quantile=0.9)
+    mark = controller.calibrate(controller.init(LANES, ensemble), ensemble, members, rows, jnp.arange(200) < 100)
+    real = replay.unpack(rows)
+    everyone = ens.predict_all(ensemble, members, real.observation, real.action)
+    spread = np.sqrt(np.asarray(everyone.mean).var(0).mean(-1))
+    np.testing.assert_allclose((spread[:100] > float(mark)).mean(), 0.1)
+
+
+def test_an_accumulated_budget_is_whole_again_at_a_new_root():
+    even = predictions(np.random.default_rng(0), spread=0.0)
+    mean = even.mean.at[:, 0].add(1.0)  # every step costs sqrt(3)/4
+    depth = np.broadcast_to((np.arange(STEPS) % 4)[:, None], (STEPS, LANES))
+    controller = made("accumulated", budget=2.5 * np.sqrt(3) / 4)
+    state = calibrated(controller, ensemble_of())
+    stop = np.asarray(decide(controller, state, views(even._replace(mean=mean), depth))[1].stop)
+    assert stop[:, 0].tolist() == [False, False, True, True] * 2
+
+
+def test_macura_goes_by_the_running_mean_of_a_percentile_at_the_latest_roots():
+    seen = predictions(np.random.default_rng(2))
+    controller = made("macura", scale=2.0, percentile=50.0, memory=3.0)
+    depth = np.zeros((STEPS, LANES), int)
+    depth[3] = 1  # no lane is at a root: the mark stays
+    _, decision = decide(controller, calibrated(controller, ensemble_of()), views(seen, depth))
+    divergence = np.asarray(jax.vmap(gjs)(seen))
+    mark, updates, roots = 0.0, 0, []
+    for t in range(STEPS):
+        if t != 3:
+            roots = (roots + divergence[t].tolist())[-4 * LANES :]
+            updates += 1
+            mark += (2.0 * np.percentile(roots, 50) - mark) / min(updates, 3)
+        np.testing.assert_array_equal(np.asarray(decision.stop)[t], divergence[t] >= mark)
+    np.testing.assert_array_equal(decision.keep, ~np.asarray(decision.stop))
+
+
+def test_m2ac_keeps_the_least_uncertain_share_of_the_lanes_at_each_depth():
+    lanes_ = 12
+    seen = predictions(np.random.default_rng(4), shape=(1, MEMBERS, lanes_, AXES))
+    depth = np.array([[0] * 6 + [2] * 5 + [1]])
+    controller = make_controller("m2ac", {"length": 4.0, "penalty": 0.5})
+    _, decision = decide(controller, (), views(seen, depth))
+    member = jnp.arange(lanes_, dtype=jnp.int32) % MEMBERS
+    divergence = np.asarray(one_vs_rest(jax.tree.map(lambda leaf: leaf[0], seen), member))
+    for places, kept in ((range(6), 3), (range(6, 11), 1), (range(11, 12), 1)):  # of 4/10, 2/10 and 3/10, rounded up
+        best = sorted(places, key=lambda k: divergence[k])[:kept]
+        assert sorted(np.flatnonzero(np.asarray(decision.keep)[0][list(places)]) + places[0]) == sorted(best)
+    np.testing.assert_allclose(decision.penalty[0], 0.5 * divergence, rtol=1e-6)
+    assert not np.asarray(decision.stop).any()
+
+
+def test_m2ac_of_length_one_keeps_half():
+    seen = predictions(np.random.default_rng(4), shape=(1, MEMBERS, 8, AXES))
+    controller = make_controller("m2ac", {"length": 1.0, "penalty": 0.0})
+    _, decision = decide(controller, (), views(seen, np.zeros((1, 8))))
+    assert int(jnp.sum(decision.keep)) == 4
+    assert np.asarray(decision.stop).all()
+
+
+def test_infoprop_stops_for_what_one_step_loses_and_for_what_the_rollout_has_lost():
+    even = predictions(np.random.default_rng(0), spread=0.0)
+    even = even._replace(log_variance=jnp.full_like(even.log_variance, -2.0), mean=even.mean.at[:, 0].add(0.3))
+    loss = np.asarray(information_loss(jax.tree.map(lambda leaf: leaf[0], even), 0.01))  # the same at every step
+    controller = made("infoprop")
+    for step_limit, rollout_limit, expected in ((0.99, 100, 0), (1.01, 2.5, 2), (1.01, 100, STEPS)):
+        state = controller.init(LANES, ensemble_of())
+        limit = jnp.asarray(loss[0])
+        state = state._replace(step_limit=step_limit * limit, rollout_limit=rollout_limit * limit)
+        _, decision = decide(controller, state, views(even, LOCKSTEP))
+        assert first_stop(decision).tolist() == [expected] * LANES
+
+
+def test_three_models_move_one_horizon_by_one_after_each_real_step():
+    spread = np.array([0.1, 0.1, 0.1, 5.0, 5.0, 1.0, 1.0, 0.1])  # real step by real step
+    mean = np.zeros((STEPS, MEMBERS, LANES, AXES), np.float32)
+    mean[:, 0] += np.sqrt(9 / 2) * spread[:, None, None]  # the deviation of (x, 0, 0) is x sqrt(2/9)
+    mean[:, 3] = 1e6  # the fourth is not asked
+    everyone = Prediction(jnp.asarray(mean), jnp.zeros_like(mean), None)
+    controller = make_controller("three_model", {"low": 0.5, "high": 2.0, "first": 2.0, "limit": 4.0})
+    depth = np.broadcast_to(np.arange(LANES)[None], (STEPS, LANES))
+    _, decision = decide(controller, controller.init(LANES, ensemble_of()), views(everyone, depth, time=np.arange(STEPS)))
+    lengths = [int(stop.argmax()) + 1 for stop in np.asarray(decision.stop)]
+    assert lengths == [2, 3, 4, 4, 3, 2, 2, 2]
+
+
+def test_three_models_are_three():
+    with pytest.raises(ConfigError, match=r"model.members: 2 imagine.*three_model.*first 3"):
+        made("three_model").init(LANES, ensemble_of(members=2))
+
+
+def test_the_oracle_stops_where_the_imagined_state_is_far_from_the_true_one():
+    ensemble, rows = ensemble_of(), None
+    config = replace(IMAGINATION, controller="oracle", cap=1_000)
+    marks = [0.0, 1.2, 1e6]
+    depths = []
+    for mark in marks:
+        rows, _ = jax.jit(lambda mark=mark: imagine(config, controller_of(config, mark=mark), ensemble))()
+        depths.append(int(jnp.max(rows.depth)))
+    assert depths[0] == 0  # nothing that is imagined is quite true
+    assert 0 < depths[1] < depths[2] == 39
+
+
+@pytest.mark.parametrize("measure", ["max_pairwise", "std"])
+def test_penalties_are_taken_from_the_reward_and_change_nothing_else(measure):
+    base = replace(IMAGINATION, controller="threshold", measure=measure)
+    plain = jax.jit(lambda: imagine(base, controller_of(base), ensemble_of()))()[0]
+    for penalty in ("mopo", "disagreement"):
+        config = replace(base, penalty=penalty, penalty_weight=0.5)
+        rows = jax.jit(lambda config=config: imagine(config, controller_of(config), ensemble_of()))()[0]
+        np.testing.assert_array_equal(rows.next_observation, plain.next_observation)
+        np.testing.assert_array_equal(rows.depth, plain.depth)
+        assert (np.asarray(rows.reward) < np.asarray(plain.reward)).all()
+
+
+def test_a_halt_is_a_terminal_with_the_weight_as_its_loss_and_is_kept():
+    config = replace(IMAGINATION, controller="macura", penalty="halt", penalty_weight=7.0, cap=1_000)
+    rows, log = jax.jit(lambda: imagine(config, controller_of(config), ensemble_of()))()
+    halted = np.asarray(rows.terminated)
+    assert 0 < halted.mean() < 1
+    np.testing.assert_allclose(np.asarray(rows.reward)[halted], -7.0, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(rows.reward)[~halted], 1.0)
+    assert (np.asarray(rows.weight) == 1).all()  # macura alone would drop the rows at which it stops
+    np.testing.assert_array_equal(np.asarray(rows.depth)[1:] == 0, halted[:-1])
+    assert float(jnp.max(log.terminated)) == 0.0  # the imagined task itself did not end
+    np.testing.assert_allclose(np.mean(log.stopped), halted.mean(), rtol=1e-6)
+
+
+def test_an_unknown_penalty_is_refused():
+    with pytest.raises(ConfigError, match=r"imagination.penalty: 'mobo' is not known.*none, mopo, disagreement, halt"):
+        penalised(made("fixed"), penalty="mobo", weight=1.0)
+
+
+BAD = [
+    ("fixed", {"length": 0.0}, r"controller_settings.length: 0.0 is out of range for 'fixed'; it must be at least 1"),
+    ("threshold", {"mark": -1.0}, r"controller_settings.mark: -1.0"),
+    ("threshold_quantile", {"quantile": 1.5}, r"controller_settings.quantile: 1.5.*at most 1"),
+    ("macura", {"percentile": 101.0}, r"controller_settings.percentile: 101.0.*at most 100"),
+    ("macura", {"memory": 0.0}, r"controller_settings.memory: 0.0"),
+    ("infoprop", {"resolution": 0.0}, r"controller_settings.resolution: 0.0.*above 0"),
+    ("oracle", {"mark": float("nan")}, r"controller_settings.mark: nan"),
+]
+
+
+@pytest.mark.parametrize(("name", "numbers", "message"), BAD)
+def test_numbers_out_of_range_are_refused_by_name(name, numbers, message):
+    with pytest.raises(ConfigError, match=message):
+        made(name, **numbers)
+
+
+def test_every_registered_controller_is_tested_here():
+    assert set(EVERY) == set(CONTROLLERS)
