@@ -128,12 +128,9 @@ def arm_of(run: runner.Run) -> dict[str, Any]:
     assert isinstance(run.config, DynaQConfig)
     outcome, metrics = run.result.outcome, run.result.metrics
     last, chosen = results.per_seed(outcome.returns_last), results.per_seed(outcome.returns_chosen)
-    lanes = metrics.lanes
-    surfing = np.asarray(metrics.score, np.float64) - np.asarray(metrics.curve_return, np.float64)  # [seeds, rounds]
     loss, scaled = (np.asarray(x, np.float64) for x in (metrics.update.loss, metrics.update.scaled_loss))
-    ended = np.asarray(lanes.ended, np.float64).mean(axis=2)  # [seeds, rounds]
-    told: dict[str, Any] = {
-        "config": to_dict(run.config),
+    return {
+        **horizon_figures.describe(run),
         "return_last": last,
         "return_chosen": chosen,
         "iqm_last": statistics.bootstrap(last),
@@ -141,30 +138,12 @@ def arm_of(run: runner.Run) -> dict[str, Any]:
         "at_least_475_chosen": float(np.mean(chosen >= 475)),
         "at_least_475_last": float(np.mean(last >= 475)),
         "frozen_seeds": runner.frozen_seeds(outcome),
-        "realised_horizon": float(1 / ended.mean()),
-        "kept": float(np.mean(lanes.kept)),
-        "stopped": float(np.mean(lanes.stopped)),
-        "histogram": np.asarray(lanes.histogram, np.float64).mean(axis=(0, 1, 2)),
-        "horizon_by_round": 1 / ended.mean(axis=0),
-        "surfing": statistics.bootstrap(surfing.mean(axis=1), statistics.mean),
-        "surfing_by_round": statistics.running_interval(surfing, statistics.mean),
         "return_by_round": statistics.running_interval(metrics.curve_return),
         "loss_by_round": np.median(loss.mean(axis=2), axis=0),
         "target_variance_by_round": np.median((loss / np.maximum(scaled, 1e-12)).mean(axis=2), axis=0),
         "holdout_nll": np.asarray(run.result.fit.holdout_nll, np.float64)[:, -1].mean(axis=1),
         "seconds": run.seconds.fit + run.seconds.train,
     }
-    if run.diagnosis is not None:
-        by_depth, error_map = run.diagnosis.by_depth, run.diagnosis.map
-        told["by_depth"] = {name: middle(getattr(by_depth, name)) for name in by_depth._fields}
-        told["map"] = {name: np.median(getattr(error_map, name), axis=0) for name in error_map._fields}
-    return told
-
-
-def middle(values: np.ndarray) -> list[float | None]:
-    """The median over seeds [seeds, n] of those that have a value, none where fewer than half have one."""
-    enough = np.mean(np.isfinite(values), axis=0) >= 0.5
-    return [float(np.nanmedian(values[:, i])) if enough[i] else None for i in range(values.shape[1])]
 
 
 def plain(value: Any) -> Any:

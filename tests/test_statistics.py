@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -121,3 +123,23 @@ def test_a_running_interval_is_the_interval_of_every_point():
 
 def test_an_estimate_reads_as_value_and_interval():
     assert str(statistics.Estimate(201.25, 190.0, 210.06)) == "201.2 [190.0, 210.1]"
+
+
+def test_the_paired_p_value_is_that_of_all_sign_patterns():
+    ours, theirs = np.array([3.0, 1.0, 4.0, 1.5, 9.0, 2.0]), np.array([2.0, 2.5, 1.0, 1.0, 4.0, 2.5])
+    difference = ours - theirs
+    patterns = np.array(list(itertools.product((-1, 1), repeat=6)))
+    exact = np.mean(np.abs(patterns @ difference) >= abs(difference.sum()) - 1e-9)
+    assert abs(statistics.paired_p_value(ours, theirs) - exact) < 0.02
+    assert statistics.paired_p_value(ours, theirs) == statistics.paired_p_value(theirs, ours)
+    assert statistics.paired_p_value(ours, ours) == 1.0
+
+
+def test_a_paired_p_value_of_other_seeds_is_refused():
+    with pytest.raises(ValueError, match=r"paired arms need the same seeds; got shapes \(3,\) and \(2,\)"):
+        statistics.paired_p_value([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+def test_holms_correction_steps_down():
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(statistics.holm([0.6, 0.7]), [1.0, 1.0])

@@ -19,7 +19,7 @@ from mbrl_jax.runs.display import Display
 
 USAGE = """usage: mbrl-jax COMMAND …
 
-  train CONFIG --seeds N --out DIR [--seed BASE] [--any.setting VALUE …]
+  train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
   sweep CONFIG --setting PATH --values V1 V2 … --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
       train an agent for every seed at every value of one setting, in one compiled program
@@ -101,18 +101,23 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
 
 
 def _train(words: list[str]) -> None:
-    given = _parse("train", words)
-    train(given.config, given.seeds, given.out, given.seed)
+    given = _parse("train", words, ("diagnose", bool, False))
+    train(given.config, given.seeds, given.out, given.seed, given.diagnose)
 
 
-def train(config: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
-    """Train all seeds, and write the run's folder."""
+def train(config: ModelFreeQConfig, seeds: int, out: Path, seed: int, diagnose: bool = False) -> None:
+    """Train all seeds, and write the run's folder; with ``diagnose`` also what was wrong with the model, by the real dynamics."""
     execution.use_all_cores()
-    runner.make_train(config)  # refuses what cannot work before a folder is made
+    algorithm = runner.make_train(config)  # refuses what cannot work before a folder is made
+    runner.check_diagnosis(diagnose, algorithm, config)
     folder = results.make_folder(out)
     with Display.standard(settings.algorithm_name(config)) as display:
-        run = runner.run(config, seeds, base_seed=seed, display=display)
+        run = runner.run(config, seeds, base_seed=seed, display=display, diagnose=diagnose)
     _report(run, folder)
+    if diagnose:
+        from mbrl_jax.runs import horizon_figures
+
+        horizon_figures.draw_imagination(run, folder / "imagination.png")
 
 
 def _sweep(words: list[str]) -> None:

@@ -1,6 +1,6 @@
-"""Figures of what rollout horizons do: how long they get, how wrong they are, and what comes of it.
+"""What happened in imagination, in numbers and pictures: how long rollouts got, how wrong they were, and what came of it.
 
-An *arm* is a mapping of figures that ``benchmarks/horizon_study.py`` keeps of a run; each function names those that it reads.
+An *arm* is a mapping of figures that :func:`describe` makes of a run; each drawing names those that it reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from mbrl_jax import statistics
+from mbrl_jax.config import DynaQConfig, to_dict
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.runs.figures import new_figure
+from mbrl_jax.runs.runner import Run
 
 Arms = Mapping[str, Mapping[str, Any]]
 
@@ -21,6 +24,50 @@ SHOWN = ("fixed 3", "fixed 50", "threshold_quantile", "macura", "m2ac", "infopro
 """The arms that are drawn where all of them would be a thicket."""
 COLOURS = matplotlib.color_sequences["tab20"]
 MARKERS = "osD^v<>PX*phd8HP"
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What happened in the imagination of a model-based run, in means over seeds.
+
+    ``realised_horizon`` is the mean length of a rollout in imagined steps and ``horizon_by_round`` the same [rounds]; ``kept``
+    and ``stopped`` are shares of the imagined steps; ``histogram`` [10] is the share of rows that were kept, by depth. ``surfing``
+    is the imagined less the real return of the policies on the way, mean over the run with its interval over seeds, and
+    ``surfing_by_round`` [3, rounds]. Of a diagnosed run also ``by_depth`` and ``map``, medians over seeds of
+    :class:`mbrl_jax.imagination.diagnosis.Diagnosis`.
+    """
+    assert isinstance(run.config, DynaQConfig)
+    metrics = run.result.metrics
+    lanes = metrics.lanes
+    surfing = np.asarray(metrics.score, np.float64) - np.asarray(metrics.curve_return, np.float64)  # [seeds, rounds]
+    ended = np.asarray(lanes.ended, np.float64).mean(axis=2)  # [seeds, rounds]
+    told: dict[str, Any] = {
+        "config": to_dict(run.config),
+        "realised_horizon": float(1 / ended.mean()),
+        "horizon_by_round": 1 / ended.mean(axis=0),
+        "kept": float(np.mean(lanes.kept)),
+        "stopped": float(np.mean(lanes.stopped)),
+        "histogram": np.asarray(lanes.histogram, np.float64).mean(axis=(0, 1, 2)),
+        "surfing": statistics.bootstrap(surfing.mean(axis=1), statistics.mean),
+        "surfing_by_round": statistics.running_interval(surfing, statistics.mean),
+    }
+    if run.diagnosis is not None:
+        by_depth, error_map = run.diagnosis.by_depth, run.diagnosis.map
+        told["by_depth"] = {name: _middle(getattr(by_depth, name)) for name in by_depth._fields}
+        told["map"] = {name: np.median(getattr(error_map, name), axis=0) for name in error_map._fields}
+    return told
+
+
+def _middle(values: np.ndarray) -> list[float | None]:
+    """The median over seeds [seeds, n] of those that have a value, none where fewer than half have one."""
+    enough = np.mean(np.isfinite(values), axis=0) >= 0.5
+    return [float(np.nanmedian(values[:, i])) if enough[i] else None for i in range(values.shape[1])]
+
+
+def draw_imagination(run: Run, path: Path) -> None:
+    """The figure :func:`draw_setting` of one diagnosed run."""
+    assert isinstance(run.config, DynaQConfig)
+    seeds = len(run.result.outcome.frozen)
+    draw_setting({run.config.imagination.controller: describe(run)}, f"{run.config.protocol} protocol, {seeds} seeds", path)
 
 
 def draw_setting(arms: Arms, title: str, path: Path) -> None:
@@ -32,7 +79,7 @@ def draw_setting(arms: Arms, title: str, path: Path) -> None:
       path: of the picture.
 
     """
-    shown = {name: arms[name] for name in SHOWN if name in arms}
+    shown = {name: arms[name] for name in SHOWN if name in arms} or dict(arms)
     figure, axes = new_figure(4, 2)
     draw_horizons(axes[0], shown)
     draw_depths(axes[1], shown)

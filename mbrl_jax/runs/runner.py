@@ -86,6 +86,17 @@ def make_train_together(configs: Sequence[ModelFreeQConfig], controller: Horizon
     return algorithms[0]
 
 
+def check_diagnosis(diagnose: bool, algorithm: Train, config: ModelFreeQConfig) -> None:
+    """Refuse to diagnose what cannot be.
+
+    Raises:
+      ConfigError: there is no model.
+
+    """
+    if diagnose and algorithm.diagnose is None:
+        raise ConfigError(f"diagnose: {diagnose!r} does not fit; {algorithm_name(config)!r} has no model that could be wrong")
+
+
 def check_seeds(seeds: int, base_seed: int) -> None:
     """Refuse seeds that cannot be.
 
@@ -155,8 +166,7 @@ def run_together(
     show = Display.silent() if display is None else display
     config, agents = configs[0], len(configs) * seeds
     algorithm = make_train_together(configs, controller)
-    if diagnose and algorithm.diagnose is None:
-        raise ConfigError(f"diagnose: {diagnose!r} does not fit; {algorithm_name(config)!r} has no model that could be wrong")
+    check_diagnosis(diagnose, algorithm, config)
     layout = execution.choose_layout(agents)
     padded = layout.padded(agents)
     number = np.arange(padded) % agents  # the agents that fill up the devices are the first ones again

@@ -19,6 +19,7 @@ import pytest
 
 from . import (
     test_algorithms,
+    test_disagreement,
     test_ensemble,
     test_environment,
     test_evaluation,
@@ -112,6 +113,12 @@ ring = test_replay.test_a_ring_that_is_written_round_holds_and_samples_the_same_
 
 GAUSSIAN = {"kind": "gaussian"}
 ALL_OF_THE_PROTOCOL = ("ts1", "streaming", "all of the protocol")
+
+
+def streaming(controller: str) -> tuple[str, str, str]:
+    """The arguments of the lanes' test for one controller."""
+    return "ts1", "streaming", controller
+
 
 FAULTS = {
     # the environment and the data
@@ -264,8 +271,8 @@ FAULTS = {
     # imagination
     "noise shared by all lanes": Fault(
         "imagination.lanes:advance",
-        "noise = draw.noise if",
-        "noise = draw.noise[:1] + 0.0 * draw.noise if",
+        "noise = draw.noise[...,",
+        "noise = (draw.noise[:1] + 0.0 * draw.noise)[...,",
         lanes,
         ALL_OF_THE_PROTOCOL,
     ),
@@ -277,29 +284,29 @@ FAULTS = {
         ("ts1", "streaming", "schedule"),
     ),
     "a horizon off by one": Fault(
-        "imagination.horizon:_rows_so_far", "(view.depth + 1)", "view.depth", lanes, ("ts1", "streaming", "fixed")
+        "imagination.horizon.protocol:rows_so_far", "(view.depth + 1)", "view.depth", lanes, ("ts1", "streaming", "fixed")
     ),
     "a schedule rounded to the nearest": Fault(
-        "imagination.horizon:schedule", "jnp.floor(depth)", "jnp.round(depth)", lanes, ("ts1", "streaming", "schedule")
+        "imagination.horizon.depth:schedule", "jnp.floor(depth)", "jnp.round(depth)", lanes, ("ts1", "streaming", "schedule")
     ),
     "a stop stored as a termination": Fault(
         "imagination.lanes:advance",
-        "            terminated=imagined.terminated,\n            weight",
-        "            terminated=imagined.terminated | decision.stop,\n            weight",
+        "            terminated=terminal,\n            weight",
+        "            terminated=terminal | decision.stop,\n            weight",
         lanes,
         ALL_OF_THE_PROTOCOL,
     ),
     "lanes that go on after a termination": Fault(
         "imagination.lanes:advance",
-        "ended = imagined.terminated | decision.stop",
+        "ended = terminal | decision.stop",
         "ended = decision.stop",
         lanes,
         ("ts1", "streaming", "schedule"),
     ),
     "a penalty that is added": Fault(
         "imagination.lanes:advance",
-        "imagined.reward - decision.penalty",
-        "imagined.reward + decision.penalty",
+        "reward - decision.penalty",
+        "reward + decision.penalty",
         lanes,
         ALL_OF_THE_PROTOCOL,
     ),
@@ -315,7 +322,130 @@ FAULTS = {
     "a deviation for the mean of lane depths": Fault(
         "imagination.lanes:advance", "(rows.depth + 1)", "rows.depth", lanes, ALL_OF_THE_PROTOCOL
     ),
+    "a halt that is only a stop": Fault(
+        "imagination.lanes:advance",
+        "terminal, reward = terminal | decision.halt,",
+        "terminal, reward = terminal,",
+        lanes,
+        streaming("threshold, max_pairwise, halt"),
+    ),
+    "a histogram of depths off by one": Fault(
+        "imagination.lanes:advance", "depth[None] > edges", "depth[None] >= edges", lanes, ALL_OF_THE_PROTOCOL
+    ),
+    "a sample that is not corrected": Fault(
+        "imagination.lanes:_fused",
+        "fusion.gain[..., :size] * (sample",
+        "1.0 * (sample",
+        lanes,
+        ("infoprop", "streaming", "infoprop"),
+    ),
+    "the fusion of means without their precision": Fault(
+        "imagination.disagreement:fuse",
+        "together * jnp.mean(apart / each, axis=0)",
+        "jnp.mean(apart, axis=0)",
+        test_disagreement.test_what_members_know_together_and_lose_is_the_references,
+    ),
+    "a forgotten one quarter in the divergence": Fault(
+        "imagination.disagreement:gjs",
+        "(4 * (each[e] + each[f]))",
+        "(each[e] + each[f])",
+        test_disagreement.test_a_measure_is_the_references,
+        ("gjs",),
+    ),
+    "the drawn member among the rest": Fault(
+        "imagination.disagreement:one_vs_rest",
+        "other = (1 - drawn) / (count - 1)",
+        "other = jnp.ones_like(drawn) / count",
+        test_disagreement.test_a_measure_is_the_references,
+        ("one_vs_rest",),
+    ),
+    "deviations of ddof 1": Fault(
+        "imagination.disagreement:std",
+        "axis=0), axis",
+        "axis=0, ddof=1), axis",
+        test_disagreement.test_a_measure_is_the_references,
+        ("std",),
+    ),
+    "a quantile of rows that hold no data": Fault(
+        "imagination.disagreement:quantile_of_valid",
+        "jnp.sum(valid, dtype=jnp.int32) - 1",
+        "jnp.int32(values.shape[0] - 1)",
+        lanes,
+        streaming("threshold_quantile"),
+    ),
+    "a threshold passed at the other side": Fault(
+        "imagination.horizon.threshold:threshold", "view.member) > mark", "view.member) < mark", lanes, streaming("threshold")
+    ),
+    "a budget that is never whole again": Fault(
+        "imagination.horizon.protocol:since_root", "jnp.where(begins, 0.0, used)", "used", lanes, streaming("accumulated")
+    ),
+    "the row beyond MACURA's mark kept": Fault(
+        "imagination.horizon.macura:macura", "keep=~beyond", "keep=beyond | ~beyond", lanes, streaming("macura")
+    ),
+    "MACURA's roots taken at any depth": Fault(
+        "imagination.horizon.macura:macura", "view.active & (view.depth == 0)", "view.active", lanes, streaming("macura")
+    ),
+    "MACURA's mark without memory": Fault(
+        "imagination.horizon.macura:macura", "/ jnp.minimum(updates, memory)", "/ 1.0", lanes, streaming("macura")
+    ),
+    "M2AC's lanes ranked across depths": Fault(
+        "imagination.horizon.m2ac:m2ac",
+        "view.active[None] & (view.depth[None] == view.depth[:, None])",
+        "view.active[None] & view.active[:, None]",
+        lanes,
+        streaming("m2ac"),
+    ),
+    "M2AC's most uncertain rows kept": Fault(
+        "imagination.horizon.m2ac:m2ac",
+        "ahead = divergence[None] < divergence[:, None]",
+        "ahead = divergence[None] > divergence[:, None]",
+        lanes,
+        streaming("m2ac"),
+    ),
+    "one horizon that moves at every imagined step": Fault(
+        "imagination.horizon.three_model:three_model",
+        "begins = view.time != state.time",
+        "begins = view.time == view.time",
+        lanes,
+        streaming("three_model"),
+    ),
+    "Infoprop's losses that do not add up": Fault(
+        "imagination.horizon.infoprop:infoprop",
+        "lost = since_root(view, state.lost, loss)",
+        "lost = loss",
+        lanes,
+        streaming("infoprop"),
+    ),
+    "the oracle in real units": Fault("imagination.horizon.oracle:oracle", "/ scale[None]", "", lanes, streaming("oracle")),
+    "a penalty by the least deviation": Fault(
+        "imagination.disagreement:max_aleatoric",
+        "jnp.max(jnp.sum",
+        "jnp.min(jnp.sum",
+        lanes,
+        streaming("threshold, max_pairwise, mopo"),
+    ),
     # the learner
+    "STEVE's horizons weighed by variance": Fault(
+        "agents.q_learning:QLearner._expanded_targets",
+        "weight = 1 / (variance + STEVE_FLOOR)",
+        "weight = variance + STEVE_FLOOR",
+        q_targets,
+        ("steve", "known"),
+    ),
+    "STEVE's rollouts discounted once": Fault(
+        "agents.q_learning:QLearner._expanded_targets",
+        "factor = factor * discount",
+        "factor = factor",
+        q_targets,
+        ("steve", "known"),
+    ),
+    "STEVE's rewards after a termination": Fault(
+        "agents.q_learning:QLearner._expanded_targets",
+        "rewards + factor * alive * step.reward",
+        "rewards + factor * step.reward",
+        q_targets,
+        ("steve", "learned"),
+    ),
     "the target from the online network": Fault(
         "agents.q_learning:QLearner.targets",
         "value = self.values(state.target, batch",
@@ -352,7 +482,11 @@ FAULTS = {
         ("quantile", "known"),
     ),
     "a keep weight ignored": Fault(
-        "agents.q_learning:QLearner.loss", "jnp.sum(weight * each)", "jnp.mean(each)", q_loss, ("squared", "CartPole-v1")
+        "agents.q_learning:QLearner.loss",
+        "jnp.sum(weight * jnp.mean(each, axis=0))",
+        "jnp.mean(each)",
+        q_loss,
+        ("squared", "CartPole-v1"),
     ),
     "a Huber loss without its half": Fault(
         "agents.q_learning:QLearner.loss",

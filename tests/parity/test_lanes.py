@@ -109,6 +109,7 @@ CONTROLLERS: dict[str, Any] = {
     "all of the protocol": lambda world, rows: (spread_penalty(), SpreadPenalty()),
     **{name: lambda world, rows, name=name: twins_of(world, rows, name, JUDGES[name]) for name in JUDGES},
     "threshold, max_pairwise, mopo": lambda *seen: twins_of(*seen, "threshold", {"mark": 1.0}, "max_pairwise", "mopo", 0.3),
+    "threshold, max_pairwise, halt": lambda *seen: twins_of(*seen, "threshold", {"mark": 1.0}, "max_pairwise", "halt", 2.0),
     "accumulated, gjs, disagreement": lambda *seen: twins_of(*seen, "accumulated", {"budget": 2.5}, "gjs", "disagreement", 0.3),
     "threshold_quantile, one_vs_rest, halt": lambda *seen: twins_of(
         *seen, "threshold_quantile", {"quantile": 0.6}, "one_vs_rest", "halt", 2.0

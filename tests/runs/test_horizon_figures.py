@@ -1,0 +1,64 @@
+from dataclasses import replace
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.imagination.lanes import DEPTH_EDGES
+from mbrl_jax.runs import horizon_figures, results, runner
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    imagination = replace(tiny.imagination, controller="threshold", controller_settings={"mark": 0.05}, cap=12)
+    return runner.run(replace(tiny, imagination=imagination), 4, diagnose=True)
+
+
+@pytest.fixture(scope="module")
+def arm(run):
+    return horizon_figures.describe(run)
+
+
+def test_a_run_is_described_by_what_its_lanes_logged(run, arm):
+    lanes = run.result.metrics.lanes
+    np.testing.assert_allclose(arm["realised_horizon"], 1 / lanes.ended.mean(), rtol=1e-5)
+    assert 1 <= arm["realised_horizon"] <= 12
+    np.testing.assert_allclose(arm["histogram"].sum(), arm["kept"], rtol=1e-5)
+    assert len(arm["histogram"]) == len(DEPTH_EDGES) + 1
+    surfing = run.result.metrics.score - run.result.metrics.curve_return
+    np.testing.assert_allclose(arm["surfing"].value, surfing.mean(), rtol=1e-5)
+    assert arm["by_depth"]["rows"][0] > 0
+
+
+def test_depths_that_few_seeds_reach_have_no_value(arm, run):
+    reached = np.isfinite(run.diagnosis.by_depth.one_step_error).mean(axis=0) >= 0.5
+    assert [value is not None for value in arm["by_depth"]["one_step_error"]] == reached.tolist()
+    assert not reached.all()
+
+
+def test_the_pictures_are_drawn(arm, run, tmp_path):
+    final = {"iqm_last": (20.0, 15.0, 30.0), "iqm_chosen": (25.0, 20.0, 40.0)}
+    arms = {name: {**arm, **final} for name in ("fixed 1", "fixed 3", "threshold", "oracle")}
+    horizon_figures.draw_setting(arms, "a setting", tmp_path / "setting.png")
+    horizon_figures.draw_imagination(run, tmp_path / "run.png")
+    horizon_figures.draw_lengths({"a setting": arms}, (1, 3), ("threshold", "oracle", "absent"), tmp_path / "lengths.png")
+    models = [
+        {"learning_rate": rate, "holdout_nll": [1.0, -1.0], "return_chosen": [9.0, 90.0], "return_last": [8.0, 300.0]}
+        for rate in (1e-3, 1e-2)
+    ]
+    horizon_figures.draw_mismatch(models, tmp_path / "mismatch.png")
+    for name in ("setting", "run", "lengths", "mismatch"):
+        assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
+
+
+def test_a_diagnosis_is_written_beside_the_metrics(run, tmp_path):
+    results.write(run, tmp_path)
+    with np.load(tmp_path / "diagnosis.npz") as saved:
+        np.testing.assert_array_equal(saved["by_depth/rows"], run.diagnosis.by_depth.rows)
+        assert saved["map/one_step_error"].shape == (4, 25, 25)
+
+
+def test_a_run_without_a_model_cannot_be_diagnosed():
+    with pytest.raises(ConfigError, match="diagnose: True does not fit; 'model_free_q' has no model"):
+        runner.run(ModelFreeQConfig(), 1, diagnose=True)
