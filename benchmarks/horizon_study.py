@@ -1,6 +1,7 @@
 """Does an adaptive rollout horizon beat the best fixed one? Every controller against fixed horizons, at equal compute and data.
 
-    python benchmarks/horizon_study.py tuning poor data_1000 data_250 data_5000 interactive two_or_three mismatch cost report
+    python benchmarks/horizon_study.py tuning poor marks data_250 data_1000 data_5000 interactive
+    python benchmarks/horizon_study.py two_or_three mismatch cost report
 
 The hypothesis, stated before anything was run: at the same number of real transitions, model steps and updates, at least one
 adaptive controller has a higher mean return than the best fixed horizon on the same seeds. It is tested in each setting by paired
@@ -10,7 +11,9 @@ controllers.
 Settings: the batch protocol with 250, 1,000 and 5,000 random transitions; with 250 noisy ones, a narrow network and inputs
 standardised by the data (`poor`); and the interactive protocol. Each writes benchmarks/results/horizons/SETTING.json.
 
-tuning        one number of each controller in the setting `poor`, on seeds that no other stage uses; the presets hold the winners
+tuning        one number of each controller in the setting `poor`, on seeds of its own; the presets hold the winners
+marks         in the setting `poor`, controllers at as many marks as there are fixed horizons: is the best mark better than the
+              best horizon, both picked on the same seeds?
 two_or_three  the imagined loss and the variance of targets at H = 2 and 3, from the setting data_5000
 mismatch      likelihood of many models against the return that each yields (objective mismatch, Lambert et al. 2020)
 cost          the step of each controller against that of `fixed`, by ratio in one run; wants a quiet machine
@@ -65,7 +68,7 @@ CONTROLLERS = (
 NOT_A_METHOD = ("oracle",)  # it asks the real dynamics
 MODEL_UPDATES = 750  # of the first fit, whatever the data
 
-SETTINGS = ("poor", "data_1000", "data_250", "data_5000", "interactive")
+SETTINGS = ("poor", "data_250", "data_1000", "data_5000", "interactive")
 SETTING_NAMES = {
     "poor": "250 noisy transitions, narrow network",
     "data_250": "250 transitions",
@@ -89,6 +92,13 @@ TUNED: dict[str, tuple[str, tuple[float, ...]]] = {
     "morel": ("mark", (0.3, 0.6, 1.2, 2.4)),
     "conservative": ("quantile", (0.8, 0.9, 0.95, 0.99)),
     "oracle": ("mark", (0.25, 0.5, 1.0, 2.0)),
+}
+
+
+# what the stage `marks` tries
+MARKS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "threshold_quantile": ("quantile", (0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97)),
+    "oracle": ("mark", (0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2.0)),
 }
 
 
@@ -242,6 +252,43 @@ def stage_tuning(seeds: int) -> None:
     Console(width=120).print(table)
 
 
+def stage_marks(seeds: int) -> None:
+    """Controllers at as many marks as there are fixed horizons, where the model is poor."""
+    content: dict[str, Any] = {"stage": "marks", "setting": "poor", **circumstances(seeds), "arms": {}}
+    for name, (number, values) in MARKS.items():
+        settings = {f"imagination.controller_settings.{number}": values}
+        with Display.standard(f"marks, {name}") as display:
+            runs = sweep(in_setting(preset(name), "poor"), settings, seeds, display=display, diagnose=True)
+        content["arms"] |= {f"{name} {value:g}": plain(arm_of(run)) for value, run in zip(values, runs, strict=True)}
+        write(OUT / "marks.json", content)
+    print_marks()
+
+
+def print_marks() -> None:
+    content, fixed = read("marks"), read("poor")["arms"]
+    arms = {name: arm for name, arm in fixed.items() if name.startswith("fixed")} | content["arms"]
+    table = Table(
+        "arm", "horizon", "kept", "chosen, IQM", "last, IQM", "surfing", title="controllers at many marks, setting poor"
+    )
+    for name, arm in arms.items():
+        estimates = [str(Estimate(*arm[what])) for what in ("iqm_chosen", "iqm_last", "surfing")]
+        table.add_row(name, f"{arm['realised_horizon']:.1f}", f"{arm['kept']:.2f}", *estimates)
+    Console(width=140).print(table)
+    content["best_against_best"] = {}
+    for policy in ("chosen", "last"):
+        for family in MARKS:
+            best, other = (
+                max((name for name in arms if name.startswith(each)), key=lambda name: arms[name][f"iqm_{policy}"][0])
+                for each in (family, "fixed")
+            )
+            a, b = (arms[name][f"return_{policy}"] for name in (best, other))
+            told = {"ours": best, "theirs": other, "difference": statistics.paired_difference(a, b)}
+            told["p"] = statistics.paired_p_value(a, b)
+            content["best_against_best"][f"{family}, {policy}"] = told
+            print(f"{policy}: {best} less {other}: {told['difference']}, p = {told['p']:.3f}")
+    write(OUT / "marks.json", content)
+
+
 def stage_mismatch(seeds: int) -> None:
     """Models of very different likelihood from the same data, and the return of the policies that each yields."""
     config = in_setting(preset("study"), "data_1000")
@@ -380,6 +427,11 @@ def stage_report() -> None:
     horizon_figures.draw_lengths(
         {SETTING_NAMES[setting]: read(setting)["arms"] for setting in done}, LENGTHS, CONTROLLERS, OUT / "lengths.png"
     )
+    if (OUT / "marks.json").exists():
+        print_marks()
+        fixed = {name: arm for name, arm in read("poor")["arms"].items() if name.startswith("fixed")}
+        families = {"fixed": "fixed", **{name: name for name in MARKS}}
+        horizon_figures.draw_families(fixed | read("marks")["arms"], families, OUT / "marks.png")
     if (OUT / "mismatch.json").exists():
         mismatch = read("mismatch")
         horizon_figures.draw_mismatch(mismatch["models"], OUT / "mismatch.png")
@@ -390,7 +442,7 @@ def stage_report() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=("tuning", *SETTINGS, "two_or_three", "mismatch", "cost", "report"))
+    parser.add_argument("stages", nargs="+", choices=("tuning", *SETTINGS, "marks", "two_or_three", "mismatch", "cost", "report"))
     parser.add_argument("--seeds", type=int, default=64)
     parser.add_argument("--tuning-seeds", type=int, default=16)
     parser.add_argument("--mismatch-seeds", type=int, default=16)
@@ -405,6 +457,8 @@ def main() -> None:
             stage_setting(stage, arguments.seeds, arguments.only)
         elif stage == "tuning":
             stage_tuning(arguments.tuning_seeds)
+        elif stage == "marks":
+            stage_marks(arguments.seeds)
         elif stage == "mismatch":
             stage_mismatch(arguments.mismatch_seeds)
         elif stage == "cost":

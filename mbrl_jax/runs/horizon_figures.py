@@ -29,10 +29,10 @@ MARKERS = "osD^v<>PX*phd8HP"
 def describe(run: Run) -> dict[str, Any]:
     """What happened in the imagination of a model-based run, in means over seeds.
 
-    ``realised_horizon`` is the mean length of a rollout in imagined steps and ``horizon_by_round`` the same [rounds]; ``kept``
-    and ``stopped`` are shares of the imagined steps; ``histogram`` [10] is the share of rows that were kept, by depth. ``surfing``
-    is the imagined less the real return of the policies on the way, mean over the run with its interval over seeds, and
-    ``surfing_by_round`` [3, rounds]. Of a diagnosed run also ``by_depth`` and ``map``, medians over seeds of
+    ``realised_horizon`` is the mean length of a rollout in imagined steps and ``horizon_by_round`` the same [rounds];
+    ``kept`` and ``stopped`` are shares of the imagined steps; ``histogram`` [10] is the share of rows that were kept, by depth.
+    ``surfing`` is the imagined less the real return of the policies on the way, mean over the run with its interval over seeds,
+    and ``surfing_by_round`` [3, rounds]. Of a diagnosed run also ``by_depth`` and ``map``, medians over seeds of
     :class:`mbrl_jax.imagination.diagnosis.Diagnosis`.
     """
     assert isinstance(run.config, DynaQConfig)
@@ -204,6 +204,34 @@ def draw_lengths(settings: Mapping[str, Arms], lengths: Sequence[int], controlle
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name.replace("_", " ")))
     figure.legend(handles=handles, loc="outside lower center", ncols=9, frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def draw_families(arms: Arms, families: Mapping[str, str], path: Path) -> None:
+    """Return against realised horizon, one line for each family of arms that differ in one number.
+
+    Args:
+      arms: with ``realised_horizon``, ``iqm_last``, ``iqm_chosen`` and ``surfing``.
+      families: what the names of their arms begin with, by label.
+      path: of the picture.
+
+    """
+    figure, axes = new_figure(3)
+    for place, (label, begin) in enumerate(families.items()):
+        family = sorted((arm for name, arm in arms.items() if name.startswith(begin)), key=lambda arm: arm["realised_horizon"])
+        x = [arm["realised_horizon"] for arm in family]
+        colour = matplotlib.color_sequences["tab10"][place]
+        for ax, what in zip(axes, ("iqm_chosen", "iqm_last", "surfing"), strict=True):
+            middle, low, high = np.array([arm[what] for arm in family]).T
+            ax.plot(x, middle, color=colour, label=label.replace("_", " "), marker="o", markersize=4, linewidth=1.4)
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    labels = ("return of the chosen policy, IQM", "return of the last policy, IQM", "imagined minus real return")
+    for ax, label in zip(axes, labels, strict=True):
+        ax.set_xscale("log")
+        ax.set_xlabel("realised horizon, imagined steps")
+        ax.set_ylabel(label)
+        ax.set_ylim(bottom=0)
+    axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path)
 
 

@@ -112,6 +112,32 @@ def test_fixed_with_a_cap_of_the_same_length_is_plain_rollouts(real):
     jax.tree.map(np.testing.assert_array_equal, by_controller, by_cap)
 
 
+def test_fixed_with_its_own_cap_makes_plain_rollouts_of_that_length(real):
+    settings = config(cap=4, controller_settings={"length": 4.0}, epsilon=1.0)  # four steps for every real one
+    ensemble = world()
+    rows, _, draws, members = imagine(settings, ensemble, real)
+    roots = replay.unpack(real.rows).observation
+
+    @jax.jit
+    def step(state, action, member, noise):  # one lane by its member alone
+        own = members._replace(
+            **{name: jax.tree.map(lambda leaf: leaf[member][None], getattr(members, name)) for name in ("params", "bounds")}
+        )
+        one = ens.predict(ensemble, own, state[None, None], action[None, None])
+        one = jax.tree.map(lambda leaf: leaf[0, 0], one)
+        return ens.decode(ensemble, members.normaliser, one, state, action, noise).next_observation
+
+    for time in range(2):
+        for lane in range(0, LANES, 5):
+            state = roots[int(draws.root[time, 0, lane]) % CAPACITY]
+            for h in range(4):
+                member = int(np.flatnonzero(np.asarray(draws.deal[time, h]) == lane)[0]) // (LANES // MEMBERS)
+                action = draws.action[time, h, lane]
+                np.testing.assert_allclose(rows.observation[time, h, lane], state, atol=1e-5)
+                state = step(state, action, jnp.asarray(member, jnp.int32), draws.noise[time, h, lane])
+                np.testing.assert_allclose(rows.next_observation[time, h, lane], state, atol=1e-5)
+
+
 def test_a_stop_or_the_cap_is_never_stored_as_a_termination(real):
     rows = imagine(config(cap=2), world(TASK.terminated), real)[0]
     assert 0 < np.asarray(rows.terminated).mean() < 1

@@ -43,12 +43,14 @@ def test_the_pictures_are_drawn(arm, run, tmp_path):
     horizon_figures.draw_setting(arms, "a setting", tmp_path / "setting.png")
     horizon_figures.draw_imagination(run, tmp_path / "run.png")
     horizon_figures.draw_lengths({"a setting": arms}, (1, 3), ("threshold", "oracle", "absent"), tmp_path / "lengths.png")
+    families = {"fixed": "fixed", "a threshold": "threshold"}
+    horizon_figures.draw_families(arms, families, tmp_path / "families.png")
     models = [
         {"learning_rate": rate, "holdout_nll": [1.0, -1.0], "return_chosen": [9.0, 90.0], "return_last": [8.0, 300.0]}
         for rate in (1e-3, 1e-2)
     ]
     horizon_figures.draw_mismatch(models, tmp_path / "mismatch.png")
-    for name in ("setting", "run", "lengths", "mismatch"):
+    for name in ("setting", "run", "lengths", "families", "mismatch"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
 
 
