@@ -87,7 +87,7 @@ class EnvironmentConfig:
     """Steps until an episode is truncated; none takes the task's own."""
     observation_noise: float = traced(0.0, minimum=0)
     """Noise of the measurements in the random real transitions (batch protocol): its standard deviation as a share of the task's
-    scale of each axis. It acts when they are collected, so a run has the one that it was made with."""
+    scale of each axis."""
 
 
 @settings

@@ -53,7 +53,7 @@ execution.use_all_cores()
 
 
 # %%
-def relative(factor):
+def relative(*, factor):
     """Stop where the members disagree more than ``factor`` times what they did at the root."""
 
     def init(lanes, ensemble):
@@ -133,11 +133,15 @@ figure  # noqa: B018
 # ## Keep it
 #
 # To give presets and the command line the rule, put the function into a file of its own under `mbrl_jax/imagination/horizon/` with its
-# numbers as keyword arguments, and add one line to the registry, `"relative": relative`. Then
+# numbers as keyword arguments, and add one line to the registry, `"relative": relative`. A preset beside the study's is three lines:
 #
-# ```sh
-# mbrl-jax sweep horizon_study --setting imagination.controller_settings.factor --values 1.5 3 6 \
-#   --imagination.controller relative --imagination.controller-settings factor 3 --imagination.cap 50 --seeds 64 --out runs/relative
+# ```yaml
+# base: horizon_study.yaml
+# imagination: {cap: 50, controller: relative, controller_settings: {factor: 3}}
 # ```
 #
-# trains all three factors in one compiled program, on the same seeds.
+# Saved as `configs/horizons/horizon_relative.yaml` it trains with any number of factors in one compiled program, on the same seeds:
+#
+# ```sh
+# mbrl-jax sweep horizon_relative --setting imagination.controller_settings.factor --values 1.5 3 6 --seeds 64 --out runs/relative
+# ```

@@ -131,12 +131,13 @@ def make_train(
 
     check_controller(controller_for(config), config.imagination, ensemble_of(config), task.dynamics)
 
-    def init(key: Array) -> tuple[State, Array]:
+    def init(key: Array, hyper: DynaQConfig | None = None) -> tuple[State, Array]:
+        hyper = config if hyper is None else hyper
         size = task.spec.observation_size
         agent = make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT))
         real = replay.create(config.real_transitions, size)
         episode, real, collected = training.collect_into(
-            real, task, key, config.random_transitions, noise=config.environment.observation_noise
+            real, task, key, config.random_transitions, noise=hyper.environment.observation_noise
         )
         state = State(
             time=jnp.zeros((), jnp.int32),
@@ -145,7 +146,7 @@ def make_train(
             real=real,
             imagined=replay.create(config.imagination.capacity, size),
             model=fitting.init(ensemble_of(config), stream(key, Stream.MODEL)),
-            lanes=lanes_.init(config.imagination, controller_for(config), ensemble_of(config)),
+            lanes=lanes_.init(config.imagination, controller_for(hyper), ensemble_of(hyper)),
             agent=agent,
             chosen=Snapshot(agent.target, jnp.full((), -jnp.inf)),
         )

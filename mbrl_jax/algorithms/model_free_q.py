@@ -75,10 +75,11 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     task = make_environment(config.environment) if environment is None else environment
     make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
 
-    def init(key: Array) -> tuple[State, Array]:
+    def init(key: Array, hyper: ModelFreeQConfig | None = None) -> tuple[State, Array]:
+        hyper = config if hyper is None else hyper
         agent = make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT))
         real = replay.create(config.real_transitions, task.spec.observation_size)
-        noise = config.environment.observation_noise
+        noise = hyper.environment.observation_noise
         episode, real, collected = training.collect_into(real, task, key, config.random_transitions, noise=noise)
         return State(jnp.zeros((), jnp.int32), key, episode, real, agent), collected
 

@@ -45,7 +45,7 @@ class Train(NamedTuple):
     """An algorithm: pure functions over its state. ``hyper`` is a config of the same structure with other traced numbers.
 
     Attributes:
-      init: ``(key) -> (state, collected)``: fresh networks, and the random transitions; ``collected`` as in :class:`Result`.
+      init: ``(key, hyper=None) -> (state, collected)``: fresh networks and random transitions; ``collected`` as in ``Result``.
       fit: ``(state, hyper) -> (state, log)``: the model's first fit; nothing and () without a model.
       advance: ``(state, hyper) -> (state, metrics)``: one round.
       finish: ``(state, hyper) -> Outcome``.
@@ -56,7 +56,7 @@ class Train(NamedTuple):
 
     """
 
-    init: Callable[[Array], tuple[Any, Array]]
+    init: Callable[..., tuple[Any, Array]]
     fit: Callable[[Any, Any], tuple[Any, Any]]
     advance: Callable[[Any, Any], tuple[Any, Any]]
     finish: Callable[[Any, Any], Outcome]
@@ -68,7 +68,7 @@ class Train(NamedTuple):
 
 def assemble(
     config: ModelFreeQConfig,
-    init: Callable[[Array], tuple[Any, Array]],
+    init: Callable[..., tuple[Any, Array]],
     fit: Callable[[Any, Any], tuple[Any, Any]],
     advance: Callable[[Any, Any], tuple[Any, Any]],
     finish: Callable[[Any, Any], Outcome],
@@ -82,7 +82,7 @@ def assemble(
         hyper = config if hyper is None else hyper
         if jax.tree.structure(hyper) != jax.tree.structure(config):  # type: ignore[operator]
             raise ConfigError("hyper: its static settings differ from the config's; only traced numbers may")
-        state, collected = init(key)
+        state, collected = init(key, hyper)
         state, fit_log = fit(state, hyper)
         state, metrics = jax.lax.scan(lambda state, _: advance(state, hyper), state, None, length=rounds)
         return Result(finish(state, hyper), collected, fit_log, metrics)

@@ -92,7 +92,7 @@ def draw_setting(arms: Arms, title: str, path: Path) -> None:
         draw_map(ax, shown[longest]["map"], what, f"{label} (model of {longest})")
     handles = [Line2D([], [], color=_colour(name, shown), label=name.replace("_", " ")) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
-    figure.suptitle(f"{title}; errors in deviations of the data's state change", fontsize=10)
+    figure.suptitle(f"{title}; errors are medians of seeds in deviations of the data's state change", fontsize=10)
     figure.savefig(path)
 
 
@@ -102,6 +102,9 @@ def draw_horizons(ax: Axes, arms: Arms) -> None:
         horizon, steps = arm["horizon_by_round"], arm["config"]["round_steps"]
         ax.plot((np.arange(len(horizon)) + 1) * steps, horizon, color=_colour(name, arms), linewidth=1.4)
     ax.set_yscale("log")
+    ax.set_ylim(1, max(60, ax.get_ylim()[1]))
+    ax.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    ax.minorticks_off()
     ax.set_xlabel("updates")
     ax.set_ylabel("realised horizon")
 
@@ -130,7 +133,7 @@ def draw_growth(ax: Axes, arms: Arms, what: str, label: str) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("depth")
-    ax.set_ylabel(f"{label}, median of seeds")
+    ax.set_ylabel(label)
 
 
 def draw_surfing(ax: Axes, arms: Arms) -> None:

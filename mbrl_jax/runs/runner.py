@@ -75,14 +75,12 @@ def make_train_together(configs: Sequence[ModelFreeQConfig], controller: Horizon
     """The first config's algorithm, whose ``hyper`` may be any of ``configs``.
 
     Raises:
-      ConfigError: as :func:`make_train`, or the configs differ in a setting that they must share.
+      ConfigError: as :func:`make_train`, or the configs differ in a static setting.
 
     """
     algorithms = [make_train(config, controller) for config in configs]
     if any(jax.tree.structure(config) != jax.tree.structure(configs[0]) for config in configs):  # type: ignore[operator]
         raise ConfigError("configs: they differ in static settings; such configs compile apart and must be run apart")
-    if len(configs) > 1:
-        _check_beginnings(configs, algorithms)
     return algorithms[0]
 
 
@@ -151,7 +149,7 @@ def run_together(
     Seconds are the whole program's, shared out equally over the configs.
 
     Args:
-      configs: at least one; they may differ in traced settings only, and not in one that acts on what ``init`` makes.
+      configs: at least one; they may differ in traced settings only.
       seeds: at least 1, of each config.
       base_seed: as in :func:`run`.
       display: as in :func:`run`.
@@ -159,7 +157,7 @@ def run_together(
       diagnose: as in :func:`run`.
 
     Raises:
-      ConfigError: the settings cannot work, or differ in one that they must share, or there are no seeds.
+      ConfigError: the settings cannot work, or differ in a static one, or there are no seeds.
 
     """
     check_seeds(seeds, base_seed)
@@ -186,9 +184,9 @@ def run_together(
         return result, time.perf_counter() - start
 
     axes = algorithm.axes
-    init = prepare(algorithm.init, (0,), (axes, 0), keys)
+    init = prepare(algorithm.init, (0, hyper_axes), (axes, 0), keys, hyper)
     show.phase("collecting")
-    (state, collected), seconds_collect = timed(init, keys)
+    (state, collected), seconds_collect = timed(init, keys, hyper)
     state_bytes = execution.bytes_per_seed(axes, state, padded)
 
     fit = prepare(algorithm.fit, (axes, hyper_axes), (axes, 0), state, hyper, donate=(0,))
@@ -234,16 +232,6 @@ def traced_settings(config: ModelFreeQConfig) -> dict[str, float]:
     """The traced settings by their dotted paths."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(config)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _check_beginnings(configs: Sequence[ModelFreeQConfig], algorithms: Sequence[Train]) -> None:
-    """Refuse configs whose runs begin in different states: ``init`` has no numbers but those that it was made with."""
-    key = seed_keys(0, 1)[0]
-    if len({jax.jit(algorithm.init).lower(key).as_text() for algorithm in algorithms}) > 1:
-        settings = [traced_settings(config) for config in configs]
-        differing = {path: [each[path] for each in settings] for path in settings[0]}
-        named = [f"{path}: {values!r}" for path, values in differing.items() if len(set(values)) > 1]
-        raise ConfigError(f"{'; '.join(named)} change what a run begins with; these must be run apart")
 
 
 def _stacked(configs: Sequence[ModelFreeQConfig], which: np.ndarray) -> tuple[Any, Any]:

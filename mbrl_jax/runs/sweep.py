@@ -51,8 +51,8 @@ def sweep(
       A run for each value, with the value in its config. Seconds are the whole program's, shared out equally over the values.
 
     Raises:
-      ConfigError: a setting that is not known, is static or changes what a run begins with; values that cannot work, none, or
-        not as many for every setting; there are no seeds.
+      ConfigError: a setting that is not known or is static; values that cannot work, none, or not as many for every setting;
+        there are no seeds.
 
     """
     configs = vary(config, settings)
@@ -66,7 +66,7 @@ def vary(config: ModelFreeQConfig, settings: Mapping[str, Sequence[float]]) -> l
     """``config`` with the first values of all ``settings`` put in, with the second ones, and so on.
 
     Raises:
-      ConfigError: as :func:`sweep`, unless it is about the seeds or about how runs begin.
+      ConfigError: as :func:`sweep`, unless it is about the seeds.
 
     """
     if not settings:

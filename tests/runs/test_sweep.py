@@ -85,13 +85,21 @@ def test_a_batch_of_agents_on_a_device_gives_the_same_numbers(tiny, swept, monke
         ({"imagination.cap": [2, 2.5]}, "imagination.cap: 2.5 must be of type int"),
         ({RATE: [1e-3, True]}, "agent.learning_rate: True must be a number"),
         ({LENGTH: [1, 0]}, "length: 0.0 is out of range for 'fixed'"),
-        ({"environment.observation_noise": [0.0, 0.1]}, r"observation_noise: \[0.0, 0.1\] change what a run begins with"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_compiles(tiny, compiled, values, message):
     with pytest.raises(ConfigError, match=message):
         sweep.sweep(tiny, values, 2)
     assert not compiled
+
+
+def test_a_setting_that_acts_on_how_a_run_begins_is_swept_as_well(tiny):
+    noisy = replace(tiny, environment=replace(tiny.environment, observation_noise=0.1))
+    clean, noised = sweep.sweep(tiny, {"environment.observation_noise": [0.0, 0.1]}, 2)
+    for swept, config in ((clean, tiny), (noised, noisy)):
+        alone = runner.run(config, 2)
+        np.testing.assert_allclose(swept.result.fit.holdout_nll, alone.result.fit.holdout_nll, rtol=1e-4)
+    assert (noised.result.fit.holdout_mse > 2 * clean.result.fit.holdout_mse).any()
 
 
 def test_a_controller_object_takes_the_place_of_the_one_that_is_named(tiny):
