@@ -192,6 +192,14 @@ def read(name: str) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------------- stages
 
 
+def keep(name: str, run: runner.Run) -> dict[str, Any]:
+    """An arm for the file; in the batch protocol all arms have the same model, whose map is kept once."""
+    arm = plain(arm_of(run))
+    if run.config.protocol == "batch" and name != f"fixed {LENGTHS[-1]}":
+        del arm["map"]
+    return arm
+
+
 def stage_setting(setting: str, seeds: int, only: Sequence[str]) -> None:
     """All arms in one setting; each is on file as soon as it is done, and one on file with the same settings is not run again."""
     path = OUT / f"{setting}.json"
@@ -210,13 +218,13 @@ def stage_setting(setting: str, seeds: int, only: Sequence[str]) -> None:
         with Display.standard(f"{setting}, fixed horizons") as display:
             runs = runner.run_together(fixed, seeds, display=display, diagnose=True)
         for name, run in zip(names, runs, strict=True):
-            content["arms"][name] = plain(arm_of(run))
+            content["arms"][name] = keep(name, run)
         write(path, content)
     for name in only:
         config = in_setting(preset(name), setting)
         if not on_file(name, config):
             with Display.standard(f"{setting}, {name}") as display:
-                content["arms"][name] = plain(arm_of(runner.run(config, seeds, display=display, diagnose=True)))
+                content["arms"][name] = keep(name, runner.run(config, seeds, display=display, diagnose=True))
             write(path, content)
     print_setting(setting)
 
@@ -259,7 +267,7 @@ def stage_marks(seeds: int) -> None:
         settings = {f"imagination.controller_settings.{number}": values}
         with Display.standard(f"marks, {name}") as display:
             runs = sweep(in_setting(preset(name), "poor"), settings, seeds, display=display, diagnose=True)
-        content["arms"] |= {f"{name} {value:g}": plain(arm_of(run)) for value, run in zip(values, runs, strict=True)}
+        content["arms"] |= {f"{name} {value:g}": keep(name, run) for value, run in zip(values, runs, strict=True)}
         write(OUT / "marks.json", content)
     print_marks()
 

@@ -74,7 +74,8 @@ def draw_setting(arms: Arms, title: str, path: Path) -> None:
     """One setting: horizons over training and over depth, errors and disagreement by depth, surfing, and two maps.
 
     Args:
-      arms: with ``horizon_by_round``, ``histogram``, ``by_depth``, ``map``, ``surfing_by_round`` and ``config``.
+      arms: with ``horizon_by_round``, ``histogram``, ``by_depth``, ``surfing_by_round``, ``config``, and at least one of them
+        with a ``map``, of which the last is drawn.
       title: of the setting.
       path: of the picture.
 
@@ -87,9 +88,9 @@ def draw_setting(arms: Arms, title: str, path: Path) -> None:
     draw_surfing(axes[3], shown)
     draw_growth(axes[4], shown, "disagreement", "disagreement")
     draw_growth(axes[5], shown, "one_step_error", "true one-step error")
-    longest = max(shown, key=lambda name: shown[name]["realised_horizon"])
+    mapped = [name for name in shown if "map" in shown[name]][-1]
     for ax, what, label in ((axes[6], "disagreement", "disagreement"), (axes[7], "one_step_error", "true one-step error")):
-        draw_map(ax, shown[longest]["map"], what, f"{label} (model of {longest})")
+        draw_map(ax, shown[mapped]["map"], what, f"{label} (model of {mapped.replace('_', ' ')})")
     handles = [Line2D([], [], color=_colour(name, shown), label=name.replace("_", " ")) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     figure.suptitle(f"{title}; errors are medians of seeds in deviations of the data's state change", fontsize=10)
@@ -197,8 +198,7 @@ def draw_lengths(settings: Mapping[str, Arms], lengths: Sequence[int], controlle
                 colour = COLOURS[place % len(COLOURS)]
                 at = arms[name]["realised_horizon"]
                 ax.errorbar(at, value, error, color=colour, marker=marker, markersize=5, linewidth=0.9, linestyle="none")
-            ax.set_xscale("log")
-            ax.set_xlabel("realised horizon, imagined steps")
+            _horizon_axis(ax)
             ax.set_ylabel(f"return of the {policy} policy, IQM" if column == 0 else "")
             ax.set_title(title, fontsize=9)
             ax.set_ylim(0, 515)
@@ -206,7 +206,8 @@ def draw_lengths(settings: Mapping[str, Arms], lengths: Sequence[int], controlle
     for place, name in enumerate(controllers):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name.replace("_", " ")))
-    figure.legend(handles=handles, loc="outside lower center", ncols=9, frameon=False, fontsize=8)
+    ncols = min(9, max(2, 3 * len(settings)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     figure.savefig(path)
 
 
@@ -230,8 +231,7 @@ def draw_families(arms: Arms, families: Mapping[str, str], path: Path) -> None:
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     labels = ("return of the chosen policy, IQM", "return of the last policy, IQM", "imagined minus real return")
     for ax, label in zip(axes, labels, strict=True):
-        ax.set_xscale("log")
-        ax.set_xlabel("realised horizon, imagined steps")
+        _horizon_axis(ax)
         ax.set_ylabel(label)
         ax.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=8)
@@ -268,6 +268,13 @@ def draw_mismatch(models: Sequence[Mapping[str, Any]], path: Path) -> None:
     ]
     axes[0].legend(handles=handles, frameon=False, fontsize=7)
     figure.savefig(path)
+
+
+def _horizon_axis(ax: Axes) -> None:
+    ax.set_xscale("log")
+    ax.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    ax.minorticks_off()
+    ax.set_xlabel("realised horizon, imagined steps")
 
 
 def _colour(name: str, arms: Arms) -> Any:
