@@ -111,7 +111,7 @@ def preset(name: str) -> DynaQConfig:
 def in_setting(config: DynaQConfig, setting: str) -> DynaQConfig:
     """An arm in a setting: the data and the model change, the horizon stays."""
     if setting == "interactive":
-        model = dataclasses.replace(config.model, refit_batches=250)
+        model = dataclasses.replace(config.model, refit_batches=100)
         return dataclasses.replace(config, protocol="interactive", random_transitions=500, steps=4_500, model=model)
     size = 250 if setting == "poor" else int(setting.removeprefix("data_"))
     training_rows = size - size // 5

@@ -280,4 +280,5 @@ def _horizon_axis(ax: Axes) -> None:
 def _colour(name: str, arms: Arms) -> Any:
     if name.startswith("fixed"):
         return {"fixed 3": "0.15", "fixed 50": "0.6"}.get(name, "0.4")
-    return matplotlib.color_sequences["tab10"][list(arms).index(name) % 10]
+    coloured = [colour for place, colour in enumerate(matplotlib.color_sequences["tab10"]) if place != 7]  # grey is for the fixed
+    return coloured[list(arms).index(name) % len(coloured)]
