@@ -205,7 +205,8 @@ def draw_lengths(settings: Mapping[str, Arms], lengths: Sequence[int], controlle
     handles: list[Any] = [Line2D([], [], color="0.25", label="fixed")]
     for place, name in enumerate(controllers):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name.replace("_", " ")))
+        if any(name in arms for arms in settings.values()):
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name.replace("_", " ")))
     ncols = min(9, max(2, 3 * len(settings)))
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     figure.savefig(path)
@@ -259,6 +260,7 @@ def draw_mismatch(models: Sequence[Mapping[str, Any]], path: Path) -> None:
                 color=colours[rates.index(model["learning_rate"])],
                 linewidths=0,
             )
+        ax.locator_params(axis="x", nbins=5)
         ax.set_xlabel("holdout NLL of the model (lower is likelier)")
         ax.set_ylabel(f"real return of the {policy} policy")
         ax.set_ylim(0, 515)
