@@ -299,7 +299,7 @@ def check(config: ModelFreeQConfig) -> None:
     """
     problems = list(_field_problems(config, ""))
     if not problems:
-        problems += _joint_problems(config) + _noise_problems(config)
+        problems += _joint_problems(config)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -345,6 +345,13 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         "metric_steps",
         config.metric_steps,
         f"it must divide round_steps ({config.round_steps})",
+    )
+    noise = config.environment.observation_noise
+    require(
+        noise == 0 or config.protocol == "batch",
+        "environment.observation_noise",
+        noise,
+        f"in the {config.protocol!r} protocol it must be 0",
     )
     require(
         config.agent.target != "steve" or config.agent.members > 1,
@@ -434,13 +441,6 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         f"it must be at most model.batch_size ({model.batch_size})",
     )
     return problems
-
-
-def _noise_problems(config: ModelFreeQConfig) -> list[str]:
-    noise = config.environment.observation_noise
-    if noise > 0 and config.protocol != "batch":
-        return [f"environment.observation_noise: {noise!r} does not fit; in the {config.protocol!r} protocol it must be 0"]
-    return []
 
 
 def holdout_stride(config: ModelFreeQConfig) -> int:

@@ -90,10 +90,15 @@ def paired_difference(
       ValueError: the arms do not have the same seeds.
 
     """
+    return bootstrap(_differences(ours, theirs), statistic, resamples=resamples, seed=seed)
+
+
+def _differences(ours: ArrayLike, theirs: ArrayLike) -> NDArray[np.float64]:
+    """[seeds] ``ours - theirs``."""
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"paired arms need the same seeds; got shapes {a.shape} and {b.shape}")
-    return bootstrap(a - b, statistic, resamples=resamples, seed=seed)
+    return a - b
 
 
 def paired_p_value(ours: ArrayLike, theirs: ArrayLike, *, flips: int = 20_000, seed: int = 0) -> float:
@@ -109,10 +114,7 @@ def paired_p_value(ours: ArrayLike, theirs: ArrayLike, *, flips: int = 20_000, s
       ValueError: the arms do not have the same seeds.
 
     """
-    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"paired arms need the same seeds; got shapes {a.shape} and {b.shape}")
-    difference = a - b
+    difference = _differences(ours, theirs)
     signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), (flips, len(difference)))
     at_least = np.abs(signs @ difference) >= np.abs(np.sum(difference)) * (1 - 1e-12)
     return float((1 + np.sum(at_least)) / (1 + flips))

@@ -339,3 +339,33 @@ def test_a_new_traced_value_does_not_compile_again(tiny):
     assert len(traces) == 1
     discount(dataclasses.replace(tiny, environment=EnvironmentConfig(time_limit=31)))
     assert len(traces) == 2
+
+
+def test_a_preset_with_a_base_holds_only_what_differs(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "algorithm: dyna_q\nsteps: 500\nmodel: {hidden: [8, 8], epochs: 7}\n"
+        "imagination: {cap: 9, controller: schedule, controller_settings: {start: 0, end: 5, first: 1, last: 2}}\n"
+    )
+    (tmp_path / "own").mkdir()
+    own = tmp_path / "own" / "own.yaml"
+    own.write_text(
+        "base: ../base.yaml\nmodel: {hidden: [16]}\nimagination: {controller: fixed, controller_settings: {length: 4}}\n"
+    )
+    config = load(own)
+    assert (config.steps, config.model.epochs, config.imagination.cap) == (500, 7, 9)
+    assert config.model.hidden == (16,)
+    assert config.imagination.controller_settings == {"length": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: absent.yaml", r"absent\.yaml: there is no such file"),
+        ("base: 3", r"own\.yaml: base: 3 must be the path of another preset"),
+        ("base: own.yaml", r"own\.yaml: base: 'own\.yaml' leads back to this file"),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused(tmp_path, content, message):
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path / "own.yaml")

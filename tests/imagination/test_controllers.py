@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbrl_jax import replay
+from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.config import ConfigError, ImaginationConfig
 from mbrl_jax.imagination import lanes
 from mbrl_jax.imagination.disagreement import gjs, information_loss, one_vs_rest
@@ -319,6 +320,48 @@ BAD = [
 def test_numbers_out_of_range_are_refused_by_name(name, numbers, message):
     with pytest.raises(ConfigError, match=message):
         made(name, **numbers)
+
+
+def test_a_schedule_that_ends_before_it_begins_is_refused():
+    with pytest.raises(ConfigError, match=r"controller_settings.end: 6.0 does not fit; it must be above start \(6.0\)"):
+        made("schedule", start=6.0)
+
+
+CANNOT = [
+    ({"controller": "threshold"}, {"members": 1}, "model.members: 1 imagine.*'threshold' goes by how members differ"),
+    ({"controller": "macura"}, {"kind": "deterministic"}, "model.kind: 'deterministic' does not fit; 'macura'.*'gaussian'"),
+    ({"controller": "threshold", "measure": "gjs"}, {"kind": "deterministic"}, "model.kind: 'deterministic' does not fit"),
+    ({"penalty": "mopo"}, {"kind": "deterministic"}, "model.kind: 'deterministic' does not fit"),
+    ({"controller": "m2ac", "sampling": "mean"}, {}, "imagination.sampling: 'mean' does not fit; 'm2ac' needs one member"),
+    ({"controller": "three_model"}, {"elites": 2}, "model.members: 2 imagine.*'three_model' asks the first 3"),
+    ({"sampling": "fused"}, {"kind": "deterministic"}, "imagination.sampling: 'fused' does not fit.*'gaussian'"),
+    ({"sampling": "infoprop"}, {"kind": "deterministic"}, "imagination.sampling: 'infoprop' does not fit.*'gaussian'"),
+    ({"penalty": "halt"}, {}, "imagination.penalty: 'halt' does not fit; .*'fixed' stops by depth alone"),
+]
+
+
+@pytest.mark.parametrize(("imagination", "model", "message"), CANNOT)
+def test_what_a_controller_cannot_go_with_is_refused_before_anything_compiles(tiny, imagination, model, message):
+    controller = imagination.get("controller", "fixed")
+    numbers = {"controller_settings": dict(EVERY[controller])}
+    config = replace(
+        tiny,
+        imagination=replace(tiny.imagination, **numbers, **imagination),
+        model=replace(tiny.model, **{"members": 4, **model}),
+    )
+    with pytest.raises(ConfigError, match=message):
+        dyna_q.make_train(config)
+
+
+def test_a_task_whose_dynamics_are_not_known_is_refused_by_the_oracle(tiny):
+    config = replace(tiny, imagination=replace(tiny.imagination, controller="oracle", controller_settings={"mark": 1.0}))
+    with pytest.raises(ConfigError, match="environment.name: 'CartPole-v1' does not fit; 'oracle' needs known real dynamics"):
+        dyna_q.make_train(config, environment=TASK._replace(dynamics=None))
+
+
+def test_steve_with_one_network_is_refused(tiny):
+    with pytest.raises(ConfigError, match="agent.members: 1 does not fit; the target 'steve'.*at least 2"):
+        dyna_q.make_train(replace(tiny, agent=replace(tiny.agent, target="steve")))
 
 
 def test_every_registered_controller_is_tested_here():

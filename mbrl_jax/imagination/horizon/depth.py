@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax.config import Limits
+from mbrl_jax.config import ConfigError, Limits
 from mbrl_jax.imagination.horizon.protocol import (
     Decision,
     HorizonController,
@@ -41,7 +41,12 @@ def schedule(*, start: Array | float, end: Array | float, first: Array | float, 
       first: depth until ``start``.
       last: depth from ``end`` on; the depth between is rounded down.
 
+    Raises:
+      ConfigError: growth does not end after it has begun.
+
     """
+    if isinstance(start, int | float) and isinstance(end, int | float) and not end > start:
+        raise ConfigError(f"imagination.controller_settings.end: {end!r} does not fit; it must be above start ({start!r})")
 
     def step(state: tuple[()], view: View) -> tuple[tuple[()], Decision]:
         share = (view.time.astype(view.reward.dtype) - start) / (end - start)
