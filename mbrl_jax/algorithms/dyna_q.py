@@ -73,6 +73,7 @@ class Metrics(NamedTuple):
     chosen_score: Array  # [] that of the snapshot chosen so far
     is_chosen: Array  # [] bool, whether this round's snapshot became the chosen one
     refit: FitLog | None  # leaves [E], none in the batch protocol
+    frozen: Array  # [] bool, the learner has gone non-finite
 
 
 class Draws(NamedTuple):
@@ -215,7 +216,7 @@ def make_train(
         state, score, is_chosen = choose(state, hyper)
         curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, time)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
-        return state, Metrics(update_log, lane_log, curve, score, state.chosen.score, is_chosen, refit_log)
+        return state, Metrics(update_log, lane_log, curve, score, state.chosen.score, is_chosen, refit_log, agent.frozen)
 
     def choose(state: State, hyper: DynaQConfig) -> tuple[State, Array, Array]:
         """Keep the better of the chosen snapshot and the present target network, as imagination scores them.
@@ -251,8 +252,9 @@ def make_train(
         def returns_of(params: Params) -> Array:
             return play(task, lambda s: learner.greedy(params, s), starts)
 
-        last, chosen = state.agent.target, state.chosen.params
-        return Outcome(last, chosen, returns_of(last), returns_of(chosen), state.agent.frozen, state.agent.updates)
+        last, chosen, agent = state.agent.target, state.chosen.params, state.agent
+        model = fitting.members(ensemble_of(hyper), state.model)
+        return Outcome(last, chosen, returns_of(last), returns_of(chosen), agent.frozen, agent.updates, model)
 
     def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
         """How wrong the members are along the rollouts that would come next, and over the state space."""

@@ -42,6 +42,7 @@ class Metrics(NamedTuple):
 
     update: UpdateLog  # leaves [blocks]
     curve_return: Array  # [] mean return of the target network's greedy real episodes
+    frozen: Array  # [] bool, the learner has gone non-finite
 
 
 class Draws(NamedTuple):
@@ -111,12 +112,12 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
         )
         state = State(time, state.key, episode, real, agent)
         curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, state.time)
-        return state, Metrics(training.average_blocks(log, config.metric_steps), curve)
+        return state, Metrics(training.average_blocks(log, config.metric_steps), curve, agent.frozen)
 
     def finish(state: State, hyper: ModelFreeQConfig) -> Outcome:
         learner = make_q_learner(hyper.agent, task.spec)
         starts = task.draw_resets(stream(state.key, Stream.FINAL_EVALUATION), (config.evaluation.episodes,))
         returns = play(task, lambda s: learner.greedy(state.agent.target, s), starts)
-        return Outcome(state.agent.target, None, returns, None, state.agent.frozen, state.agent.updates)
+        return Outcome(state.agent.target, None, returns, None, state.agent.frozen, state.agent.updates, None)
 
     return training.assemble(config, init, fit, advance, finish, AXES)

@@ -15,6 +15,7 @@ from mbrl_jax import environment as env
 from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, ModelFreeQConfig
 from mbrl_jax.environment import Environment, EnvironmentState, Transition
 from mbrl_jax.evaluation import play
+from mbrl_jax.model.ensemble import Members
 from mbrl_jax.networks import Params
 
 P = ParamSpec("P")
@@ -30,6 +31,7 @@ class Outcome(NamedTuple):
     returns_chosen: Array | None  # [n]
     frozen: Array  # [] bool, the learner went non-finite and rested at its last finite parameters
     updates: Array  # [] int32, updates made
+    model: Members | None  # the members that imagined at the end, none without a model
 
 
 class Result(NamedTuple):

@@ -19,6 +19,7 @@ from mbrl_jax.algorithms import dyna_q, model_free_q
 from mbrl_jax.algorithms.training import Outcome, Result
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, check
 from mbrl_jax.imagination.lanes import LaneLog
+from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.model.fitting import FitLog
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Backend, Run, Seconds, check_seeds
@@ -113,9 +114,14 @@ def train(config: ModelFreeQConfig, base_seed: int, number: int, compiled: bool,
 
 def as_result(config: ModelFreeQConfig, finished: Any) -> Result:
     """A :class:`mbrl_jax.reference.algorithms.result.Result` as a :class:`mbrl_jax.algorithms.training.Result`."""
-    from mbrl_jax.reference.weights import q_to_flax
+    from mbrl_jax.reference.weights import ensemble_to_flax, q_to_flax
 
-    chosen = q_to_flax(finished.networks["chosen"]) if "chosen" in finished.networks else None
+    chosen, model = None, None
+    if isinstance(config, DynaQConfig):
+        chosen = q_to_flax(finished.networks["chosen"])
+        params, *limits = ensemble_to_flax(finished.networks["imagining"])
+        bounds: Any = Bounds(*limits)  # type: ignore[arg-type]
+        model = Members(params, bounds, Normaliser(*finished.normaliser.values()))
     outcome = Outcome(
         last=q_to_flax(finished.networks["target"]),
         chosen=chosen,
@@ -123,11 +129,12 @@ def as_result(config: ModelFreeQConfig, finished: Any) -> Result:
         returns_chosen=finished.returns_chosen,
         frozen=finished.frozen,
         updates=finished.updates,
+        model=model,
     )
     told = finished.metrics
     update = UpdateLog(told["loss"], told["scaled_loss"])
     if not isinstance(config, DynaQConfig):
-        return Result(outcome, finished.collected, (), model_free_q.Metrics(update, told["curve_return"]))
+        return Result(outcome, finished.collected, (), model_free_q.Metrics(update, told["curve_return"], told["frozen"]))
     refit = FitLog(*(told[f"refit_{name}"] for name in FitLog._fields)) if config.protocol == "interactive" else None
     metrics = dyna_q.Metrics(
         update=update,
@@ -137,5 +144,6 @@ def as_result(config: ModelFreeQConfig, finished: Any) -> Result:
         chosen_score=told["chosen_score"],
         is_chosen=told["is_chosen"],
         refit=refit,
+        frozen=told["frozen"],
     )
     return Result(outcome, finished.collected, FitLog(**finished.fit), metrics)

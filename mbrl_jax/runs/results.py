@@ -2,16 +2,25 @@
 
 * ``config.yaml``: the settings, which :func:`mbrl_jax.config.load` reads back;
 * ``summary.json``: the figures (:func:`summarise`);
-* ``metrics.npz``: every metric, arrays ``[seeds, rounds, ...]`` under their path in the algorithm's ``Metrics``;
+* ``metrics.parquet``: every metric in one tidy table (:mod:`mbrl_jax.runs.metrics`), for pandas, polars and the like;
 * ``policies.npz``: network parameters ``[seeds, ...]`` under ``last/…`` and, with a model, ``chosen/…``;
+* ``model.npz``, with a model: the members that imagined at the end, ``[seeds, M, ...]``, as in
+  :class:`mbrl_jax.model.ensemble.Members`;
+* ``outcome.npz``: returns of the final episodes ``[seeds, n]`` and what else there is to a seed's end;
 * ``diagnosis.npz``, if it was asked for: :class:`mbrl_jax.imagination.diagnosis.Diagnosis`, ``[seeds, ...]``.
+
+:func:`read` makes the run of them again. ``summary.json`` is written last: where it is, the rest is whole.
 """
 
+import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+import typing
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +28,15 @@ import jax
 import numpy as np
 
 from mbrl_jax import statistics
+from mbrl_jax.algorithms.training import Outcome, Result
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name, load, save, to_dict
-from mbrl_jax.runs.runner import Run, frozen_seeds
+from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
+from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
+from mbrl_jax.runs import metrics
+from mbrl_jax.runs.runner import Backend, Run, Seconds, frozen_seeds
 from mbrl_jax.statistics import SUCCESS_MARKS
+
+OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what outcome.npz holds
 
 
 def make_folder(path: str | Path) -> Path:
@@ -108,13 +123,87 @@ def summarise(run: Run) -> dict[str, Any]:
 def write(run: Run, folder: Path) -> dict[str, Any]:
     """Write everything but the figures into an existing folder; returns the summary."""
     summary = summarise(run)
-    save(run.config, folder / "config.yaml")
-    _save_arrays(folder / "metrics.npz", flatten({"round": run.result.metrics, "fit": run.result.fit}))
     outcome = run.result.outcome
-    _save_arrays(folder / "policies.npz", flatten({"last": outcome.last, "chosen": outcome.chosen}))
-    if run.diagnosis is not None:
-        _save_arrays(folder / "diagnosis.npz", flatten(run.diagnosis))
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    arrays = {
+        "policies.npz": {"last": outcome.last, "chosen": outcome.chosen},
+        "model.npz": outcome.model,
+        "outcome.npz": {name: getattr(outcome, name) for name in OUTCOME},
+        "diagnosis.npz": run.diagnosis,
+    }
+    with _new_file(folder / "config.yaml") as path:
+        save(run.config, path)
+    with _new_file(folder / "metrics.parquet") as path:
+        metrics.write(path, metrics.as_table(run.config, run.result.collected, run.result.fit, run.result.metrics))
+    for name, tree in arrays.items():
+        if tree is not None:
+            with _new_file(folder / name) as path, path.open("wb") as file:
+                np.savez_compressed(file, **typing.cast(Any, flatten(tree)))
+    with _new_file(folder / "summary.json") as path:
+        path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``path`` in one step, once what was written is whole and on the disk."""
+    temporary = path.with_name(f".{path.name}.new")
+    yield temporary
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(folder: str | Path) -> Run:
+    """A finished run, from its folder.
+
+    Raises:
+      ConfigError: the folder holds none, or something in it cannot be read.
+
+    """
+    folder = Path(folder)
+    summary, config = read_summary(folder), load(folder / "config.yaml")
+    arrays = {name: _nest(_load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
+    try:
+        collected, fit, measured = metrics.read(folder / "metrics.parquet", config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder / 'metrics.parquet'}: it cannot be read: {error}") from error
+    model = diagnosis = None
+    if (folder / "model.npz").exists():
+        found = _nest(_load_arrays(folder / "model.npz"))
+        model = Members(found["params"], Bounds(**found["bounds"]), Normaliser(**found["normaliser"]))
+    if (folder / "diagnosis.npz").exists():
+        found = _nest(_load_arrays(folder / "diagnosis.npz"))
+        diagnosis = Diagnosis(ByDepth(**found["by_depth"]), ErrorMap(**found["map"]))
+    packages = tuple(name for name in summary["versions"] if name not in ("python", "mbrl-jax"))
+    last, chosen = arrays["policies"]["last"], arrays["policies"].get("chosen")
+    ended: dict[str, Any] = {name: arrays["outcome"].get(name) for name in OUTCOME}
+    outcome = Outcome(last=last, chosen=chosen, model=model, **ended)
+    return Run(
+        config,
+        summary["base_seed"],
+        Result(outcome, collected, fit, measured),
+        Seconds(summary["seconds"]["compile"], **summary["seconds"]["phases"]),
+        Backend(summary["backend"], summary["device"], summary["precision"], packages),
+        summary["bytes_per_seed"]["state"],
+        summary["bytes_per_seed"]["temporary"],
+        diagnosis,
+    )
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run.
+
+    Raises:
+      ConfigError: the folder holds none, or they cannot be read.
+
+    """
+    path = folder / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{str(folder)!r}: there is no finished run; a folder of one has a summary.json") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: it cannot be read: {error}") from error
     return summary
 
 
@@ -126,24 +215,27 @@ def load_policies(folder: str | Path) -> tuple[ModelFreeQConfig, dict[str, Any]]
 
     """
     folder = Path(folder)
-    config = load(folder / "config.yaml")
+    return load(folder / "config.yaml"), _nest(_load_arrays(folder / "policies.npz"))
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(folder / "policies.npz", allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / 'policies.npz'}: it cannot be read: {error}") from error
-    policies: dict[str, Any] = {}
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: it cannot be read: {error}") from error
+
+
+def _nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The nested dictionaries whose leaves :func:`flatten` named."""
+    tree: dict[str, Any] = {}
     for path, array in arrays.items():
         *inner, leaf = path.split("/")
-        place = policies
+        place = tree
         for name in inner:
             place = place.setdefault(name, {})
         place[leaf] = array
-    return config, policies
-
-
-def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    np.savez_compressed(path, **arrays)
+    return tree
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:

@@ -73,7 +73,9 @@ def test_train_writes_the_settings_the_summary_the_metrics_the_policies_and_the_
     assert {path.name for path in out.iterdir()} == {
         "config.yaml",
         "summary.json",
-        "metrics.npz",
+        "metrics.parquet",
+        "model.npz",
+        "outcome.npz",
         "policies.npz",
         "curves.png",
     }
@@ -87,9 +89,10 @@ def test_train_writes_the_settings_the_summary_the_metrics_the_policies_and_the_
     low, high = summary["iqm"]["last"]["ci95"]
     assert low <= summary["iqm"]["last"]["value"] <= high
     assert summary["frozen_seeds"] == []
-    with np.load(out / "metrics.npz") as metrics:
-        assert metrics["round/update/loss"].shape == (3, 2, 2)
-        assert metrics["fit/holdout_mse"].shape == (3, 5, 3)
+    run = results.read(out)
+    assert run.result.metrics.update.loss.shape == (3, 2, 2)
+    assert run.result.fit.holdout_mse.shape == (3, 5, 3)
+    assert results.per_seed(run.result.outcome.returns_last).tolist() == summary["return_last"]
     picture = matplotlib.image.imread(out / "curves.png")
     assert picture.std() > 0.05
 

@@ -1,6 +1,7 @@
 import json
 from dataclasses import fields, replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,9 +24,11 @@ def test_a_reference_run_leaves_what_every_run_leaves(tiny, run, tmp_path):
     assert "torch" in summary["versions"]
     assert len(summary["return_last"]) == len(summary["return_chosen"]) == 3
     assert summary["updates"] == tiny.steps
-    with np.load(tmp_path / "metrics.npz") as metrics:
-        assert metrics["round/update/loss"].shape == (3, 2, 2)
-        assert metrics["fit/holdout_mse"].shape == (3, 2, 2)
+    back = results.read(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, back.result, run.result)
+    assert back._replace(result=None) == run._replace(result=None)
+    assert back.result.metrics.update.loss.shape == (3, 2, 2)
+    assert back.result.fit.holdout_mse.shape == (3, 2, 2)
 
 
 def test_the_reference_s_policies_play_in_jax_as_they_did_in_torch(tiny, run):

@@ -151,14 +151,14 @@ def train(
 
         with clock.phase("curve"):
             starts_real = draws.curve_starts(time, config.evaluation.curve_episodes)
-            rounds.add(curve_return=evaluation.play(learner.target, task, starts_real).mean())
+            rounds.add(curve_return=evaluation.play(learner.target, task, starts_real).mean(), frozen=learner.frozen)
 
     with clock.phase("evaluate"):
         final = draws.final_starts(config.evaluation.episodes)
         returns_last = evaluation.play(learner.target, task, final)
         returns_chosen = evaluation.play(chosen, task, final)
 
-    networks = {"online": online, "target": learner.target, "chosen": chosen, "ensemble": ensemble}
+    networks = {"online": online, "target": learner.target, "chosen": chosen, "ensemble": ensemble, "imagining": world.ensemble}
     return Result(
         returns_last=returns_last,
         returns_chosen=returns_chosen,
@@ -166,6 +166,7 @@ def train(
         fit={name: to_numpy(values) for name, values in fit.log._asdict().items()},
         metrics=losses.blocks(config.steps // config.round_steps, config.metric_steps) | rounds.arrays(),
         networks={name: state_of(network) for name, network in networks.items()},
+        normaliser={name: to_numpy(values) for name, values in world.normaliser._asdict().items()},
         real=rows_of(real),
         imagined=rows_of(imagined),
         frozen=learner.frozen,

@@ -72,7 +72,7 @@ def train(
                 losses.add(loss=plain, scaled_loss=scaled)
         with clock.phase("curve"):
             starts = draws.curve_starts(first + config.round_steps, config.evaluation.curve_episodes)
-            rounds.add(curve_return=evaluation.play(learner.target, task, starts).mean())
+            rounds.add(curve_return=evaluation.play(learner.target, task, starts).mean(), frozen=learner.frozen)
 
     with clock.phase("evaluate"):
         returns_last = evaluation.play(learner.target, task, draws.final_starts(config.evaluation.episodes))
@@ -84,6 +84,7 @@ def train(
         fit={},
         metrics=losses.blocks(config.steps // config.round_steps, config.metric_steps) | rounds.arrays(),
         networks={"online": state_of(online), "target": state_of(learner.target)},
+        normaliser={},
         real=rows_of(real),
         imagined={},
         frozen=learner.frozen,

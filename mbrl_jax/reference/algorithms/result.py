@@ -29,7 +29,9 @@ class Result:
     metrics: dict[str, np.ndarray]
     """by name, [rounds, ...]"""
     networks: dict[str, dict[str, Tensor]]
-    """state dictionaries: online, target and, with a model, chosen and ensemble"""
+    """state dictionaries: online, target and, with a model, chosen, ensemble and the members of it that imagine"""
+    normaliser: dict[str, np.ndarray]
+    """the model's at the end, empty without one"""
     real: dict[str, np.ndarray]
     """the real replay's rows by field, in their order"""
     imagined: dict[str, np.ndarray]

@@ -1,0 +1,226 @@
+"""The metrics of a run as one tidy table, and what its columns mean.
+
+A row belongs to one seed and one phase, and only the columns of that phase hold something:
+
+* ``collect``: a random episode that ended, at a ``step`` of the collection;
+* ``fit``: an ``epoch`` of the model's first fit;
+* ``train``: a block of ``metric_steps`` steps of the main loop, up to and including ``step``. What is measured once a round
+  stands in the last block of it.
+
+Columns that end in a number are of one ensemble member, or of one bin of a histogram. The table is a Parquet file, which carries
+:data:`COLUMNS` in the metadata of its fields.
+"""
+
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mbrl_jax.algorithms import dyna_q, model_free_q
+from mbrl_jax.config import DynaQConfig, ModelFreeQConfig
+from mbrl_jax.imagination.lanes import DEPTH_EDGES
+from mbrl_jax.model.fitting import FitLog
+from mbrl_jax.statistics import interquartile_mean
+
+
+class Column(NamedTuple):
+    """What a column means."""
+
+    unit: str
+    description: str
+
+
+COLUMNS: dict[str, Column] = {
+    "seed": Column("number", "which agent"),
+    "phase": Column("name", "collect, fit or train"),
+    "epoch": Column("number", "epoch of the model's first fit, from 0"),
+    "round": Column("number", "round of the main loop, from 0"),
+    "step": Column("real steps", "steps of the collection or of the main loop done by the end of the row"),
+    "episode_return": Column("return", "return of the random episode that ended at this step"),
+    "model.loss": Column("nats", "mean training loss of a member over the minibatches of an epoch or a refit"),
+    "model.holdout_mse": Column("squared deviations", "a member's squared error on held-out rows, normalised, summed over axes"),
+    "model.holdout_nll": Column("nats", "a member's negative log-likelihood of held-out rows, without the constant"),
+    "update.loss": Column("squared return", "mean TD loss of the updates"),
+    "update.scaled_loss": Column("1", "TD loss over the variance of its targets"),
+    "lanes.depth": Column("imagined steps", "mean depth of the imagined rows that were kept, a root's first step counting 1"),
+    "lanes.kept": Column("share", "imagined rows that were kept"),
+    "lanes.stopped": Column("share", "imagined steps at which the horizon controller ended a lane"),
+    "lanes.terminated": Column("share", "imagined steps at which the imagined episode terminated"),
+    "lanes.ended": Column("share", "imagined steps at which a rollout ended for any reason; its inverse is the realised horizon"),
+    "lanes.histogram": Column("share", f"rows kept, by depth: bins up to {', '.join(map(str, DEPTH_EDGES))}, and deeper"),
+    "curve_return": Column("return", "mean over greedy real episodes of the target network"),
+    "score": Column("return", "mean over imagined episodes of the target network"),
+    "chosen_score": Column("return", "the same of the snapshot chosen so far"),
+    "is_chosen": Column("flag", "this round's snapshot became the chosen one"),
+    "frozen": Column("flag", "the learner has gone non-finite and rests at its last finite parameters"),
+}
+BLOCKS = ("update.", "lanes.")  # measured in every block, the others once a round
+
+
+def describe(column: str) -> Column:
+    """The meaning of a column of the table, those of one member or bin included."""
+    return COLUMNS[_base(column)]
+
+
+def as_table(config: ModelFreeQConfig, collected: Any, fit: Any, metrics: Any) -> pa.Table:
+    """The table of a run.
+
+    Args:
+      config: of the run.
+      collected: [seeds, N] returns of random episodes where they ended, NaN elsewhere.
+      fit: a ``FitLog`` [seeds, epochs, E], or () without a model.
+      metrics: the algorithm's ``Metrics`` [seeds, rounds, ...].
+
+    """
+    parts = [_collect_rows(np.asarray(collected))]
+    if fit != ():
+        parts.append(_fit_rows(fit))
+    parts.append(_train_rows(config, metrics))
+    table = pa.concat_tables(parts, promote_options="default")
+    told = [field.with_metadata(describe(field.name)._asdict()) for field in table.schema]
+    order = sorted(table.column_names, key=lambda name: list(COLUMNS).index(_base(name)))
+    return table.cast(pa.schema(told)).select(order)
+
+
+def write(path: Path, table: pa.Table) -> None:
+    """Write the table as Parquet; the same table gives the same bytes."""
+    pq.write_table(table, path, compression="zstd")
+
+
+def read(path: Path, config: ModelFreeQConfig) -> tuple[Any, Any, Any]:
+    """What :func:`as_table` was made of: the returns of random episodes, the fit's log, and the metrics.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is no such table.
+
+    """
+    table = pq.read_table(path)
+    seeds = int(table["seed"].to_numpy().max()) + 1
+    rows = {phase: table.filter(pc.equal(table["phase"], phase)) for phase in ("collect", "fit", "train")}
+    collected = np.full((seeds, config.random_transitions), np.nan, np.float32)
+    ended = rows["collect"]
+    collected[ended["seed"].to_numpy(), ended["step"].to_numpy() - 1] = ended["episode_return"].to_numpy()
+    rounds = config.steps // config.round_steps
+    kind: Any = dyna_q.Metrics if isinstance(config, DynaQConfig) else model_free_q.Metrics
+    metrics = _build(kind, "", rows["train"], (seeds, rounds))
+    fit = _build(FitLog, "model.", rows["fit"], (seeds, -1)) if isinstance(config, DynaQConfig) else ()
+    return collected, fit, metrics
+
+
+class Entry(NamedTuple):
+    """What a round came to, over all seeds."""
+
+    round: int  # from 1
+    step: int  # of the main loop, done so far
+    seconds: float  # since the first round began, of all the processes that worked on the run
+    frozen: int  # seeds whose learner has gone non-finite
+    values: dict[str, float]  # by column: the IQM over seeds (blocks averaged), for flags the share of seeds
+
+    def as_json(self) -> dict[str, Any]:
+        """As a line of ``metrics.jsonl``."""
+        return {**self._asdict(), "values": {name: float(f"{value:.6g}") for name, value in self.values.items()}}
+
+
+def entry(config: ModelFreeQConfig, number: int, metrics: Any, seconds: float) -> Entry:
+    """Reduce the metrics [seeds, ...] of round ``number``, from 1, over seeds."""
+    values = {}
+    for name, leaf in _leaves(metrics):
+        for column, part in _split(name, leaf, 2 if name.startswith(BLOCKS) else 1):
+            per_seed = part.reshape(len(part), -1).astype(np.float64).mean(axis=1)
+            values[column] = float(per_seed.mean() if part.dtype == bool else interquartile_mean(per_seed))
+    return Entry(number, number * config.round_steps, seconds, int(np.asarray(metrics.frozen).sum()), values)
+
+
+# ------------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _base(column: str) -> str:
+    return column if column in COLUMNS else column.rpartition(".")[0]
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Column names, without numbers at their end, and leaves; a refit's are called as the fit's."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        yield name.replace("refit.", "model."), np.asarray(leaf)
+
+
+def _split(name: str, leaf: np.ndarray, lead: int) -> Iterator[tuple[str, np.ndarray]]:
+    """A leaf with more axes than ``lead`` as one column for each entry of its last."""
+    if leaf.ndim == lead:
+        yield name, leaf
+    else:
+        for i in range(leaf.shape[-1]):
+            yield f"{name}.{i}", leaf[..., i]
+
+
+def _rows(phase: str, count: int, **columns: Any) -> dict[str, Any]:
+    return {**columns, "phase": pa.array([phase] * count).dictionary_encode()}
+
+
+def _collect_rows(collected: np.ndarray) -> pa.Table:
+    seed, step = np.nonzero(~np.isnan(collected))
+    columns = {"seed": seed.astype(np.int32), "step": step.astype(np.int32) + 1, "episode_return": collected[seed, step]}
+    return pa.table(_rows("collect", len(seed), **columns))
+
+
+def _fit_rows(fit: FitLog) -> pa.Table:
+    seeds, epochs = np.asarray(fit.loss).shape[:2]
+    seed, epoch = np.divmod(np.arange(seeds * epochs, dtype=np.int32), epochs)
+    columns: dict[str, Any] = {"seed": seed, "epoch": epoch}
+    for name, leaf in _leaves(fit):
+        columns |= {column: part.ravel() for column, part in _split(f"model.{name}", leaf, 2)}
+    return pa.table(_rows("fit", len(seed), **columns))
+
+
+def _train_rows(config: ModelFreeQConfig, metrics: Any) -> pa.Table:
+    seeds, rounds, blocks = np.asarray(metrics.update.loss).shape
+    number = np.arange(seeds * rounds * blocks, dtype=np.int32)
+    in_run = number % (rounds * blocks)
+    columns: dict[str, Any] = {"seed": number // (rounds * blocks), "round": in_run // blocks}
+    columns["step"] = (in_run + 1) * config.metric_steps
+    is_last = number % blocks == blocks - 1
+    for name, leaf in _leaves(metrics):
+        in_blocks = name.startswith(BLOCKS)
+        for column, part in _split(name, leaf, 3 if in_blocks else 2):
+            columns[column] = part.ravel() if in_blocks else pa.array(np.repeat(part.ravel(), blocks), mask=~is_last)
+    return pa.table(_rows("train", len(number), **columns))
+
+
+def _build(kind: Any, prefix: str, rows: pa.Table, lead: tuple[int, ...]) -> Any:
+    """The NamedTuple ``kind`` of arrays [*lead, ...] from the columns that begin with ``prefix``; none where there are none."""
+    fields: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = next((each for each in (hint, *typing.get_args(hint)) if hasattr(each, "_fields")), None)
+        column = prefix + name
+        if inner is None:
+            fields[name] = _array(column, rows, lead)
+        elif inner is FitLog:
+            has_any = any(each.startswith("model.") and rows[each].null_count < len(rows) for each in rows.column_names)
+            fields[name] = _build(inner, "model.", rows, lead) if has_any else None
+        else:
+            fields[name] = _build(inner, column + ".", rows, lead)
+    return kind(**fields)
+
+
+def _array(column: str, rows: pa.Table, lead: tuple[int, ...]) -> np.ndarray:
+    """The values of a column, or of all columns that add a number to its name, which then are the last axis."""
+    names = [column] if column in rows.column_names else []
+    if not names:
+        numbered = [each for each in rows.column_names if each.rpartition(".")[0] == column]
+        names = sorted(numbered, key=lambda each: int(each.rpartition(".")[2]))
+    if not names:
+        raise ValueError(f"there is no column {column!r}")
+    parts = [rows[name].drop_null().to_numpy() for name in names]
+    flat = parts[0] if names == [column] else np.stack(parts, axis=-1)
+    lead = lead if -1 not in lead else (lead[0], len(parts[0]) // lead[0])
+    blocks = len(parts[0]) // (lead[0] * lead[1])
+    shape = (*lead, blocks) if column.startswith(BLOCKS) else lead
+    return flat.reshape(*shape, *flat.shape[1:])
