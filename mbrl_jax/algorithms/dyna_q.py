@@ -256,6 +256,9 @@ def make_train(
         model = fitting.members(ensemble_of(hyper), state.model)
         return Outcome(last, chosen, returns_of(last), returns_of(chosen), agent.frozen, agent.updates, model)
 
+    def policies(state: State) -> tuple[Params, Params]:
+        return state.agent.target, state.chosen.params
+
     def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
         """How wrong the members are along the rollouts that would come next, and over the state space."""
         if task.dynamics is None:
@@ -281,4 +284,4 @@ def make_train(
         by_depth = diagnosis.judge(ensemble, members, task.dynamics, rows)
         return Diagnosis(by_depth, diagnosis.error_map(ensemble, members, task.dynamics))
 
-    return training.assemble(config, init, fit, advance, finish, AXES, diagnose)
+    return training.assemble(config, init, fit, advance, finish, policies, AXES, diagnose)

@@ -120,4 +120,4 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
         returns = play(task, lambda s: learner.greedy(state.agent.target, s), starts)
         return Outcome(state.agent.target, None, returns, None, state.agent.frozen, state.agent.updates, None)
 
-    return training.assemble(config, init, fit, advance, finish, AXES)
+    return training.assemble(config, init, fit, advance, finish, lambda state: (state.agent.target, None), AXES)

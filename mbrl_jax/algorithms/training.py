@@ -53,6 +53,7 @@ class Train(NamedTuple):
       finish: ``(state, hyper) -> Outcome``.
       train: ``(key, hyper=None) -> Result``: all of it.
       rounds: rounds of a run.
+      policies: ``state -> (last, chosen)``: the policies' parameters as they stand, the chosen one none without a model.
       axes: of the state for ``vmap``, as a prefix of its tree: 0 for what each seed has, None for counters that all share.
       diagnose: ``(state, hyper) -> Diagnosis``: how wrong the model is where it is used; none without one.
 
@@ -64,6 +65,7 @@ class Train(NamedTuple):
     finish: Callable[[Any, Any], Outcome]
     train: Callable[..., Result]
     rounds: int
+    policies: Callable[[Any], tuple[Params, Params | None]]
     axes: Any
     diagnose: Callable[[Any, Any], Any] | None = None
 
@@ -74,6 +76,7 @@ def assemble(
     fit: Callable[[Any, Any], tuple[Any, Any]],
     advance: Callable[[Any, Any], tuple[Any, Any]],
     finish: Callable[[Any, Any], Outcome],
+    policies: Callable[[Any], tuple[Params, Params | None]],
     axes: Any,
     diagnose: Callable[[Any, Any], Any] | None = None,
 ) -> Train:
@@ -91,7 +94,7 @@ def assemble(
 
     precise = functools.partial(_with_precision, config.precision)
     looked = None if diagnose is None else precise(diagnose)
-    return Train(precise(init), precise(fit), precise(advance), precise(finish), precise(train), rounds, axes, looked)
+    return Train(precise(init), precise(fit), precise(advance), precise(finish), precise(train), rounds, policies, axes, looked)
 
 
 def _with_precision(precision: str, function: Callable[P, T]) -> Callable[P, T]:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import tyro
 from rich.console import Console
@@ -14,8 +15,11 @@ from rich.table import Table
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import comparison, execution, results, runner, sweep
+from mbrl_jax.runs import comparison, execution, interruption, results, run_folder, runner, sweep
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.interruption import Interrupted
+from mbrl_jax.runs.journals import TensorBoard, WeightsAndBiases
+from mbrl_jax.runs.run_folder import Asked, RunFolder
 
 USAGE = """usage: mbrl-jax COMMAND …
 
@@ -100,24 +104,99 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
     return given
 
 
+class Keeping(NamedTuple):
+    """How a run is kept while it goes on."""
+
+    resume: bool = False  # go on with the run in the folder, if there is one
+    resume_from: int | None = None  # the round of the checkpoint to go on from; none takes the last one
+    every: float = 300.0  # seconds between checkpoints
+    keep: int = 2  # checkpoints that are kept
+    tensorboard: bool = False
+    wandb: str | None = None  # the project
+
+
 def _train(words: list[str]) -> None:
-    given = _parse("train", words, ("diagnose", bool, False))
-    train(given.config, given.seeds, given.out, given.seed, given.diagnose)
+    given = _parse(
+        "train",
+        words,
+        ("diagnose", bool, False),
+        ("resume", bool, False),
+        ("resume_from", int | None, None),
+        ("checkpoint_every", float, 300.0),
+        ("checkpoints", int, 2),
+        ("tensorboard", bool, False),
+        ("wandb", str | None, None),
+    )
+    if given.checkpoint_every < 0:
+        raise ConfigError(f"checkpoint_every: {given.checkpoint_every!r} is out of range; it must be at least 0 seconds")
+    if given.checkpoints < 1:
+        raise ConfigError(f"checkpoints: {given.checkpoints!r} is out of range; it must be at least 1")
+    resume = given.resume or given.resume_from is not None
+    keeping = Keeping(resume, given.resume_from, given.checkpoint_every, given.checkpoints, given.tensorboard, given.wandb)
+    command = shlex.join(["mbrl-jax", "train", *words])
+    train(Asked(given.config, given.seeds, given.seed, given.diagnose), given.out, keeping, command)
 
 
-def train(config: ModelFreeQConfig, seeds: int, out: Path, seed: int, diagnose: bool = False) -> None:
-    """Train all seeds, and write the run's folder; with ``diagnose`` also what was wrong with the model, by the real dynamics."""
+def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
+    """Train all seeds, or go on with a run that was stopped, and write its folder.
+
+    Raises:
+      ConfigError: what was asked for cannot work, or the folder cannot be used.
+
+    """
     execution.use_all_cores()
-    algorithm = runner.make_train(config)  # refuses what cannot work before a folder is made
-    runner.check_diagnosis(diagnose, algorithm, config)
-    folder = results.make_folder(out)
-    with Display.standard(settings.algorithm_name(config)) as display:
-        run = runner.run(config, seeds, base_seed=seed, display=display, diagnose=diagnose)
-    _report(run, folder)
-    if diagnose:
-        from mbrl_jax.runs import horizon_figures
+    algorithm = runner.make_train(asked.config)  # refuses what cannot work before a folder is made
+    runner.check_diagnosis(asked.diagnose, algorithm, asked.config)
+    with Display.standard(settings.algorithm_name(asked.config)) as display:
+        goes_on = keeping.resume and not run_folder.is_untouched(out)
+        if goes_on and run_folder.is_finished(out):
+            raise ConfigError(f"resume: the run in {str(out)!r} is finished; there is nothing left to do")
+        if keeping.resume and not goes_on:
+            display.say(f"there is no run in {out} yet: one begins")
+        if goes_on:
+            folder = run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)
+        else:
+            folder = run_folder.create(out, asked, command, runner.PACKAGES, keeping.every, keeping.keep, display.say)
+        with folder, interruption.watch(_asked_to_stop(display), display.leave) as told:
+            _add_journals(folder, asked, keeping)
+            try:
+                run = runner.run(
+                    asked.config,
+                    asked.seeds,
+                    base_seed=asked.base_seed,
+                    display=display,
+                    diagnose=asked.diagnose,
+                    keeper=folder,
+                    interruption=told,
+                )
+            except Interrupted as stopped:
+                again = command if keeping.resume else f"{command} --resume"
+                display.say(f"{stopped}; round {folder.wait()} is saved. To go on: {again}")
+                raise SystemExit(130) from None
+            try:
+                _report(run, out)
+                if asked.diagnose:
+                    from mbrl_jax.runs import horizon_figures
 
-        horizon_figures.draw_imagination(run, folder / "imagination.png")
+                    horizon_figures.draw_imagination(run, out / "imagination.png")
+            except OSError as error:
+                again = command if keeping.resume else f"{command} --resume"
+                raise ConfigError(
+                    f"out: the results cannot be written to {str(out)!r}: {error}. Then go on with: {again}"
+                ) from error
+            folder.finished()
+
+
+def _asked_to_stop(display: Display) -> Callable[[], None]:
+    return lambda: display.say("stops after this round and saves; Ctrl-C again stops at once")
+
+
+def _add_journals(folder: RunFolder, asked: Asked, keeping: Keeping) -> None:
+    done = folder.found.round if folder.found else 0
+    if keeping.tensorboard:
+        folder.add(TensorBoard(folder.path, done * asked.config.round_steps))
+    if keeping.wandb is not None:
+        folder.add(WeightsAndBiases(keeping.wandb, folder.path, settings.to_dict(asked.config)))
 
 
 def _sweep(words: list[str]) -> None:

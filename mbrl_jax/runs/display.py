@@ -57,17 +57,27 @@ class Display:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def phase(self, name: str, total: int | None = None) -> None:
-        """Show that a phase begins; ``total`` rounds if it has any."""
+    def phase(self, name: str, total: int | None = None, done: int = 0, note: str = "") -> None:
+        """Show that a phase begins; of ``total`` rounds, if it has any, of which some may be done already."""
         if total is not None:
-            self._done, self._total = 0, total
-        self._progress.update(self._task, description=name, total=total, completed=0, note="")
-        self._line(name)
+            self._done, self._total = done, total
+        self._progress.update(self._task, description=name, total=total, completed=done, note=note)
+        self._line(f"{name} ({note})" if note else name)
 
-    def round(self, iqm: float) -> None:
-        """Show that a round is done, with the IQM over seeds of its greedy returns."""
+    def say(self, text: str) -> None:
+        """Tell the person something that stays to be read."""
+        if self.console is not None and self.live:
+            self._progress.console.print(f"{self.title}: {text}", markup=False, highlight=False, soft_wrap=True)
+        self._line(text)
+
+    def leave(self) -> None:
+        """Put the terminal in order for a process that ends at once."""
+        if self.console is not None and self.live:
+            self.console.show_cursor(True)
+
+    def round(self, note: str) -> None:
+        """Show that a round is done, with what there is to say of it."""
         self._done += 1
-        note = f"IQM {iqm:.0f}"
         self._progress.update(self._task, advance=1, note=note)
         if self._done % max(1, self._total // 5) == 0:
             self._line(f"round {self._done}/{self._total}, {note}")
@@ -75,5 +85,8 @@ class Display:
     def _line(self, text: str) -> None:
         if self.console is not None and not self.live:
             self.console.print(
-                f"[{time.perf_counter() - self._started:6.1f} s] {self.title}: {text}", markup=False, highlight=False
+                f"[{time.perf_counter() - self._started:6.1f} s] {self.title}: {text}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mbrl_jax.config import ConfigError
 
 SEEDS = "seeds"
 
@@ -30,9 +33,13 @@ class Layout(NamedTuple):
         """``seeds`` rounded up to a multiple of the devices."""
         return -(-seeds // self.mesh.size) * self.mesh.size
 
-    def place(self, keys: Array) -> Array:
-        """Keys [seeds, ...] distributed over the devices; their number must be a multiple of the devices."""
+    def place(self, keys: Any) -> Array:
+        """What every seed has, [seeds, ...], distributed over the devices; seeds must be a multiple of the devices."""
         return jax.device_put(keys, NamedSharding(self.mesh, PartitionSpec(SEEDS)))
+
+    def share(self, leaf: Any) -> Array:
+        """What all seeds share, on every device."""
+        return jax.device_put(leaf, NamedSharding(self.mesh, PartitionSpec()))
 
 
 def use_all_cores() -> None:
@@ -62,7 +69,7 @@ def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any
         if layout.batch is None:
             return jax.vmap(function, in_axes=in_axes, out_axes=out_axes)(*arguments)
         leaves, tree = jax.tree.flatten(arguments)
-        own_in = _is_own(in_axes, arguments)
+        own_in = is_own(in_axes, arguments)
         own = [leaf for leaf, has in zip(leaves, own_in, strict=True) if has]
 
         def one(own: list[Array]) -> Any:
@@ -72,7 +79,7 @@ def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any
 
         stacked = jax.lax.map(one, own, batch_size=layout.batch if layout.batch > 1 else None)
         leaves_out, tree_out = jax.tree.flatten(stacked)
-        own_out = _is_own(out_axes, stacked)
+        own_out = is_own(out_axes, stacked)
         return jax.tree.unflatten(tree_out, [x if has else x[0] for x, has in zip(leaves_out, own_out, strict=True)])
 
     return jax.shard_map(share, mesh=layout.mesh, in_specs=_specs(in_axes), out_specs=_specs(out_axes), check_vma=False)
@@ -91,34 +98,74 @@ class Compiled(NamedTuple):
     call: Callable[..., Any]
     seconds: float
     temporary_bytes: int  # per device
+    out: Any  # shapes and dtypes of what it returns
 
 
-def compile_(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Compiled:
-    """Compile for these arguments; those numbered in ``donate`` give up their memory when it is called."""
+def compile_(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), check: Callable[[Any], None] | None = None
+) -> Compiled:
+    """Compile for these arguments; those numbered in ``donate`` give up their memory when it is called.
+
+    ``check`` is shown the shapes and dtypes of the result before anything is compiled, and may refuse them.
+    """
     start = time.perf_counter()
-    executable = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    if check is not None:
+        check(lowered.out_info)
+    executable = lowered.compile()
     seconds = time.perf_counter() - start
     analysis = executable.memory_analysis()
-    return Compiled(executable, seconds, analysis.temp_size_in_bytes if analysis is not None else 0)
+    return Compiled(executable, seconds, analysis.temp_size_in_bytes if analysis is not None else 0, lowered.out_info)
+
+
+def check_memory(bytes_per_seed: int, seeds: int) -> None:
+    """Refuse more seeds than the machine has memory for.
+
+    Raises:
+      ConfigError: what the seeds hold between two rounds is more than there is.
+
+    """
+    available = memory()
+    if bytes_per_seed * seeds > available:
+        raise ConfigError(
+            f"seeds: {seeds} do not fit into memory: each holds {bytes_per_seed / 1e6:,.2f} MB, here there are "
+            f"{available / 1e9:,.1f} GB; it must be at most {available // bytes_per_seed}. Train them in several runs, "
+            "each with another --seed"
+        )
+
+
+def memory() -> int:
+    """Bytes that all local devices together may use."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return sum(device.memory_stats()["bytes_limit"] for device in devices)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of the container, if this is one
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    return physical if allowed == "max" else min(physical, int(allowed))
 
 
 def bytes_per_seed(axes: Any, tree: Any, seeds: int) -> int:
     """Bytes of the leaves that every seed has, for one seed."""
-    leaves = zip(jax.tree.leaves(tree), _is_own(axes, tree), strict=True)
+    leaves = zip(jax.tree.leaves(tree), is_own(axes, tree), strict=True)
     return sum(_bytes(leaf) for leaf, has in leaves if has) // seeds
 
 
-def _bytes(leaf: Array) -> int:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return int(leaf.nbytes)
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed random keys."""
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _bytes(leaf: Any) -> int:
+    data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    return int(np.prod(data.shape)) * data.dtype.itemsize
 
 
 def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _is_own(axes: Any, tree: Any) -> list[bool]:
+def is_own(axes: Any, tree: Any) -> list[bool]:
     """For each leaf of ``tree`` whether every seed has its own."""
     own = jax.tree.map(lambda axis: axis is not None, axes, is_leaf=_is_none)
     return jax.tree.leaves(jax.tree.broadcast(own, tree))

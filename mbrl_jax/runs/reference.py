@@ -22,7 +22,8 @@ from mbrl_jax.imagination.lanes import LaneLog
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.model.fitting import FitLog
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.runner import Backend, Run, Seconds, check_seeds
+from mbrl_jax.runs.program import Seconds
+from mbrl_jax.runs.runner import Backend, Run, check_seeds
 from mbrl_jax.statistics import interquartile_mean
 
 PACKAGES = ("torch", "gymnasium", "numpy")
@@ -72,7 +73,7 @@ def run(
     def finished(one: tuple[Result, Seconds]) -> None:
         done.append(one)
         returns.append(float(np.mean(one[0].outcome.returns_last)))
-        show.round(float(interquartile_mean(np.array(returns))))
+        show.round(f"IQM {interquartile_mean(np.array(returns)):.0f}")
 
     if processes == 1:
         for job in jobs:

@@ -29,13 +29,16 @@ import numpy as np
 
 from mbrl_jax import statistics
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name, load, save, to_dict
+from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name, from_dict, load, save, to_dict
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
-from mbrl_jax.runs import metrics
-from mbrl_jax.runs.runner import Backend, Run, Seconds, frozen_seeds
+from mbrl_jax.runs import checkpoint, metrics
+from mbrl_jax.runs.program import Seconds
+from mbrl_jax.runs.runner import Backend, Run, frozen_seeds
 from mbrl_jax.statistics import SUCCESS_MARKS
 
+FORMAT = 1
+RUN, CHECKPOINTS = "run.json", "checkpoints"
 OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what outcome.npz holds
 
 
@@ -161,7 +164,7 @@ def read(folder: str | Path) -> Run:
 
     """
     folder = Path(folder)
-    summary, config = read_summary(folder), load(folder / "config.yaml")
+    summary, config = read_summary(folder), read_config(folder)
     arrays = {name: _nest(_load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
     try:
         collected, fit, measured = metrics.read(folder / "metrics.parquet", config)
@@ -190,6 +193,41 @@ def read(folder: str | Path) -> Run:
     )
 
 
+def flat_settings(config: ModelFreeQConfig) -> dict[str, Any]:
+    """Every setting of a config by its dotted path."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                walk(f"{prefix}{name}.", inner)
+        else:
+            flat[prefix[:-1]] = value
+
+    walk("", to_dict(config))
+    return flat
+
+
+def written_by(content: Mapping[str, Any]) -> str:
+    """Which version wrote a file that this one cannot use."""
+    version = content.get("versions", {}).get("mbrl-jax", "another version")
+    return f"it was written by mbrl-jax {version}, this is {importlib.metadata.version('mbrl-jax')}"
+
+
+def read_config(folder: Path) -> ModelFreeQConfig:
+    """The settings of a finished run.
+
+    Raises:
+      ConfigError: they cannot be read, or this version does not know them.
+
+    """
+    try:
+        return load(folder / "config.yaml")
+    except ConfigError as error:
+        told = f"; {written_by(read_summary(folder))}" if (folder / "summary.json").exists() else ""
+        raise ConfigError(f"{folder / 'config.yaml'}: {error}{told}") from error
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """The figures of a finished run.
 
@@ -210,12 +248,39 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def load_policies(folder: str | Path) -> tuple[ModelFreeQConfig, dict[str, Any]]:
     """The settings of a run and its policies, ``last`` and perhaps ``chosen``, as parameters [seeds, ...].
 
+    Of a run that is not finished, those of its last checkpoint.
+
     Raises:
-      ConfigError: the folder does not hold a run.
+      ConfigError: the folder does not hold a run, or it has not been saved yet.
 
     """
     folder = Path(folder)
-    return load(folder / "config.yaml"), _nest(_load_arrays(folder / "policies.npz"))
+    if (folder / "policies.npz").exists() or not (folder / RUN).exists():
+        return read_config(folder), _nest(_load_arrays(folder / "policies.npz"))
+    there = checkpoint.rounds(folder / CHECKPOINTS)
+    if not there:
+        raise ConfigError(f"{str(folder)!r}: the run in it is not finished and has no checkpoint yet")
+    found = _nest(checkpoint.read(folder / CHECKPOINTS, there[-1]).arrays)
+    return from_dict(read_run(folder)["config"]), found["policies"]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """``run.json``: what was asked for.
+
+    Raises:
+      ConfigError: it is not there, cannot be read, or has another format.
+
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"out: {str(folder)!r} holds no run that could go on; a folder of one has a {RUN}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / RUN}: it cannot be read: {error}") from error
+    if content.get("format") != FORMAT:
+        told = written_by(content)
+        raise ConfigError(f"{folder / RUN}: format {content.get('format')!r} is not known; this version reads {FORMAT}; {told}")
+    return content
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:

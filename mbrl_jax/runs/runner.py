@@ -1,38 +1,22 @@
 """Runs an algorithm for many seeds, round by round, and times it with compilation apart."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax.algorithms import dyna_q, model_free_q
-from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
+from mbrl_jax.algorithms.training import Outcome, Result, Train
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.display import Display
-from mbrl_jax.statistics import interquartile_mean
+from mbrl_jax.runs.interruption import Interruption
+from mbrl_jax.runs.program import Keeper, Program, Seconds
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions figures depend on
-
-
-class Seconds(NamedTuple):
-    """Wall-clock time of a run."""
-
-    compile: float
-    collect: float
-    fit: float
-    train: float
-    evaluate: float
-
-    @property
-    def run(self) -> float:
-        """All but compilation."""
-        return self.collect + self.fit + self.train + self.evaluate
 
 
 class Backend(NamedTuple):
@@ -116,6 +100,8 @@ def run(
     display: Display | None = None,
     controller: HorizonController | None = None,
     diagnose: bool = False,
+    keeper: Keeper | None = None,
+    interruption: Interruption | None = None,
 ) -> Run:
     """Train ``seeds`` agents in one compiled program.
 
@@ -126,13 +112,24 @@ def run(
       display: shows progress; none is silent.
       controller: a horizon controller in place of the one that ``config`` names.
       diagnose: ask the real dynamics at the end how wrong the final model is.
+      keeper: keeps what the run has come to, and where it goes on from; none keeps nothing.
+      interruption: asks the run to stop before its end; none never does.
 
     Raises:
-      ConfigError: the settings cannot work, or there are no seeds, or nothing that can be diagnosed.
+      ConfigError: the settings cannot work, or there are no seeds or more than memory holds, or nothing that can be diagnosed.
+      Interrupted: the run was asked to stop, and has been kept.
 
     """
-    together = run_together([config], seeds, base_seed=base_seed, display=display, controller=controller, diagnose=diagnose)
-    return together[0]
+    return run_together(
+        [config],
+        seeds,
+        base_seed=base_seed,
+        display=display,
+        controller=controller,
+        diagnose=diagnose,
+        keeper=keeper,
+        interruption=interruption,
+    )[0]
 
 
 def run_together(
@@ -143,6 +140,8 @@ def run_together(
     display: Display | None = None,
     controller: HorizonController | None = None,
     diagnose: bool = False,
+    keeper: Keeper | None = None,
+    interruption: Interruption | None = None,
 ) -> list[Run]:
     """Train ``seeds`` agents for each of ``configs``, all in one compiled program; seed i has the same key for each.
 
@@ -155,75 +154,33 @@ def run_together(
       display: as in :func:`run`.
       controller: as in :func:`run`.
       diagnose: as in :func:`run`.
+      keeper: as in :func:`run`.
+      interruption: as in :func:`run`.
 
     Raises:
-      ConfigError: the settings cannot work, or differ in a static one, or there are no seeds.
+      ConfigError: the settings cannot work, or differ in a static one, or there are no seeds, or more than fit into memory.
+      Interrupted: as in :func:`run`.
 
     """
     check_seeds(seeds, base_seed)
     show = Display.silent() if display is None else display
-    config, agents = configs[0], len(configs) * seeds
+    config = configs[0]
     algorithm = make_train_together(configs, controller)
     check_diagnosis(diagnose, algorithm, config)
-    layout = execution.choose_layout(agents)
-    padded = layout.padded(agents)
-    number = np.arange(padded) % agents  # the agents that fill up the devices are the first ones again
-    keys = layout.place(seed_keys(base_seed, seeds)[number % seeds])
-    hyper, hyper_axes = _stacked(configs, number // seeds)
-    compiled: list[execution.Compiled] = []
-
-    def prepare(function: Callable[..., Any], in_axes: Any, out_axes: Any, *arguments: Any, donate: Any = ()) -> Any:
-        show.phase("compiling")
-        made = execution.compile_(execution.spread(function, in_axes, out_axes, layout), *arguments, donate=donate)
-        compiled.append(made)
-        return made.call
-
-    def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-        start = time.perf_counter()
-        result = jax.block_until_ready(function(*arguments))
-        return result, time.perf_counter() - start
-
-    axes = algorithm.axes
-    init = prepare(algorithm.init, (0, hyper_axes), (axes, 0), keys, hyper)
-    show.phase("collecting")
-    (state, collected), seconds_collect = timed(init, keys, hyper)
-    state_bytes = execution.bytes_per_seed(axes, state, padded)
-
-    fit = prepare(algorithm.fit, (axes, hyper_axes), (axes, 0), state, hyper, donate=(0,))
-    show.phase("fitting" if isinstance(config, DynaQConfig) else "starting")
-    (state, fit_log), seconds_fit = timed(fit, state, hyper)
-
-    advance = prepare(algorithm.advance, (axes, hyper_axes), (axes, 0), state, hyper, donate=(0,))
-    finish = prepare(algorithm.finish, (axes, hyper_axes), 0, state, hyper)
-    show.phase("training", total=algorithm.rounds)
-    start = time.perf_counter()
-    rounds: list[Any] = []
-    for _ in range(algorithm.rounds):
-        state, metrics = advance(state, hyper)
-        rounds.append(jax.tree.map(np.asarray, metrics))
-        show.round(float(interquartile_mean(np.asarray(rounds[-1].curve_return[:agents], np.float64))))
-    seconds_train = time.perf_counter() - start
-
-    show.phase("evaluating")
-    outcome, seconds_evaluate = timed(finish, state, hyper)
-    diagnosis = None
-    if diagnose and algorithm.diagnose is not None:
-        look = prepare(algorithm.diagnose, (axes, hyper_axes), 0, state, hyper)
-        show.phase("diagnosing")
-        diagnosis = jax.tree.map(np.asarray, look(state, hyper))
+    program = Program(algorithm, configs, seeds, base_seed, show)
+    so_far = program.train(keeper, interruption)
+    outcome, diagnosis = program.finish(so_far, diagnose)
     show.phase("done")
-    result = Result(outcome, collected, fit_log, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *rounds))
-    result = jax.tree.map(np.asarray, result)
-    phases = (sum(made.seconds for made in compiled), seconds_collect, seconds_fit, seconds_train, seconds_evaluate)
-    seconds = Seconds(*(phase / len(configs) for phase in phases))
-    temporary = max(made.temporary_bytes for made in compiled) * layout.mesh.size // padded
+    result = Result(outcome, so_far.collected, so_far.fit, so_far.metrics())
+    seconds = Seconds(*(so_far.seconds[name] / len(configs) for name in Seconds._fields))
     backend = Backend("jax", execution.device(), f"float32, matrix products {config.precision}", PACKAGES)
 
     def of_config(place: int, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[place * seeds : (place + 1) * seeds], tree)
 
+    memory = (program.state_bytes, program.temporary_bytes)
     return [
-        Run(each, base_seed, of_config(place, result), seconds, backend, state_bytes, temporary, of_config(place, diagnosis))
+        Run(each, base_seed, of_config(place, result), seconds, backend, *memory, of_config(place, diagnosis))
         for place, each in enumerate(configs)
     ]
 
@@ -232,22 +189,6 @@ def traced_settings(config: ModelFreeQConfig) -> dict[str, float]:
     """The traced settings by their dotted paths."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(config)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _stacked(configs: Sequence[ModelFreeQConfig], which: np.ndarray) -> tuple[Any, Any]:
-    """One config for all agents, agent i having the numbers of ``configs[which[i]]``, and its axes.
-
-    Where all configs agree the number is shared, with None for its axis.
-    """
-
-    def stack(*numbers: float) -> Any:
-        if len(set(numbers)) == 1:
-            return numbers[0]
-        dtype = jnp.int32 if all(isinstance(number, int) for number in numbers) else jnp.zeros(()).dtype
-        return jnp.asarray(np.array(numbers)[which], dtype)
-
-    axes = jax.tree.map(lambda *numbers: None if len(set(numbers)) == 1 else 0, *configs)
-    return jax.tree.map(stack, *configs), axes
 
 
 def frozen_seeds(outcome: Outcome) -> list[int]:

@@ -1,0 +1,102 @@
+"""Where the figures of every round go while a run goes on: JSON lines and, where asked for, TensorBoard or Weights & Biases."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from mbrl_jax.config import ConfigError
+from mbrl_jax.runs.metrics import Entry
+
+
+class Journal(Protocol):
+    """Takes the entry of every round."""
+
+    def write(self, entry: Entry, saved: int) -> None:
+        """Note an entry; ``saved`` is the last round that a checkpoint holds, 0 if there is none."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class JsonLines:
+    """A line for every round: an :class:`mbrl_jax.runs.metrics.Entry` and ``saved``."""
+
+    def __init__(self, path: Path, after: int):
+        """Go on after the round ``after``; what an earlier process wrote of later ones is dropped."""
+        lines = [json.dumps(line) for line in read_lines(path) if line["round"] <= after]
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, entry: Entry, saved: int) -> None:
+        """Note an entry, at once to be read by others."""
+        self._file.write(json.dumps({**entry.as_json(), "saved": saved}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that :class:`JsonLines` wrote, without a last one that a killed process left unfinished."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+class TensorBoard:
+    """Event files for TensorBoard, one point a round, over the steps of the main loop."""
+
+    def __init__(self, folder: Path, after: int):
+        """Go on after the step ``after`` in a run's folder.
+
+        Raises:
+          ConfigError: the package is not installed.
+
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(f"tensorboard: {error}; install the extra `mbrl-jax[tensorboard]`") from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
+
+    def write(self, entry: Entry, saved: int) -> None:
+        """Add a point to every curve."""
+        for name, value in entry.values.items():
+            self._writer.add_scalar(name.replace(".", "/", 1), value, entry.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases; where and whether it is sent follows WANDB_MODE, as always there."""
+
+    def __init__(self, project: str, folder: Path, config: dict[str, Any]):
+        """Begin or go on; the run's id follows from its folder.
+
+        Raises:
+          ConfigError: the package is not installed.
+
+        """
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(f"wandb: {error}; install the extra `mbrl-jax[wandb]`") from error
+        identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+        self._run = wandb.init(project=project, name=folder.name, id=identity, resume="allow", config=config, dir=str(folder))
+
+    def write(self, entry: Entry, saved: int) -> None:
+        """Log the values of a round."""
+        self._run.log({name.replace(".", "/", 1): value for name, value in entry.values.items()}, step=entry.step)
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self._run.finish()

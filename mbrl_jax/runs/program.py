@@ -1,0 +1,285 @@
+"""An algorithm for many agents on this machine: compiled, driven round by round, saved and taken up again."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbrl_jax.algorithms.training import Train, seed_keys
+from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig
+from mbrl_jax.runs import execution, metrics
+from mbrl_jax.runs.checkpoint import Checkpoint
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.interruption import Interrupted, Interruption
+from mbrl_jax.runs.metrics import Entry
+
+
+class Seconds(NamedTuple):
+    """Wall-clock time of a run."""
+
+    compile: float
+    collect: float
+    fit: float
+    train: float
+    evaluate: float
+
+    @property
+    def run(self) -> float:
+        """All but compilation."""
+        return self.collect + self.fit + self.train + self.evaluate
+
+
+class Keeper(Protocol):
+    """Keeps what a run has come to, as :class:`mbrl_jax.runs.run_folder.RunFolder` does."""
+
+    found: Checkpoint | None  # where the run goes on from
+
+    def note(self, entry: Entry) -> None:
+        """A round is done."""
+
+    def due(self) -> bool:
+        """Whether the run should be saved now."""
+
+    def save(self, number: int, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+        """Save the run as it is after ``number`` rounds, while it goes on."""
+
+    def wait(self) -> int:
+        """Wait until what was given to :meth:`save` is safe; the last round that is."""
+
+
+@dataclasses.dataclass
+class SoFar:
+    """What a run has come to, on the host."""
+
+    collected: Any  # [agents, N]
+    fit: Any  # leaves [agents, ...]
+    rounds: list[Any]  # metrics, leaves [agents, n, ...] of n successive rounds
+    done: int  # rounds
+    seconds: dict[str, float]
+
+    def metrics(self) -> Any:
+        """Leaves [agents, rounds, ...]."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *self.rounds)
+
+
+class Program:
+    """An algorithm for many agents on this machine, its functions compiled as they are needed.
+
+    State lives on the devices, padded to a multiple of them; whatever is told or kept is on the host and of the agents alone.
+    """
+
+    def __init__(self, algorithm: Train, configs: Sequence[ModelFreeQConfig], seeds: int, base_seed: int, show: Display):
+        self.algorithm, self.config, self.show = algorithm, configs[0], show
+        self.agents = len(configs) * seeds
+        self.layout = execution.choose_layout(self.agents)
+        # the agents that fill up the devices are the first ones again
+        self.number = np.arange(self.layout.padded(self.agents)) % self.agents
+        self.keys = self.layout.place(seed_keys(base_seed, seeds)[self.number % seeds])
+        self.hyper, self.hyper_axes = _stacked(configs, self.number // seeds)
+        self.state: Any = None
+        self.state_bytes = self.temporary_bytes = 0
+        self.compiling = 0.0  # seconds
+
+    def train(self, keeper: Keeper | None, interruption: Interruption | None) -> SoFar:
+        """Go through all phases up to the last round, or through what an earlier process left of them."""
+        if keeper is None or keeper.found is None:
+            so_far, found = self._begin(), None
+        else:
+            so_far, found = self._restore(keeper.found), keeper.found
+        axes = self.algorithm.axes
+        advance = self._compile(self.algorithm.advance, axes, (axes, 0), self.state, donate=True)
+        if found is not None and found.round:
+            so_far.rounds = [self._refill(advance.out[1], found, "metrics", 0)]
+        so_far.seconds["compile"] += self.compiling
+        self.show.phase("training", total=self.algorithm.rounds, done=so_far.done, note=f"compiled in {self.compiling:.1f} s")
+        self._advance(advance.call, so_far, keeper, interruption)
+        return so_far
+
+    def finish(self, so_far: SoFar, diagnose: bool) -> tuple[Any, Any]:
+        """The outcome and, if it is wanted, the diagnosis."""
+        before, axes = self.compiling, self.algorithm.axes
+        call = self._compile(self.algorithm.finish, axes, 0, self.state).call
+        outcome, diagnosis = self._timed("evaluating", so_far, "evaluate", call, self.state), None
+        if diagnose and self.algorithm.diagnose is not None:
+            call = self._compile(self.algorithm.diagnose, axes, 0, self.state).call
+            diagnosis = self._timed("diagnosing", so_far, None, call, self.state)
+        so_far.seconds["compile"] += self.compiling - before
+        return self._to_host(outcome, 0), self._to_host(diagnosis, 0)
+
+    def _begin(self) -> SoFar:
+        so_far, axes = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0)), self.algorithm.axes
+        init = self._compile(self.algorithm.init, 0, (axes, 0), self.keys, check=self._check_memory)
+        self.state, collected = self._timed("collecting", so_far, "collect", init.call, self.keys)
+        fit = self._compile(self.algorithm.fit, axes, (axes, 0), self.state, donate=True)
+        phase = "fitting" if isinstance(self.config, DynaQConfig) else "starting"
+        self.state, log = self._timed(phase, so_far, "fit", fit.call, self.state)
+        so_far.collected, so_far.fit = self._to_host(collected, 0), self._to_host(log, 0)
+        return so_far
+
+    def _restore(self, found: Checkpoint) -> SoFar:
+        """Take up what :meth:`_arrays` gave."""
+        axes = self.algorithm.axes
+        state, collected = jax.eval_shape(self._spread(self.algorithm.init, 0, (axes, 0)), self.keys, self.hyper)
+        self._check_memory((state, collected))
+        _, log = jax.eval_shape(self._spread(self.algorithm.fit, axes, (axes, 0)), state, self.hyper)
+        self.state = self._to_devices(self._refill(state, found, "state", axes), state)
+        return SoFar(
+            collected=self._refill(collected, found, "collected", 0),
+            fit=self._refill(log, found, "fit", 0),
+            rounds=[],
+            done=found.round,
+            seconds=dict(found.about["seconds"]),
+        )
+
+    def _advance(
+        self, advance: Callable[..., Any], so_far: SoFar, keeper: Keeper | None, interruption: Interruption | None
+    ) -> None:
+        """All rounds that are left. While the devices are at one, the host is at what the one before came to."""
+        start, first, before = time.perf_counter(), so_far.done, so_far.seconds["train"]
+        waiting: Any = None
+
+        def settle() -> None:
+            nonlocal waiting
+            if waiting is None:
+                return
+            measured, waiting = self._to_host(waiting, 0), None
+            so_far.rounds.append(jax.tree.map(lambda leaf: leaf[:, None], measured))
+            so_far.done += 1
+            elapsed = time.perf_counter() - start
+            so_far.seconds["train"] = before + elapsed
+            entry = metrics.entry(self.config, so_far.done, measured, so_far.seconds["train"])
+            if keeper is not None:
+                keeper.note(entry)
+            self.show.round(self._note(entry, (so_far.done - first) / elapsed))
+
+        for number in range(first, self.algorithm.rounds):
+            self.state, measured = advance(self.state, self.hyper)
+            settle()
+            waiting = measured
+            stop = interruption is not None and interruption.requested and number + 1 < self.algorithm.rounds
+            if keeper is not None and (stop or keeper.due()):
+                settle()
+                keeper.save(so_far.done, self._arrays(so_far), self._about(so_far))
+            if stop:
+                settle()
+                raise Interrupted(so_far.done)
+        settle()
+
+    def _note(self, entry: Entry, rounds_per_second: float) -> str:
+        """What a person wants to see of a round."""
+        steps = rounds_per_second * self.config.round_steps * self.agents
+        parts = [f"IQM {entry.values['curve_return']:.0f}", f"{steps:,.0f} steps/s"]
+        if isinstance(self.config, DynaQConfig):
+            parts.append(f"{steps * self.config.imagination.lanes * self.config.imagination.steps:,.0f} imagined/s")
+        if entry.frozen:
+            parts.append(f"{entry.frozen} of {self.agents} seeds frozen")
+        return ", ".join(parts)
+
+    def _arrays(self, so_far: SoFar) -> dict[str, np.ndarray]:
+        """Everything that the run needs to go on, by path; a copy, for the state's own memory is given away."""
+        told = {"collected": so_far.collected, "fit": so_far.fit, "metrics": so_far.metrics() if so_far.rounds else ()}
+        policies = {"last": self.algorithm.policies(self.state)[0], "chosen": self.algorithm.policies(self.state)[1]}
+        kept = {"state": self._to_host(self.state, self.algorithm.axes), "policies": self._to_host(policies, 0), **told}
+        leaves, _ = jax.tree_util.tree_flatten_with_path(kept)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+    def _about(self, so_far: SoFar) -> dict[str, Any]:
+        return {"seconds": so_far.seconds, "keys": "threefry2x32", "device": execution.device()}
+
+    def _spread(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+        return execution.spread(function, (in_axes, self.hyper_axes), out_axes, self.layout)
+
+    def _compile(
+        self,
+        function: Callable[..., Any],
+        in_axes: Any,
+        out_axes: Any,
+        first: Any,
+        *,
+        donate: bool = False,
+        check: Callable[[Any], None] | None = None,
+    ) -> execution.Compiled:
+        """Compile a function of ``first``, with axes ``in_axes``, and the settings."""
+        self.show.phase("compiling")
+        spread = self._spread(function, in_axes, out_axes)
+        made = execution.compile_(spread, first, self.hyper, donate=(0,) if donate else (), check=check)
+        self.compiling += made.seconds
+        self.temporary_bytes = max(self.temporary_bytes, made.temporary_bytes * self.layout.mesh.size // len(self.number))
+        return made
+
+    def _timed(self, phase: str, so_far: SoFar, name: str | None, call: Callable[..., Any], first: Any) -> Any:
+        self.show.phase(phase)
+        start = time.perf_counter()
+        result = jax.block_until_ready(call(first, self.hyper))
+        if name is not None:
+            so_far.seconds[name] += time.perf_counter() - start
+        return result
+
+    def _check_memory(self, made: Any) -> None:
+        self.state_bytes = execution.bytes_per_seed(self.algorithm.axes, made[0], len(self.number))
+        execution.check_memory(self.state_bytes, self.agents)
+
+    def _to_host(self, tree: Any, axes: Any) -> Any:
+        """A copy on the host of what the agents have, and of what all share; keys as their data."""
+
+        def copy(leaf: Any, own: bool) -> np.ndarray:
+            plain = jax.random.key_data(leaf) if execution.is_key(leaf) else leaf
+            return np.array(np.asarray(plain)[: self.agents] if own else plain)
+
+        leaves, structure = jax.tree.flatten(tree)
+        owned = execution.is_own(axes, tree)
+        return jax.tree.unflatten(structure, [copy(leaf, own) for leaf, own in zip(leaves, owned, strict=True)])
+
+    def _to_devices(self, tree: Any, template: Any) -> Any:
+        """The inverse of :meth:`_to_host` for the state, ``template`` saying which leaves are keys."""
+
+        def place(leaf: np.ndarray, like: Any, own: bool) -> Any:
+            placed = self.layout.place(leaf[self.number]) if own else self.layout.share(leaf)
+            return jax.random.wrap_key_data(placed, impl="threefry2x32") if execution.is_key(like) else placed
+
+        leaves, structure = jax.tree.flatten(tree)
+        likes, owned = jax.tree.leaves(template), execution.is_own(self.algorithm.axes, template)
+        return jax.tree.unflatten(structure, [place(*each) for each in zip(leaves, likes, owned, strict=True)])
+
+    def _refill(self, template: Any, found: Checkpoint, name: str, axes: Any) -> Any:
+        """A tree like ``template`` of the arrays of a checkpoint below ``name``.
+
+        Raises:
+          ConfigError: one is not there, or not as this version needs it.
+
+        """
+        leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+        filled = []
+        for (path, like), own in zip(leaves, execution.is_own(axes, template), strict=True):
+            place = "/".join(part for part in (name, jax.tree_util.keystr(path, simple=True, separator="/")) if part)
+            array = found.arrays.get(place)
+            key = execution.is_key(like)
+            shape = (self.agents, *like.shape[1:]) if own else like.shape
+            if name == "metrics":
+                shape = (self.agents, found.round, *like.shape[1:])
+            if array is None or (array.shape[:-1] != shape if key else (array.shape, array.dtype) != (shape, like.dtype)):
+                there = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+                wanted = f"{like.dtype}{list(shape)}"
+                raise ConfigError(f"checkpoint of round {found.round}: {place} must be {wanted}, there is {there}")
+            filled.append(array)
+        return jax.tree.unflatten(structure, filled)
+
+
+def _stacked(configs: Sequence[ModelFreeQConfig], which: np.ndarray) -> tuple[Any, Any]:
+    """One config for all agents, agent i having the numbers of ``configs[which[i]]``, and its axes.
+
+    Where all configs agree the number is shared, with None for its axis.
+    """
+
+    def stack(*numbers: float) -> Any:
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        dtype = jnp.int32 if all(isinstance(number, int) for number in numbers) else jnp.zeros(()).dtype
+        return jnp.asarray(np.array(numbers)[which], dtype)
+
+    axes = jax.tree.map(lambda *numbers: None if len(set(numbers)) == 1 else 0, *configs)
+    return jax.tree.map(stack, *configs), axes

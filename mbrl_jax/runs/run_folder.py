@@ -1,0 +1,273 @@
+"""A run's folder while the run goes on: who works in it, what was asked for, how far it is, and how it is taken up again.
+
+* ``run.json``: what was asked for, written once, before anything else; a process that works on the run holds a lock on it;
+* ``metrics.jsonl``: a line for every round (:class:`mbrl_jax.runs.journals.JsonLines`);
+* ``checkpoints/``: the last few (:mod:`mbrl_jax.runs.checkpoint`), gone when the run is finished;
+* what :mod:`mbrl_jax.runs.results` writes, once it is.
+"""
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from mbrl_jax.config import ConfigError, ModelFreeQConfig, algorithm_name, from_dict, to_dict
+from mbrl_jax.runs import checkpoint, results
+from mbrl_jax.runs.checkpoint import Checkpoint, DamagedError
+from mbrl_jax.runs.journals import Journal, JsonLines, read_lines
+from mbrl_jax.runs.metrics import Entry
+from mbrl_jax.runs.results import CHECKPOINTS, FORMAT, RUN
+
+LINES = "metrics.jsonl"
+
+
+class Asked(NamedTuple):
+    """What a run is of. Two processes that ask for the same may take turns at it."""
+
+    config: ModelFreeQConfig
+    seeds: int
+    base_seed: int
+    diagnose: bool
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted path."""
+        others = {name: getattr(self, name) for name in ("seeds", "base_seed", "diagnose")}
+        return {**results.flat_settings(self.config), **others}
+
+    def as_json(self, command: str, versions: Mapping[str, str]) -> dict[str, Any]:
+        """As ``run.json`` has it."""
+        asked = {**self._asdict(), "config": to_dict(self.config)}
+        return {"format": FORMAT, "command": command, **asked, "versions": dict(versions), "git": results.git_revision()}
+
+
+class RunFolder:
+    """The folder of a run that this process works on, and no other. Use as a context manager."""
+
+    def __init__(self, path: Path, lock: int, found: Checkpoint | None, every: float, keep: int, say: Callable[[str], None]):
+        """Made by :func:`create` and :func:`take_up`; not to be called otherwise."""
+        self.path = path
+        self.found = found
+        self._lock = lock
+        self._every, self._keep, self._say = every, keep, say
+        self._last = time.monotonic()
+        self._saved = found.round if found else 0
+        self._writing: threading.Thread | None = None
+        self._journals: list[Journal] = [JsonLines(path / LINES, self._saved)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
+        for journal in self._journals:
+            journal.close()
+        os.close(self._lock)
+
+    def add(self, journal: Journal) -> None:
+        """Send the entries of rounds to another journal too."""
+        self._journals.append(journal)
+
+    def note(self, entry: Entry) -> None:
+        """Write the entry of a round to all journals."""
+        for journal in self._journals:
+            journal.write(entry, self._saved)
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._last >= self._every
+
+    def save(self, number: int, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+        """Write a checkpoint of round ``number`` while the caller goes on; ``arrays`` must not change any more.
+
+        If it cannot be written, that is said, and the one before stays.
+        """
+        self.wait()
+
+        def work() -> None:
+            try:
+                checkpoint.write(self.path / CHECKPOINTS, number, arrays, about, self._keep)
+                self._saved = number
+            except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+                kept = f"the one of round {self._saved} is kept" if self._saved else "there is none yet"
+                self._say(f"the checkpoint of round {number} could not be written ({error}); {kept}, and the run goes on")
+
+        self._writing = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._writing.start()
+        self._last = time.monotonic()
+
+    def wait(self) -> int:
+        """Wait until a checkpoint that is being written is whole; the last round that is saved."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        return self._saved
+
+    def finished(self) -> None:
+        """Remove the checkpoints: the results are written."""
+        self.wait()
+        checkpoint.clear(self.path / CHECKPOINTS, after=-1)
+        if (self.path / CHECKPOINTS).is_dir():
+            (self.path / CHECKPOINTS).rmdir()
+
+
+def create(
+    path: Path, asked: Asked, command: str, packages: Sequence[str], every: float, keep: int, say: Callable[[str], None]
+) -> RunFolder:
+    """Begin a run in a new folder, or in one that is empty.
+
+    Args:
+      path: the folder.
+      asked: what the run is of.
+      command: the words that began it.
+      packages: whose versions the run depends on.
+      every: seconds between checkpoints.
+      keep: checkpoints that are kept.
+      say: tells the person what goes wrong.
+
+    Raises:
+      ConfigError: the folder is in use, or cannot be made.
+
+    """
+    results.make_folder(path)
+    content = json.dumps(asked.as_json(command, results.versions(packages)), indent=1) + "\n"
+    temporary = path / f".{RUN}.{os.getpid()}.new"
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.link(temporary, path / RUN)  # fails if another process was first
+    except FileExistsError:
+        raise ConfigError(f"out: another process has just begun a run in {str(path)!r}; name a new folder") from None
+    except OSError as error:
+        raise ConfigError(f"out: nothing can be written to {str(path)!r}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return RunFolder(path, _lock(path), None, every, keep, say)
+
+
+def take_up(
+    path: Path, asked: Asked, every: float, keep: int, say: Callable[[str], None], number: int | None = None
+) -> RunFolder:
+    """Go on with the run in a folder, from its last checkpoint or that of round ``number``.
+
+    Raises:
+      ConfigError: there is no such run, it is of something else, another process works on it, or its checkpoint is damaged or
+        gone.
+
+    """
+    lock = _lock(path)
+    try:
+        _check_same(path, asked)
+        _clear(path)
+        found = _find(path, number)
+        if found is None:
+            say("there is no checkpoint yet: the run begins anew")
+        else:
+            say(f"goes on after round {found.round}")
+        checkpoint.clear(path / CHECKPOINTS, after=found.round if found else None)
+    except BaseException:
+        os.close(lock)
+        raise
+    return RunFolder(path, lock, found, every, keep, say)
+
+
+def is_untouched(path: Path) -> bool:
+    """Whether there is no such folder, or nothing in it but what a process left that was killed while it began."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(each.name.startswith(f".{RUN}.") for each in path.iterdir())
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the folder holds the results of a run that came to its end."""
+    return (path / "summary.json").exists()
+
+
+def asked_of(path: Path) -> Asked:
+    """What the run in a folder is of.
+
+    Raises:
+      ConfigError: there is none, or it was written by a version that this one does not read.
+
+    """
+    content = results.read_run(path)
+    try:
+        return Asked(from_dict(content["config"]), content["seeds"], content["base_seed"], content["diagnose"])
+    except (KeyError, ConfigError) as error:
+        raise ConfigError(f"{path / RUN}: {error}; {results.written_by(content)}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _lock(path: Path) -> int:
+    """A descriptor of ``run.json`` that holds a lock until it is closed, by whatever end the process comes to."""
+    try:
+        descriptor = os.open(path / RUN, os.O_RDWR)
+    except FileNotFoundError:
+        raise ConfigError(f"out: {str(path)!r} holds no run that could go on; a folder of one has a {RUN}") from None
+    except OSError as error:
+        raise ConfigError(f"out: {str(path / RUN)!r} cannot be opened: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder") from None
+    return descriptor
+
+
+def _check_same(path: Path, asked: Asked) -> None:
+    """Refuse to go on with a run of something else."""
+    before, now = asked_of(path).settings(), asked.settings()
+    named = [algorithm_name(each.config) for each in (asked_of(path), asked)]
+    if named[0] != named[1]:
+        raise ConfigError(f"algorithm: {named[1]!r} does not fit; the run in {str(path)!r} is of {named[0]!r}")
+    problems = [
+        f"{name}: {now.get(name)!r} does not fit; the run in {str(path)!r} has {before.get(name)!r}, and goes on only with that"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _find(path: Path, number: int | None) -> Checkpoint | None:
+    """The checkpoint to go on from, none if there never was one."""
+    root = path / CHECKPOINTS
+    there = checkpoint.rounds(root)
+    if number is not None:
+        if number not in there:
+            raise ConfigError(f"resume_from: {number} does not fit; there are checkpoints of the rounds {there or 'none'}")
+        return checkpoint.read(root, number)
+    if not there:
+        saved = max((line["saved"] for line in read_lines(path / LINES)), default=0)
+        if saved:
+            raise ConfigError(
+                f"out: the checkpoints of {str(path)!r} have vanished; one of round {saved} was written to {str(root)!r}; "
+                f"bring them back, or delete {LINES} there to begin the run anew"
+            )
+        return None
+    try:
+        return checkpoint.read(root, there[-1])
+    except DamagedError as error:
+        offered = "no other is whole; delete the folder of checkpoints and metrics.jsonl to begin the run anew"
+        for earlier in reversed(there[:-1]):
+            try:
+                checkpoint.verify(root / f"{earlier:08d}")
+            except DamagedError:
+                continue
+            offered = f"the one of round {earlier} is whole: --resume-from {earlier} goes on from there"
+            break
+        raise DamagedError(f"{error}; {offered}") from error
+
+
+def _clear(path: Path) -> None:
+    """Remove what a killed process left half written."""
+    for each in path.iterdir():
+        if each.name.startswith(".") and each.name.endswith(".new") and each.is_file():
+            each.unlink()
+    checkpoint.clear(path / CHECKPOINTS)

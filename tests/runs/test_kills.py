@@ -1,0 +1,176 @@
+"""Processes that are killed, at moments drawn at random: the run goes on each time and ends as if nothing had been."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from mbrl_jax.config import save
+from mbrl_jax.runs import command_line
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "seaborn", "gymnasium", "orbax.checkpoint", "matplotlib.figure"])
+KILLS = 25
+RESULTS = {"config.yaml", "metrics.parquet", "policies.npz", "outcome.npz", "curves.png"}
+OTHERS = {"run.json", "metrics.jsonl", "summary.json"}
+
+
+def work(words: list[str], output: Path, cache: str) -> None:
+    """``mbrl-jax`` in a process that begins here; it compiles but once for all of them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with output.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        command_line.main(words)
+
+
+class Runs:
+    """Starts ``mbrl-jax train`` on one configuration, again and again."""
+
+    def __init__(self, folder: Path, config: Path, rounds: int):
+        self.folder, self.config, self.rounds = folder, config, rounds
+        self.cache = str(folder / "cache")
+        self.output = folder / "output"
+
+    def start(self, out: Path, *flags: str):
+        words = ["train", str(self.config), "--seeds", "2", "--out", str(out), "--checkpoint-every", "0", *flags]
+        process = CONTEXT.Process(target=work, args=(words, self.output, self.cache))
+        process.start()
+        return process
+
+    def done(self, out: Path) -> int:
+        path = out / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def wait_for_round(self, out: Path, process, more_than: int) -> bool:
+        """Wait until a round more has been noted; whether the process is still alive then."""
+        while process.is_alive() and self.done(out) <= more_than:
+            time.sleep(0.002)
+        return process.is_alive()
+
+
+def make_runs(config, folder):
+    save(config, folder / "config.yaml")
+    return Runs(folder, folder / "config.yaml", config.steps // config.round_steps)
+
+
+def resulting(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name in RESULTS | {"model.npz"}}
+
+
+def check_like(folder: Path, unbroken: dict[str, bytes], rounds: int):
+    """The results are the unbroken run's, byte for byte, every round was noted once, and nothing else is left."""
+    assert resulting(folder) == unbroken
+    assert {path.name for path in folder.iterdir()} == set(unbroken) | OTHERS
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(1, rounds + 1))
+
+
+@pytest.fixture(scope="module")
+def model_free(tiny, tmp_path_factory):
+    from dataclasses import replace
+
+    from mbrl_jax.config import ModelFreeQConfig
+
+    free = ModelFreeQConfig(**{name: getattr(tiny, name) for name in ModelFreeQConfig.__dataclass_fields__})
+    return make_runs(replace(free, protocol="interactive", steps=400), tmp_path_factory.mktemp("model_free"))
+
+
+def test_a_run_that_is_killed_25_times_ends_as_the_unbroken_one(model_free):
+    runs = model_free
+    process = runs.start(runs.folder / "unbroken")
+    began = time.monotonic()
+    process.join()
+    startup = time.monotonic() - began
+    assert process.exitcode == 0, runs.output.read_text()
+    unbroken = resulting(runs.folder / "unbroken")
+    assert set(unbroken) == RESULTS
+
+    moments = random.Random(0)
+    killed, finished, phases = 0, 0, set()
+    while killed < KILLS or finished == 0:
+        out = runs.folder / f"broken_{finished}"
+        before = runs.done(out)
+        process = runs.start(out, "--resume")
+        if killed < KILLS and killed % 3 == 0:  # before, while or after it starts, restores and compiles
+            time.sleep(moments.uniform(0, startup))
+            phases.add("start")
+        elif killed < KILLS:  # while it trains and saves
+            runs.wait_for_round(out, process, before)
+            time.sleep(moments.uniform(0, 0.25))
+            phases.add("train")
+        else:
+            process.join()
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if process.exitcode == 0:
+            check_like(out, unbroken, runs.rounds)
+            finished += 1
+        else:
+            assert process.exitcode == -signal.SIGKILL, runs.output.read_text()
+            killed += 1
+    assert phases == {"start", "train"}
+
+
+def test_the_model_based_run_too(tiny, tmp_path):
+    from dataclasses import replace
+
+    runs = make_runs(replace(tiny, protocol="interactive", steps=200), tmp_path)
+    process = runs.start(tmp_path / "unbroken")
+    process.join()
+    assert process.exitcode == 0, runs.output.read_text()
+    for _ in range(3):
+        before = runs.done(tmp_path / "broken")
+        process = runs.start(tmp_path / "broken", "--resume")
+        assert runs.wait_for_round(tmp_path / "broken", process, before + 2)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    process = runs.start(tmp_path / "broken", "--resume")
+    process.join()
+    assert process.exitcode == 0, runs.output.read_text()
+    check_like(tmp_path / "broken", resulting(tmp_path / "unbroken"), runs.rounds)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_finishes_the_round_saves_and_says_how_to_go_on(model_free, number):
+    runs, out = model_free, model_free.folder / f"asked_{number}"
+    process = runs.start(out)
+    assert runs.wait_for_round(out, process, 1)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130
+    done = runs.done(out)
+    assert 0 < done < runs.rounds
+    said = runs.output.read_text()
+    assert f"stopped after round {done}; round {done} is saved. To go on: mbrl-jax train" in said
+    assert f"--out {out} --checkpoint-every 0 --resume" in said
+    process = runs.start(out, "--resume")
+    process.join()
+    assert process.exitcode == 0
+    assert f"goes on after round {done}" in runs.output.read_text()
+    check_like(out, resulting(out), runs.rounds)
+
+
+def test_a_second_signal_stops_at_once_and_does_no_harm(model_free):
+    runs, out = model_free, model_free.folder / "twice"
+    process = runs.start(out)
+    assert runs.wait_for_round(out, process, 1)
+    os.kill(process.pid, signal.SIGINT)
+    while "Ctrl-C again stops at once" not in runs.output.read_text() and process.is_alive():
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode in (128 + signal.SIGINT, 130)
+    process = runs.start(out, "--resume")
+    process.join()
+    assert process.exitcode == 0
+    check_like(out, resulting(out), runs.rounds)

@@ -1,0 +1,267 @@
+"""A run that is stopped goes on as if nothing had been."""
+
+import json
+import multiprocessing
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.runs import checkpoint, execution, results, run_folder, runner
+from mbrl_jax.runs.interruption import Interrupted, Interruption
+from mbrl_jax.runs.run_folder import Asked
+
+
+class After:
+    """An interruption that is requested once ``rounds`` rounds have been noted."""
+
+    def __init__(self, folder, rounds):
+        self.folder, self.rounds = folder, rounds
+
+    @property
+    def requested(self):
+        path = self.folder / "metrics.jsonl"
+        return len(path.read_text().splitlines()) >= self.rounds
+
+
+def longer(tiny, protocol):
+    return replace(tiny, protocol=protocol, steps=60)
+
+
+def free(tiny):
+    return ModelFreeQConfig(**{name: getattr(tiny, name) for name in ModelFreeQConfig.__dataclass_fields__})
+
+
+def create(path, asked, every=0.0, said=None, keep=2):
+    return run_folder.create(path, asked, "the command", ("jax",), every, keep, (said if said is not None else []).append)
+
+
+def take_up(path, asked, every=0.0, said=None, number=None):
+    return run_folder.take_up(path, asked, every, 2, (said if said is not None else []).append, number)
+
+
+def go(folder, asked, interruption=None):
+    with folder:
+        return runner.run(
+            asked.config,
+            asked.seeds,
+            base_seed=asked.base_seed,
+            diagnose=asked.diagnose,
+            keeper=folder,
+            interruption=interruption,
+        )
+
+
+def stop_after(path, asked, rounds, every=1e9):
+    with pytest.raises(Interrupted) as stopped:
+        go(create(path, asked, every), asked, After(path, rounds))
+    return stopped.value.round
+
+
+@pytest.mark.parametrize("protocol", ["batch", "interactive", "model_free"])
+def test_a_run_that_was_stopped_and_goes_on_is_bit_for_bit_the_unbroken_one(tiny, tmp_path, protocol):
+    config = longer(free(tiny), "interactive") if protocol == "model_free" else longer(tiny, protocol)
+    asked = Asked(config, 3, 4, diagnose=protocol == "batch")
+    unbroken = runner.run(config, 3, base_seed=4, diagnose=asked.diagnose)
+    done = stop_after(tmp_path / "run", asked, 2)
+    assert 2 <= done < 6
+    said = []
+    finished = go(take_up(tmp_path / "run", asked, said=said), asked)
+    assert said == [f"goes on after round {done}"]
+    assert jax.tree.structure(finished.result) == jax.tree.structure(unbroken.result)
+    jax.tree.map(np.testing.assert_array_equal, (finished.result, finished.diagnosis), (unbroken.result, unbroken.diagnosis))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert (np.diff([line["seconds"] for line in lines]) > 0).all()
+
+
+def test_it_goes_on_with_another_number_of_devices(tiny, tmp_path, monkeypatch):
+    asked = Asked(longer(tiny, "interactive"), 3, 0, False)
+    unbroken = runner.run(asked.config, 3)
+    stop_after(tmp_path / "run", asked, 2)  # on two devices, four places for three seeds
+    everywhere = execution.choose_layout
+    monkeypatch.setattr(execution, "choose_layout", lambda seeds: everywhere(1))
+    finished = go(take_up(tmp_path / "run", asked), asked)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), finished.result, unbroken.result)
+
+
+def test_a_checkpoint_holds_the_policies_as_they_stand(tiny, tmp_path):
+    asked = Asked(longer(tiny, "batch"), 2, 0, False)
+    stop_after(tmp_path / "run", asked, 2)
+    config, policies = results.load_policies(tmp_path / "run")
+    assert config == asked.config
+    found = checkpoint.read(tmp_path / "run" / "checkpoints", checkpoint.rounds(tmp_path / "run" / "checkpoints")[-1])
+    for name, where in (("last", "agent/target"), ("chosen", "chosen/params")):
+        for path, array in results.flatten(policies[name]).items():
+            np.testing.assert_array_equal(array, found.arrays[f"state/{where}/{path}"])
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, tmp_path_factory):
+    """A run with checkpoints of the rounds 2 and 3."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    asked = Asked(longer(free(tiny), "batch"), 2, 0, False)
+    with pytest.raises(Interrupted):
+        go(create(folder, asked), asked, After(folder, 2))
+    assert checkpoint.rounds(folder / "checkpoints") == [2, 3]
+    return folder, asked
+
+
+@pytest.fixture
+def copied(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "copy")
+    return tmp_path / "copy", stopped[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a._replace(seeds=3), "seeds: 3 does not fit; the run in .* has 2"),
+        (lambda a: a._replace(base_seed=1), "base_seed: 1 does not fit; .* has 0"),
+        (
+            lambda a: a._replace(config=replace(a.config, agent=replace(a.config.agent, hidden=(16,)))),
+            r"agent.hidden: \[16\] .* \[8, 8\]",
+        ),
+        (
+            lambda a: a._replace(config=replace(a.config, agent=replace(a.config.agent, learning_rate=0.5))),
+            "agent.learning_rate: 0.5 ",
+        ),
+    ],
+)
+def test_to_go_on_with_something_else_is_refused_and_what_differs_is_named(stopped, change, message):
+    folder, asked = stopped
+    with pytest.raises(ConfigError, match=message):
+        take_up(folder, change(asked))
+
+
+def test_to_go_on_with_another_algorithm_is_refused(stopped, tiny):
+    folder, asked = stopped
+    with pytest.raises(ConfigError, match="algorithm: 'dyna_q' does not fit; .* is of 'model_free_q'"):
+        take_up(folder, asked._replace(config=longer(tiny, "batch")))
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_offered_and_goes_on(copied, tiny):
+    folder, asked = copied
+    victim = max((folder / "checkpoints" / "00000003").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(content)
+    with pytest.raises(ConfigError, match="SHA-256.*the one of round 2 is whole: --resume-from 2"):
+        take_up(folder, asked)
+    assert checkpoint.rounds(folder / "checkpoints") == [2, 3]  # refused, and left as it was
+    finished = go(take_up(folder, asked, number=2), asked)
+    jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
+
+
+def test_where_no_checkpoint_is_whole_that_is_said(copied):
+    folder, asked = copied
+    for number in (2, 3):
+        (folder / "checkpoints" / f"{number:08d}" / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no other is whole"):
+        take_up(folder, asked)
+
+
+def test_a_checkpoint_of_a_round_that_is_not_there_is_refused(copied):
+    folder, asked = copied
+    with pytest.raises(ConfigError, match=r"resume_from: 5 does not fit; there are checkpoints of the rounds \[2, 3\]"):
+        take_up(folder, asked, number=5)
+
+
+def test_that_the_checkpoints_have_vanished_is_said(copied):
+    folder, asked = copied
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ConfigError, match="have vanished; one of round . was written"):
+        take_up(folder, asked)
+
+
+def test_a_run_that_was_never_saved_begins_anew(tiny, tmp_path):
+    asked = Asked(free(tiny), 2, 0, False)
+    with create(tmp_path / "run", asked, every=1e9):
+        pass
+    said = []
+    finished = go(take_up(tmp_path / "run", asked, said=said), asked)
+    assert said == ["there is no checkpoint yet: the run begins anew"]
+    jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
+
+
+def _try(path, asked, answers):
+    try:
+        take_up(path, asked).__exit__()
+        answers.put("taken up")
+    except ConfigError as error:
+        answers.put(str(error))
+
+
+def test_two_processes_do_not_work_on_one_run(copied):
+    folder, asked = copied
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with take_up(folder, asked):
+        other = context.Process(target=_try, args=(folder, asked, answers))
+        other.start()
+        assert "another process works on the run" in answers.get(timeout=120)
+        other.join()
+        with pytest.raises(ConfigError, match="another process works on the run"):
+            take_up(folder, asked)
+    take_up(folder, asked).__exit__()
+
+
+def test_two_runs_do_not_go_into_one_folder(copied):
+    folder, asked = copied
+    with pytest.raises(ConfigError, match="exists already and is left as it is"):
+        create(folder, asked)
+
+
+@pytest.mark.parametrize(
+    "content", ["not json", '{"format": 7}', '{"format": 1, "config": {"algorithm": "dyna_q", "agent": {"speed": 1}}}']
+)
+def test_a_run_of_a_version_that_is_not_understood_is_refused(copied, content):
+    folder, asked = copied
+    (folder / "run.json").write_text(content)
+    with pytest.raises(
+        ConfigError, match="cannot be read|format 7 is not known.*written by|agent.speed: there is no such setting.*written by"
+    ):
+        take_up(folder, asked)
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path, tiny):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no run that could go on"):
+        take_up(tmp_path, Asked(tiny, 1, 0, False))
+
+
+def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(tiny, tmp_path, monkeypatch):
+    write, said = checkpoint.write, []
+
+    def full_for_a_while(root, number, *others):
+        if number in (2, 3):
+            raise OSError(28, "No space left on device")
+        write(root, number, *others)
+
+    monkeypatch.setattr(checkpoint, "write", full_for_a_while)
+    asked = Asked(longer(free(tiny), "batch"), 2, 0, False)
+    finished = go(create(tmp_path / "run", asked, said=said), asked)
+    assert [text for text in said if "No space left" in text] == said
+    assert len(said) == 2
+    assert "the one of round 1 is kept, and the run goes on" in said[0]
+    jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
+    assert checkpoint.rounds(tmp_path / "run" / "checkpoints") == [5, 6]
+
+
+def test_a_finished_run_leaves_no_checkpoint(copied):
+    folder, asked = copied
+    opened = take_up(folder, asked)
+    go(opened, asked)
+    opened.finished()
+    assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl"}
+
+
+def test_an_interruption_at_the_last_round_lets_the_run_end(tiny, tmp_path):
+    always = Interruption()
+    always.requested = True
+    asked = Asked(replace(free(tiny), steps=10), 2, 0, False)
+    go(create(tmp_path / "run", asked), asked, always)
