@@ -11,6 +11,9 @@ from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, load, save
 from mbrl_jax.environment import Environment, make_environment
 from mbrl_jax.imagination.horizon import Decision, HorizonController, View
+from mbrl_jax.runs.playing import Policy, load_policy
+from mbrl_jax.runs.results import read as load_run
+from mbrl_jax.runs.runner import Run, run
 
 __all__ = [
     "ConfigError",
@@ -20,13 +23,18 @@ __all__ = [
     "HorizonController",
     "ModelFreeQConfig",
     "Outcome",
+    "Policy",
     "Result",
+    "Run",
     "Train",
     "View",
     "dyna_q",
     "load",
+    "load_policy",
+    "load_run",
     "make_environment",
     "model_free_q",
+    "run",
     "save",
     "seed_keys",
 ]

@@ -6,11 +6,14 @@ manifest's SHA-256, the manifest with a file of its own, and the arrays with the
 restored from a folder that is not exactly as it was written.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +47,9 @@ def write(root: Path, number: int, arrays: Mapping[str, np.ndarray], about: Mapp
     root.mkdir(exist_ok=True)
     temporary, final = root / f".{number:08d}.new", root / f"{number:08d}"
     _remove(temporary)
+    needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(root).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} are free")
     try:
         temporary.mkdir()
         _store(temporary / ARRAYS, arrays)
@@ -140,11 +146,22 @@ def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     import orbax.checkpoint  # takes a second, so only where it is needed
 
     full = {path: array for path, array in arrays.items() if array.size}  # orbax stores no empty arrays
-    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+    with _quiet(), orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), full)
     for name in _files(folder):
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs the traceback of what it also raises."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _restore(folder: Path, told: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The command line: ``mbrl-jax train``, ``sweep``, ``compare``, ``evaluate`` and ``reference``."""
+"""The command line, ``mbrl-jax``."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from rich.table import Table
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import comparison, execution, interruption, results, run_folder, runner, sweep
+from mbrl_jax.runs import comparison, execution, interruption, listing, results, run_folder, runner, sweep
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.journals import TensorBoard, WeightsAndBiases
@@ -25,10 +25,14 @@ USAGE = """usage: mbrl-jax COMMAND …
 
   train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
+      [--checkpoint-every SECONDS] [--checkpoints K] saves the run as it goes; --resume goes on with one that was stopped
+      [--tensorboard] [--wandb PROJECT] also send every round's figures there
   sweep CONFIG --setting PATH --values V1 V2 … --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
       train an agent for every seed at every value of one setting, in one compiled program
   compare --protocol batch|interactive --seeds N --out DIR [--seed BASE]
       train the model-based and the model-free arm on the same real data, and set them side by side
+  runs DIR
+      list the runs below a folder: how far they are, in which settings they differ, and what they reached
   evaluate DIR [--episodes 50] [--env gymnax|gymnasium] [--seed BASE]
       play the policies that a run saved
   reference CONFIG --seeds N --out DIR [--seed BASE] [--compile] [--processes N] [--device cpu] [--any.setting VALUE …]
@@ -44,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "train": _train,
         "sweep": _sweep,
         "compare": _compare,
+        "runs": _runs,
         "evaluate": _evaluate,
         "reference": _reference,
     }
@@ -175,10 +180,6 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
                 raise SystemExit(130) from None
             try:
                 _report(run, out)
-                if asked.diagnose:
-                    from mbrl_jax.runs import horizon_figures
-
-                    horizon_figures.draw_imagination(run, out / "imagination.png")
             except OSError as error:
                 again = command if keeping.resume else f"{command} --resume"
                 raise ConfigError(
@@ -226,11 +227,13 @@ def _reference(words: list[str]) -> None:
 
 
 def _report(run: runner.Run, folder: Path) -> None:
-    """Write a run into its folder and print its figures."""
-    from mbrl_jax.runs import figures
+    """Write a run into its folder, the summary last, and print its figures."""
+    from mbrl_jax.runs import figures, horizon_figures
 
-    summary = results.write(run, folder)
     figures.draw_run(run, folder / "curves.png")
+    if run.diagnosis is not None:
+        horizon_figures.draw_imagination(run, folder / "imagination.png")
+    summary = results.write(run, folder)
     table = Table(title=f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}")
     for column in ("policy", "IQM", *(f">= {mark}" for mark in statistics.SUCCESS_MARKS)):
         table.add_column(column)
@@ -246,8 +249,11 @@ def _report(run: runner.Run, folder: Path) -> None:
         f"{summary['real_steps_per_second']:,.0f} steps/s, "
         f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s"
     )
-    if summary["frozen_seeds"]:
-        console.print(f"went non-finite and were frozen: seeds {summary['frozen_seeds']}")
+    frozen = summary["frozen_seeds"]
+    if len(frozen) == summary["seeds"]:
+        console.print("every seed went non-finite and rests at its last finite parameters; try a smaller agent.learning_rate")
+    elif frozen:
+        console.print(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
     console.print(f"written to {folder}")
 
 
@@ -341,6 +347,19 @@ def _evaluate(words: list[str]) -> None:
         Console().print(table)
 
     tyro.cli(flags, args=words, prog="mbrl-jax evaluate")
+
+
+def _runs(words: list[str]) -> None:
+    def flags(directory: tyro.conf.Positional[Path]) -> None:
+        """List the runs below a folder.
+
+        Args:
+            directory: the folder
+
+        """
+        Console().print(listing.as_table(listing.find(directory)))
+
+    tyro.cli(flags, args=words, prog="mbrl-jax runs")
 
 
 def _check(config: ModelFreeQConfig, seeds: int, seed: int) -> None:

@@ -1,5 +1,6 @@
 """Where the figures of every round go while a run goes on: JSON lines and, where asked for, TensorBoard or Weights & Biases."""
 
+import errno
 import hashlib
 import json
 import os
@@ -29,12 +30,23 @@ class JsonLines:
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, entry: Entry, saved: int) -> None:
-        """Note an entry, at once to be read by others."""
-        self._file.write(json.dumps({**entry.as_json(), "saved": saved}) + "\n")
-        self._file.flush()
+        """Note an entry, at once to be read by others, or none of it.
+
+        Raises:
+          OSError: it cannot be written.
+
+        """
+        line, before = json.dumps({**entry.as_json(), "saved": saved}).encode() + b"\n", self._file.tell()
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(before)
+            raise
 
     def close(self) -> None:
         """Nothing follows."""

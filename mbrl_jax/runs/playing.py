@@ -1,5 +1,6 @@
-"""Plays saved policies, in gymnax or in gymnasium's own environments."""
+"""Loads saved policies and plays them, in gymnax or in gymnasium's own environments."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -11,6 +12,60 @@ from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.evaluation import play
+from mbrl_jax.runs import results
+
+
+class Policy:
+    """The greedy policies of a run's seeds.
+
+    Attributes:
+      config: of the run.
+      params: network parameters, leaves [seeds, ...].
+
+    """
+
+    def __init__(self, config: ModelFreeQConfig, params: Any):
+        """Made by :func:`load_policy`."""
+        self.config, self.params = config, jax.tree.map(jnp.asarray, params)
+        learner = make_q_learner(config.agent, make_environment(config.environment).spec)
+        self._one = jax.jit(lambda params, seed, s: learner.greedy(jax.tree.map(lambda leaf: leaf[seed], params), s))
+        self._all = jax.jit(jax.vmap(learner.greedy))
+
+    def __len__(self) -> int:
+        """How many seeds there are."""
+        return len(jax.tree.leaves(self.params)[0])
+
+    def __call__(self, observation: Any, seed: int | None = None) -> jax.Array:
+        """Actions [...] int32 of one seed's policy for observations [..., D]; without a seed, [seeds, ...] for [seeds, ..., D].
+
+        Raises:
+          ConfigError: there is no such seed.
+
+        """
+        observation = jnp.asarray(observation, jnp.float32)
+        if seed is None:
+            return self._all(self.params, observation)
+        if not 0 <= seed < len(self):
+            raise ConfigError(f"seed: {seed!r} is out of range; it must be from 0 to {len(self) - 1}")
+        return self._one(self.params, seed, observation)
+
+
+def load_policy(folder: str | Path, which: Literal["chosen", "last"] | None = None) -> Policy:
+    """The policies of a run, or of a run's last checkpoint if it is not finished.
+
+    Args:
+      folder: the run's.
+      which: the ones chosen in imagination or those of the last update; none takes the chosen ones where there is a model.
+
+    Raises:
+      ConfigError: the folder holds no run, or it has no such policies.
+
+    """
+    config, policies = results.load_policies(folder)
+    name = which or ("chosen" if "chosen" in policies else "last")
+    if name not in policies:
+        raise ConfigError(f"which: {name!r} does not fit; the run in {str(folder)!r} has the policies {', '.join(policies)}")
+    return Policy(config, policies[name])
 
 
 def play_policies(

@@ -58,6 +58,7 @@ class RunFolder:
         self._last = time.monotonic()
         self._saved = found.round if found else 0
         self._writing: threading.Thread | None = None
+        self._failed: list[Journal] = []  # those that could not be written to
         self._journals: list[Journal] = [JsonLines(path / LINES, self._saved)]
 
     def __enter__(self) -> Self:
@@ -74,9 +75,14 @@ class RunFolder:
         self._journals.append(journal)
 
     def note(self, entry: Entry) -> None:
-        """Write the entry of a round to all journals."""
+        """Write the entry of a round to all journals. Where one cannot be written, that is said once, and the run goes on."""
         for journal in self._journals:
-            journal.write(entry, self._saved)
+            try:
+                journal.write(entry, self._saved)
+            except OSError as error:
+                if journal not in self._failed:
+                    self._failed.append(journal)
+                    self._say(f"the figures of round {entry.round} could not be noted ({error}); the run goes on")
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""

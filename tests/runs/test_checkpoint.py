@@ -111,6 +111,13 @@ def test_one_that_cannot_be_written_leaves_the_others_as_they_were(root, monkeyp
     checkpoint.read(root, 3)
 
 
+def test_a_disk_without_room_for_it_is_noticed_beforehand(root, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1_000_000, 999_900, 100))
+    with pytest.raises(OSError, match="No space left on device: 0.0 MB are needed"):
+        checkpoint.write(root, 4, ARRAYS, {}, keep=1)
+    assert checkpoint.rounds(root) == [2, 3]
+
+
 def test_what_a_killed_process_left_is_cleared_and_the_rest_is_not(root):
     shutil.copytree(root / "00000003", root / ".00000004.new")
     shutil.copytree(root / "00000003", root / ".00000001.old")

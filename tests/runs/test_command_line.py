@@ -33,6 +33,7 @@ SUMMARY_FIELDS = {
     "precision",
     "git",
 }
+RESULTS = {"config.yaml", "summary.json", "metrics.parquet", "model.npz", "outcome.npz", "policies.npz", "curves.png"}
 
 
 def fails(capsys, *words):
@@ -70,15 +71,7 @@ def trained(command):
 
 def test_train_writes_the_settings_the_summary_the_metrics_the_policies_and_the_curves(trained):
     out, _ = trained
-    assert {path.name for path in out.iterdir()} == {
-        "config.yaml",
-        "summary.json",
-        "metrics.parquet",
-        "model.npz",
-        "outcome.npz",
-        "policies.npz",
-        "curves.png",
-    }
+    assert {path.name for path in out.iterdir()} == RESULTS | {"run.json", "metrics.jsonl"}
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) >= SUMMARY_FIELDS
     assert len(summary["return_last"]) == len(summary["return_chosen"]) == summary["seeds"] == 3
@@ -168,7 +161,7 @@ def test_sweep_prints_a_row_and_writes_a_folder_for_each_value(command, trained)
     assert {path.name for path in out.iterdir()} == {"1", "3", "sweep.json"}
     arms = json.loads((out / "sweep.json").read_text())
     for value, arm in zip(("1", "3"), arms, strict=True):
-        assert {path.name for path in (out / value).iterdir()} == {path.name for path in trained[0].iterdir()} - {"curves.png"}
+        assert {path.name for path in (out / value).iterdir()} == RESULTS - {"curves.png"}
         config = settings.load(out / value / "config.yaml")
         assert (config.imagination.controller_settings, config.agent.discount) == ({"length": float(value)}, 0.9)
         assert arm == {"settings": {setting: float(value)}, **json.loads((out / value / "summary.json").read_text())}
@@ -178,13 +171,31 @@ def test_reference_writes_what_train_writes(command, trained):
     pytest.importorskip("torch", reason="the reference is written in PyTorch: pip install 'mbrl-jax[torch]'")
     out = command.folder / "reference"
     done = command("reference", "smoke", "--seeds", 2, "--out", out, "--processes", 2, "--agent.learning-rate", "0.002")
-    assert {path.name for path in out.iterdir()} == {path.name for path in trained[0].iterdir()}
+    assert {path.name for path in out.iterdir()} == RESULTS
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (trained[0], out))
     assert set(ours) == set(theirs)
     assert (ours["backend"], theirs["backend"]) == ("jax", "pytorch")
     assert ours["config"] == theirs["config"]
     assert "pytorch" in done.stdout
     assert "chosen" in command("evaluate", out, "--episodes", 3).stdout
+
+
+def test_runs_lists_what_lies_in_a_folder(command, trained):
+    listed = command("runs", trained[0]).stdout
+    for word in ("trained", "finished", "chosen", "last"):
+        assert word in listed
+
+
+def test_resuming_with_other_settings_is_refused_before_anything_is_touched(capsys, trained, tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (folder / "run.json").write_bytes((trained[0] / "run.json").read_bytes())
+    message = fails(
+        capsys, "train", "smoke", "--seeds", "4", "--seed", "7", "--out", str(folder), "--resume", "--agent.hidden", "8"
+    )
+    assert "agent.hidden: [8] does not fit; the run in" in message
+    assert "seeds: 4 does not fit" in message
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
 
 
 def test_an_output_folder_that_exists_is_left_alone(capsys, tmp_path):
@@ -198,6 +209,8 @@ def test_an_output_folder_that_exists_is_left_alone(capsys, tmp_path):
     [
         (["train", "no_such_preset", "--seeds", "1"], "neither a file nor a shipped preset"),
         (["train", "smoke", "--seeds", "0"], "seeds: 0"),
+        (["train", "smoke", "--seeds", "1", "--checkpoint-every", "-1"], "checkpoint_every: -1"),
+        (["train", "smoke", "--seeds", "1", "--checkpoints", "0"], "checkpoints: 0"),
         (["train", "smoke", "--seeds", "1", "--imagination.lanes", "7"], "imagination.lanes: 7"),
         (["train", "smoke", "--seeds", "1", "--model.batch-size", "5000"], "model.batch_size: 5000"),
         (["train", "smoke", "--seeds", "1", "--environment.name", "Pong"], "environment.name: 'Pong'"),

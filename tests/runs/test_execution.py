@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax.runs import execution
+from mbrl_jax.config import ConfigError
+from mbrl_jax.runs import execution, runner
 from mbrl_jax.runs.execution import Layout
 
 AXES = (None, 0)
@@ -40,3 +41,21 @@ def test_a_prefix_of_axes_counts_only_what_each_seed_has():
 def test_a_layout_on_a_cpu_maps_one_seed_at_a_time():
     assert execution.choose_layout(8).batch == 1
     assert isinstance(execution.choose_layout(8), Layout)
+
+
+def test_seeds_that_do_not_fit_into_memory_are_refused_before_anything_compiles(tiny, monkeypatch):
+    def compiles(*_, **__):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiles)
+    with pytest.raises(
+        ConfigError, match=r"seeds: 1000000000 do not fit into memory: each holds [\d.]+ MB.*it must be at most \d+"
+    ):
+        execution.check_memory(5_000, 1_000_000_000)
+    monkeypatch.setattr(execution, "memory", lambda: 100_000)
+    with pytest.raises(ConfigError, match="seeds: 1000 do not fit into memory"):
+        runner.run(tiny, 1_000)
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert 1e8 < execution.memory() < 1e13

@@ -1,10 +1,11 @@
-"""Processes that are killed, at moments drawn at random: the run goes on each time and ends as if nothing had been."""
+"""Processes that are killed, at moments drawn at random, or told to stop, or that run out of disk: nothing is lost."""
 
 import contextlib
 import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import pytest
 
 from mbrl_jax.config import save
-from mbrl_jax.runs import command_line
+from mbrl_jax.runs import checkpoint, command_line
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "seaborn", "gymnasium", "orbax.checkpoint", "matplotlib.figure"])
@@ -22,13 +23,25 @@ RESULTS = {"config.yaml", "metrics.parquet", "policies.npz", "outcome.npz", "cur
 OTHERS = {"run.json", "metrics.jsonl", "summary.json"}
 
 
-def work(words: list[str], output: Path, cache: str) -> None:
-    """``mbrl-jax`` in a process that begins here; it compiles but once for all of them."""
+def work(words: list[str], output: Path, cache: str, largest_file: int) -> None:
+    """``mbrl-jax`` in a process that begins here; it compiles but once for all of them.
+
+    ``largest_file`` bytes are more than any file may have, as on a disk that is full; -1 is no limit.
+    """
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     with output.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        command_line.main(words)
+
+
+def work_as_nobody(words: list[str], output: Path) -> None:
+    """The same for somebody who may not write here."""
+    with output.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        if os.getuid() == 0:
+            os.setuid(65534)
         command_line.main(words)
 
 
@@ -40,9 +53,12 @@ class Runs:
         self.cache = str(folder / "cache")
         self.output = folder / "output"
 
-    def start(self, out: Path, *flags: str):
-        words = ["train", str(self.config), "--seeds", "2", "--out", str(out), "--checkpoint-every", "0", *flags]
-        process = CONTEXT.Process(target=work, args=(words, self.output, self.cache))
+    def words(self, out: Path, *flags: str) -> list[str]:
+        return ["train", str(self.config), "--seeds", "2", "--out", str(out), "--checkpoint-every", "0", *flags]
+
+    def start(self, out: Path, *flags: str, largest_file: int = -1, output: Path | None = None):
+        where = self.output if output is None else output
+        process = CONTEXT.Process(target=work, args=(self.words(out, *flags), where, self.cache, largest_file))
         process.start()
         return process
 
@@ -87,9 +103,7 @@ def model_free(tiny, tmp_path_factory):
 def test_a_run_that_is_killed_25_times_ends_as_the_unbroken_one(model_free):
     runs = model_free
     process = runs.start(runs.folder / "unbroken")
-    began = time.monotonic()
     process.join()
-    startup = time.monotonic() - began
     assert process.exitcode == 0, runs.output.read_text()
     unbroken = resulting(runs.folder / "unbroken")
     assert set(unbroken) == RESULTS
@@ -101,7 +115,7 @@ def test_a_run_that_is_killed_25_times_ends_as_the_unbroken_one(model_free):
         before = runs.done(out)
         process = runs.start(out, "--resume")
         if killed < KILLS and killed % 3 == 0:  # before, while or after it starts, restores and compiles
-            time.sleep(moments.uniform(0, startup))
+            time.sleep(moments.uniform(0, 2.5))
             phases.add("start")
         elif killed < KILLS:  # while it trains and saves
             runs.wait_for_round(out, process, before)
@@ -174,3 +188,70 @@ def test_a_second_signal_stops_at_once_and_does_no_harm(model_free):
     process.join()
     assert process.exitcode == 0
     check_like(out, resulting(out), runs.rounds)
+
+
+def test_on_a_full_disk_the_run_goes_on_loses_nothing_that_was_saved_and_says_what_to_do(model_free):
+    runs, out = model_free, model_free.folder / "full"
+    process = runs.start(out)
+    assert runs.wait_for_round(out, process, 4)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    before = checkpoint.rounds(out / "checkpoints")[-1]
+    pipe = runs.folder / "pipe"
+    os.mkfifo(pipe)  # what the process says is not on that disk
+    process = runs.start(out, "--resume", largest_file=20_000, output=pipe)
+    said = pipe.read_text()
+    process.join()
+    assert process.exitcode == 2, said
+    assert "could not be written" in said
+    assert "is kept, and the run goes on" in said
+    assert "the results cannot be written" in said
+    assert "Then go on with: mbrl-jax train" in said
+    kept = checkpoint.rounds(out / "checkpoints")
+    assert kept[-1] >= before
+    for number in kept:
+        checkpoint.read(out / "checkpoints", number)
+
+    process = runs.start(out, "--resume")
+    process.join()
+    assert process.exitcode == 0, runs.output.read_text()
+    assert {path.name for path in out.iterdir()} == RESULTS | OTHERS
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
+    output = tmp_path / "output"
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours").chmod(0o555)
+    words = ["train", "smoke", "--seeds", "1", "--out", str(tmp_path / "ours" / "run")]
+    process = CONTEXT.Process(target=work_as_nobody, args=(words, output))
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    assert "cannot be made: [Errno 13] Permission denied" in output.read_text()
+    assert "compiling" not in output.read_text()
+
+
+def test_a_run_whose_seeds_all_diverge_says_so_and_keeps_what_it_has(model_free, tmp_path):
+    runs = model_free
+    before = len(runs.output.read_text())
+    process = runs.start(tmp_path / "run", "--agent.learning-rate", "1e38")
+    process.join()
+    assert process.exitcode == 0
+    said = runs.output.read_text()[before:]
+    assert "2 of 2 seeds frozen" in said
+    assert "every seed went non-finite" in said
+    assert set(resulting(tmp_path / "run")) == RESULTS
+
+
+def test_a_run_that_is_finished_is_not_begun_again(model_free):
+    runs, out = model_free, model_free.folder / "once"
+    runs.start(out).join()
+    first, before = resulting(out), len(runs.output.read_text())
+    for flags in ((), ("--resume",)):
+        process = runs.start(out, *flags)
+        process.join()
+        assert process.exitcode == 2
+    said = runs.output.read_text()[before:]
+    assert "exists already and is left as it is" in said
+    assert "is finished; there is nothing left to do" in said
+    assert resulting(out) == first

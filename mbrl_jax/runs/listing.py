@@ -1,0 +1,86 @@
+"""The runs below a folder: how far they are, in which settings they differ, and what they reached."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from mbrl_jax.config import ConfigError, from_dict
+from mbrl_jax.runs import results
+from mbrl_jax.runs.journals import read_lines
+from mbrl_jax.runs.results import RUN
+from mbrl_jax.runs.run_folder import LINES
+from mbrl_jax.statistics import Estimate
+
+
+class Listed(NamedTuple):
+    """A run as it stands."""
+
+    name: str  # its path below the folder that was searched
+    settings: dict[str, Any]  # by dotted path, the seeds among them
+    state: str  # finished, or how far it is
+    chosen: Estimate | None  # IQM of the final returns
+    last: Estimate | None
+    note: str  # what is wrong with it, if anything is
+
+
+def find(folder: Path) -> list[Listed]:
+    """The runs in a folder and below it, by their paths.
+
+    Raises:
+      ConfigError: there is no such folder, or no run in it.
+
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"directory: {str(folder)!r} is no folder; name one that runs were written below")
+    places = {path.parent for name in ("summary.json", RUN) for path in folder.rglob(name)}
+    runs = [_look(folder, place) for place in sorted(places) if "checkpoints" not in place.parts]
+    if not runs:
+        raise ConfigError(f"directory: there are no runs in {str(folder)!r} or below it")
+    return runs
+
+
+def _look(root: Path, place: Path) -> Listed:
+    name = str(place.relative_to(root)) if place != root else place.name
+    try:
+        if (place / "summary.json").exists():
+            return _finished(name, results.read_summary(place))
+        return _unfinished(name, place)
+    except (ConfigError, KeyError, ValueError) as error:
+        return Listed(name, {}, "unreadable", None, None, str(error).splitlines()[0])
+
+
+def _finished(name: str, summary: dict[str, Any]) -> Listed:
+    def iqm(arm: str) -> Estimate | None:
+        told = summary["iqm"][arm]
+        return None if told is None else Estimate(told["value"], *told["ci95"])
+
+    settings = {**results.flat_settings(from_dict(summary["config"])), "algorithm": summary["algorithm"]}
+    settings |= {"seeds": summary["seeds"], "seed": summary["base_seed"]}
+    frozen = len(summary["frozen_seeds"])
+    return Listed(name, settings, "finished", iqm("chosen"), iqm("last"), f"{frozen} seeds went non-finite" if frozen else "")
+
+
+def _unfinished(name: str, place: Path) -> Listed:
+    asked = results.read_run(place)
+    config = from_dict(asked["config"])
+    settings = {**results.flat_settings(config), "seeds": asked["seeds"], "seed": asked["base_seed"]}
+    lines, rounds = read_lines(place / LINES), config.steps // config.round_steps
+    done = lines[-1]["round"] if lines else 0
+    note = f"IQM {lines[-1]['values']['curve_return']:.0f} by its curve" if lines else ""
+    return Listed(name, settings, f"round {done} of {rounds}", None, None, note)
+
+
+def as_table(runs: Sequence[Listed]) -> Table:
+    """For a terminal: a column for each setting in which the runs differ."""
+    paths = dict.fromkeys(path for run in runs for path in run.settings)
+    differing = [path for path in paths if len({repr(run.settings.get(path)) for run in runs if run.settings}) > 1]
+    table = Table(caption="IQM over seeds with 95 % bootstrap intervals; settings that all runs share are not shown")
+    for column in ("run", "state", *differing, "chosen", "last", "note"):
+        table.add_column(column, overflow="fold")
+    for run in runs:
+        shown = ("" if path not in run.settings else str(run.settings[path]) for path in differing)
+        returns = ("" if each is None else str(each) for each in (run.chosen, run.last))
+        table.add_row(run.name, run.state, *shown, *returns, run.note)
+    return table

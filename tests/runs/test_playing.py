@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mbrl_jax
+from mbrl_jax.agents.q_learning import make_q_learner
+from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.runs import playing, results, runner
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    results.write(runner.run(tiny, 3), folder)
+    return folder
+
+
+def test_policies_are_loaded_in_one_line_and_act_as_the_learner_does(folder, tiny, cartpole, real_rows):
+    policy = mbrl_jax.load_policy(folder)
+    assert len(policy) == 3
+    observation = real_rows[:50, :4]
+    learner = make_q_learner(tiny.agent, cartpole.spec)
+    params = results.read(folder).result.outcome.chosen
+    for seed in range(3):
+        expected = learner.greedy(jax.tree.map(lambda leaf, seed=seed: jnp.asarray(leaf[seed]), params), observation)
+        np.testing.assert_array_equal(policy(observation, seed=seed), expected)
+        np.testing.assert_array_equal(policy(np.asarray(observation[7]), seed=seed), expected[7])
+    everyone = policy(jnp.broadcast_to(observation[None], (3, 50, 4)))
+    np.testing.assert_array_equal(everyone[2], policy(observation, seed=2))
+
+
+def test_the_last_policies_are_there_too(folder):
+    last = results.read(folder).result.outcome.last
+    jax.tree.map(np.testing.assert_array_equal, mbrl_jax.load_policy(folder, "last").params, last)
+
+
+def test_what_is_not_there_is_refused(folder, tiny, tmp_path):
+    with pytest.raises(ConfigError, match="seed: 3 is out of range; it must be from 0 to 2"):
+        mbrl_jax.load_policy(folder)(np.zeros(4), seed=3)
+    free = ModelFreeQConfig(**{name: getattr(tiny, name) for name in ModelFreeQConfig.__dataclass_fields__})
+    results.write(runner.run(replace(free, steps=10), 1), tmp_path)
+    with pytest.raises(ConfigError, match="which: 'chosen' does not fit; .* has the policies last"):
+        mbrl_jax.load_policy(tmp_path, "chosen")
+    assert len(mbrl_jax.load_policy(tmp_path)) == 1
+    with pytest.raises(ConfigError, match="episodes: 0"):
+        playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 0, "gymnax", 0)
