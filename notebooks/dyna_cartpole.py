@@ -1,6 +1,5 @@
 # ---
 # jupyter:
-#   # ruff: noqa: E402
 #   jupytext:
 #     formats: ipynb,py:percent
 #     text_representation:
