@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
@@ -29,10 +30,12 @@ USAGE = """usage: mbrl-jax COMMAND …
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
   sweep CONFIG --setting PATH --values V1 V2 … --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
       train an agent for every seed at every value of one setting, in one compiled program
-  compare --protocol batch|interactive --seeds N --out DIR [--seed BASE]
+  compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume]
       train the model-based and the model-free arm on the same real data, and set them side by side
   runs DIR
       list the runs below a folder: how far they are, in which settings they differ, and what they reached
+  report RUN [RUN …] --out FILE.html
+      one page about one run or several: what was run, curves, model, imagination, and how the policy moves
   evaluate DIR [--episodes 50] [--env gymnax|gymnasium] [--seed BASE]
       play the policies that a run saved
   reference CONFIG --seeds N --out DIR [--seed BASE] [--compile] [--processes N] [--device cpu] [--any.setting VALUE …]
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sweep": _sweep,
         "compare": _compare,
         "runs": _runs,
+        "report": _write_report,
         "evaluate": _evaluate,
         "reference": _reference,
     }
@@ -70,7 +74,7 @@ def _show_usage(words: list[str]) -> NoReturn:
 
 def presets() -> dict[str, Path]:
     """The shipped presets by name."""
-    package = Path(settings.__file__).parent
+    package = Path(mbrl_jax.__file__).parent
     for folder in (package / "configs", package.parent / "configs"):  # installed, or a checkout
         if folder.is_dir():
             return {path.stem: path for path in folder.rglob("*.yaml")}
@@ -143,49 +147,53 @@ def _train(words: list[str]) -> None:
 
 
 def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
-    """Train all seeds, or go on with a run that was stopped, and write its folder.
+    """Train all seeds, or go on with a run that was stopped, write its folder, and print its figures.
 
     Raises:
       ConfigError: what was asked for cannot work, or the folder cannot be used.
 
     """
     execution.use_all_cores()
+    if keeping.resume and run_folder.is_finished(out):
+        raise ConfigError(f"resume: the run in {str(out)!r} is finished; there is nothing left to do")
+    with Display.standard(settings.algorithm_name(asked.config)) as display:
+        run = _keep(asked, out, keeping, command, display)
+    _print(run, results.read_summary(out), out)
+
+
+def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Display) -> runner.Run:
+    """A run that is kept while it goes on: it begins, or goes on with what is in its folder, and leaves its results there."""
     algorithm = runner.make_train(asked.config)  # refuses what cannot work before a folder is made
     runner.check_diagnosis(asked.diagnose, algorithm, asked.config)
-    with Display.standard(settings.algorithm_name(asked.config)) as display:
-        goes_on = keeping.resume and not run_folder.is_untouched(out)
-        if goes_on and run_folder.is_finished(out):
-            raise ConfigError(f"resume: the run in {str(out)!r} is finished; there is nothing left to do")
-        if keeping.resume and not goes_on:
+    goes_on = keeping.resume and not run_folder.is_untouched(out)
+    if goes_on:
+        folder = run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)
+    else:
+        if keeping.resume:
             display.say(f"there is no run in {out} yet: one begins")
-        if goes_on:
-            folder = run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)
-        else:
-            folder = run_folder.create(out, asked, command, runner.PACKAGES, keeping.every, keeping.keep, display.say)
-        with folder, interruption.watch(_asked_to_stop(display), display.leave) as told:
-            _add_journals(folder, asked, keeping)
-            try:
-                run = runner.run(
-                    asked.config,
-                    asked.seeds,
-                    base_seed=asked.base_seed,
-                    display=display,
-                    diagnose=asked.diagnose,
-                    keeper=folder,
-                    interruption=told,
-                )
-            except Interrupted as stopped:
-                again = command if keeping.resume else f"{command} --resume"
-                display.say(f"{stopped}; round {folder.wait()} is saved. To go on: {again}")
-                raise SystemExit(130) from None
-            try:
-                _report(run, out)
-            except OSError as error:
-                again = command if keeping.resume else f"{command} --resume"
-                raise ConfigError(
-                    f"out: the results cannot be written to {str(out)!r}: {error}. Then go on with: {again}"
-                ) from error
-            folder.finished()
+        folder = run_folder.create(out, asked, command, runner.PACKAGES, keeping.every, keeping.keep, display.say)
+    again = command if keeping.resume else f"{command} --resume"
+    with folder, interruption.watch(_asked_to_stop(display), display.leave) as told:
+        _add_journals(folder, asked, keeping)
+        try:
+            run = runner.run(
+                asked.config,
+                asked.seeds,
+                base_seed=asked.base_seed,
+                display=display,
+                diagnose=asked.diagnose,
+                keeper=folder,
+                interruption=told,
+            )
+        except Interrupted as stopped:
+            display.say(f"{stopped}; round {folder.wait()} is saved. To go on: {again}")
+            raise SystemExit(130) from None
+        try:
+            _write(run, out)
+        except OSError as error:
+            raise ConfigError(f"out: the results cannot be written to {str(out)!r}: {error}. Then go on with: {again}") from error
+        folder.finished()
+    return run
 
 
 def _asked_to_stop(display: Display) -> Callable[[], None]:
@@ -223,17 +231,21 @@ def _reference(words: list[str]) -> None:
             device=given.device,
             display=display,
         )
-    _report(run, folder)
+    _print(run, _write(run, folder), folder)
 
 
-def _report(run: runner.Run, folder: Path) -> None:
-    """Write a run into its folder, the summary last, and print its figures."""
+def _write(run: runner.Run, folder: Path) -> dict[str, Any]:
+    """Draw a run and write its results, the summary last; returns the summary."""
     from mbrl_jax.runs import figures, horizon_figures
 
     figures.draw_run(run, folder / "curves.png")
     if run.diagnosis is not None:
         horizon_figures.draw_imagination(run, folder / "imagination.png")
-    summary = results.write(run, folder)
+    return results.write(run, folder)
+
+
+def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
+    """Print the figures of a run."""
     table = Table(title=f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}")
     for column in ("policy", "IQM", *(f">= {mark}" for mark in statistics.SUCCESS_MARKS)):
         table.add_column(column)
@@ -265,6 +277,7 @@ def _compare(words: list[str]) -> None:
         seed: int = 0,
         model_based: str | None = None,
         model_free: str | None = None,
+        resume: bool = False,
     ) -> None:
         """Train both arms on the same real data and set them side by side.
 
@@ -275,6 +288,7 @@ def _compare(words: list[str]) -> None:
             seed: base seed
             model_based: a preset for the model-based arm in place of cartpole_PROTOCOL
             model_free: a preset for the other arm in place of cartpole_PROTOCOL_model_free
+            resume: go on with a comparison that was stopped
 
         """
         ours = read_preset(model_based or f"cartpole_{protocol}")
@@ -282,38 +296,54 @@ def _compare(words: list[str]) -> None:
         for config in (ours, theirs):
             if config.protocol != protocol:
                 raise ConfigError(f"protocol: {config.protocol!r} in a preset does not fit --protocol {protocol}")
-        compare(ours, theirs, seeds, out, seed)
+        compare(ours, theirs, seeds, out, seed, Keeping(resume), shlex.join(["mbrl-jax", "compare", *words]))
 
     tyro.cli(flags, args=words, prog="mbrl-jax compare")
 
 
-def compare(model_based: ModelFreeQConfig, model_free: ModelFreeQConfig, seeds: int, out: Path, seed: int) -> None:
-    """Train both arms, write a folder for each, the table and the figure."""
+def compare(
+    model_based: ModelFreeQConfig,
+    model_free: ModelFreeQConfig,
+    seeds: int,
+    out: Path,
+    seed: int,
+    keeping: Keeping = Keeping(),  # noqa: B008, it does not change
+    command: str = "mbrl-jax compare",
+) -> None:
+    """Train both arms, or what is left of them, and write a folder for each, the table and the figure.
+
+    Raises:
+      ConfigError: the arms do not compare, cannot work, or the folder cannot be used.
+
+    """
     comparison.check_arms(model_based, model_free)
     _check(model_based, seeds, seed)
     _check(model_free, seeds, seed)
     execution.use_all_cores()
     from mbrl_jax.runs import figures
 
-    folder = results.make_folder(out)
+    if not (keeping.resume and out.is_dir()):
+        results.make_folder(out)
     runs: list[runner.Run] = []
     for name, config in (("model_based", model_based), ("model_free", model_free)):
+        asked, arm = Asked(config, seeds, seed, False), out / name
         with Display.standard(name) as display:
-            runs.append(runner.run(config, seeds, base_seed=seed, display=display))
-        arm = folder / name
-        arm.mkdir()
-        results.write(runs[-1], arm)
-        figures.draw_run(runs[-1], arm / "curves.png")
+            if keeping.resume and run_folder.is_finished(arm):
+                run_folder.check_same(arm, asked)
+                display.say("is finished already")
+                runs.append(results.read(arm))
+            else:
+                runs.append(_keep(asked, arm, keeping, command, display))
     ours, theirs = runs
     measured = comparison.compare(ours, theirs)
-    (folder / "comparison.json").write_text(json.dumps(comparison.as_json(measured), indent=1) + "\n", encoding="utf-8")
-    figures.draw_comparison(ours, theirs, folder / "comparison.png")
+    (out / "comparison.json").write_text(json.dumps(comparison.as_json(measured), indent=1) + "\n", encoding="utf-8")
+    figures.draw_comparison(ours, theirs, out / "comparison.png")
     console = Console()
     task, transitions = model_based.environment.name, f"{model_based.real_transitions:,} real transitions"
     title = f"{task}, {model_based.protocol}: {transitions}, {seeds} seeds"
     console.print(comparison.as_table(measured, title))
     compiling = sum(run.seconds.compile for run in runs)
-    console.print(f"besides, {compiling:.0f} s of compilation; figure and data in {folder}")
+    console.print(f"besides, {compiling:.0f} s of compilation; figure and data in {out}")
 
 
 def _evaluate(words: list[str]) -> None:
@@ -360,6 +390,23 @@ def _runs(words: list[str]) -> None:
         Console().print(listing.as_table(listing.find(directory)))
 
     tyro.cli(flags, args=words, prog="mbrl-jax runs")
+
+
+def _write_report(words: list[str]) -> None:
+    def flags(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path) -> None:
+        """Write one page about finished runs.
+
+        Args:
+            runs: their folders
+            out: a new HTML file
+
+        """
+        from mbrl_jax.runs import report
+
+        report.write(runs, out)
+        Console().print(f"written to {out}")
+
+    tyro.cli(flags, args=words, prog="mbrl-jax report")
 
 
 def _check(config: ModelFreeQConfig, seeds: int, seed: int) -> None:

@@ -167,7 +167,7 @@ def take_up(
     """
     lock = _lock(path)
     try:
-        _check_same(path, asked)
+        check_same(path, asked)
         _clear(path)
         found = _find(path, number)
         if found is None:
@@ -207,6 +207,26 @@ def asked_of(path: Path) -> Asked:
         raise ConfigError(f"{path / RUN}: {error}; {results.written_by(content)}") from error
 
 
+def check_same(path: Path, asked: Asked) -> None:
+    """Refuse to go on with a run of something else.
+
+    Raises:
+      ConfigError: naming every setting that differs.
+
+    """
+    before, now = asked_of(path).settings(), asked.settings()
+    named = [algorithm_name(each.config) for each in (asked_of(path), asked)]
+    if named[0] != named[1]:
+        raise ConfigError(f"algorithm: {named[1]!r} does not fit; the run in {str(path)!r} is of {named[0]!r}")
+    problems = [
+        f"{name}: {now.get(name)!r} does not fit; the run in {str(path)!r} has {before.get(name)!r}, and goes on only with that"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 # ------------------------------------------------------------------------------------------------------------------ pieces
 
 
@@ -224,21 +244,6 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise ConfigError(f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder") from None
     return descriptor
-
-
-def _check_same(path: Path, asked: Asked) -> None:
-    """Refuse to go on with a run of something else."""
-    before, now = asked_of(path).settings(), asked.settings()
-    named = [algorithm_name(each.config) for each in (asked_of(path), asked)]
-    if named[0] != named[1]:
-        raise ConfigError(f"algorithm: {named[1]!r} does not fit; the run in {str(path)!r} is of {named[0]!r}")
-    problems = [
-        f"{name}: {now.get(name)!r} does not fit; the run in {str(path)!r} has {before.get(name)!r}, and goes on only with that"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def _find(path: Path, number: int | None) -> Checkpoint | None:

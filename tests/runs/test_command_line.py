@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,14 @@ def test_compare_trains_both_arms_and_prints_one_table(command):
         json.loads((out / arm / "summary.json").read_text())["random_return"] for arm in ("model_based", "model_free")
     }
     assert len(random_returns) == 1  # both saw the same real data
+
+    shutil.rmtree(out / "model_free")  # as if the machine had died while it was at the second arm
+    (out / "comparison.json").unlink()
+    again = command("compare", *arguments, "--resume")
+    assert "model_based: is finished already" in again.stderr
+    repeated = json.loads((out / "comparison.json").read_text())
+    for arm, told in figures["arms"].items():
+        assert {**told, "seconds": 0} == {**repeated["arms"][arm], "seconds": 0}
 
 
 def test_sweep_prints_a_row_and_writes_a_folder_for_each_value(command, trained):

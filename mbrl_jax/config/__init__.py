@@ -1,0 +1,49 @@
+"""The settings: frozen dataclasses, YAML on one side and a JAX pytree on the other.
+
+Every setting is either *static* (it changes a shape or the graph, so a new value compiles anew) or *traced* (any other number).
+A configuration is itself a pytree: its leaves are the traced settings and its structure holds the static ones. So the same
+object is both what ``make_train`` closes over and the ``hyper`` argument of ``train``, and a grid of traced settings is
+
+>>> hyper = dataclasses.replace(config, agent=dataclasses.replace(config.agent, learning_rate=jnp.array([1e-4, 3e-4])))
+
+mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, with their path, before anything compiles.
+"""
+
+from mbrl_jax.config.checks import check, holdout_stride
+from mbrl_jax.config.fields import ConfigError, Limits
+from mbrl_jax.config.files import from_dict, load, save, to_dict
+from mbrl_jax.config.schema import (
+    ALGORITHMS,
+    DynaQConfig,
+    EnvironmentConfig,
+    EvaluationConfig,
+    ExplorationConfig,
+    ImaginationConfig,
+    ModelConfig,
+    ModelFreeQConfig,
+    QLearningConfig,
+    SelectionConfig,
+    algorithm_name,
+)
+
+__all__ = [
+    "ALGORITHMS",
+    "ConfigError",
+    "DynaQConfig",
+    "EnvironmentConfig",
+    "EvaluationConfig",
+    "ExplorationConfig",
+    "ImaginationConfig",
+    "Limits",
+    "ModelConfig",
+    "ModelFreeQConfig",
+    "QLearningConfig",
+    "SelectionConfig",
+    "algorithm_name",
+    "check",
+    "from_dict",
+    "holdout_stride",
+    "load",
+    "save",
+    "to_dict",
+]

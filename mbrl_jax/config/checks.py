@@ -1,0 +1,166 @@
+"""Refuses settings that cannot work, alone or together."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from mbrl_jax.config.fields import ConfigError, Limits, convert
+from mbrl_jax.config.schema import DynaQConfig, ModelFreeQConfig
+
+
+def check(config: ModelFreeQConfig) -> None:
+    """Refuse a configuration that cannot work.
+
+    Raises:
+      ConfigError: naming every field that is wrong, its value and what would be right.
+
+    """
+    problems = list(_field_problems(config, ""))
+    if not problems:
+        problems += _joint_problems(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _field_problems(config: Any, prefix: str) -> typing.Iterator[str]:
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _field_problems(value, path + ".")
+            continue
+        try:
+            convert(value, hints[field.name], path)
+        except ConfigError as error:
+            yield str(error)
+            continue
+        limits: Limits = field.metadata["limits"]
+        named = {"": value}
+        if isinstance(value, tuple):
+            named = {f"[{i}]": entry for i, entry in enumerate(value)}
+        if isinstance(value, dict):
+            named = {f".{name}": entry for name, entry in value.items()}
+        for name, number in named.items():
+            if isinstance(number, int | float) and not isinstance(number, bool) and not limits.admit(number):
+                yield f"{path}{name}: {number!r} is out of range; it must be {limits}"
+
+
+def _joint_problems(config: ModelFreeQConfig) -> list[str]:
+    problems = []
+
+    def require(holds: bool, path: str, value: Any, right: str) -> None:
+        if not holds:
+            problems.append(f"{path}: {value!r} does not fit; {right}")
+
+    require(
+        config.steps % config.round_steps == 0,
+        "round_steps",
+        config.round_steps,
+        f"it must divide steps ({config.steps})",
+    )
+    require(
+        config.round_steps % config.metric_steps == 0,
+        "metric_steps",
+        config.metric_steps,
+        f"it must divide round_steps ({config.round_steps})",
+    )
+    noise = config.environment.observation_noise
+    require(
+        noise == 0 or config.protocol == "batch",
+        "environment.observation_noise",
+        noise,
+        f"in the {config.protocol!r} protocol it must be 0",
+    )
+    require(
+        config.agent.target != "steve" or config.agent.members > 1,
+        "agent.members",
+        config.agent.members,
+        "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
+    )
+    if not isinstance(config, DynaQConfig):
+        require(
+            config.agent.target in ("max", "double"),
+            "agent.target",
+            config.agent.target,
+            "without a model it must be 'max' or 'double'",
+        )
+        return problems
+
+    model, imagination = config.model, config.imagination
+    training_rows = config.random_transitions - config.random_transitions // holdout_stride(config)
+    require(
+        model.batch_size <= training_rows,
+        "model.batch_size",
+        model.batch_size,
+        f"it must be at most {training_rows}, the training rows among {config.random_transitions} random transitions",
+    )
+    require(
+        config.random_transitions >= holdout_stride(config),
+        "random_transitions",
+        config.random_transitions,
+        f"it must be at least {holdout_stride(config)}, or no row is left for the holdout",
+    )
+    elites = model.members if model.elites is None else model.elites
+    require(elites <= model.members, "model.elites", model.elites, f"it must be at most model.members ({model.members})")
+    if imagination.sampling not in ("mean", "fused"):
+        require(
+            imagination.lanes % elites == 0,
+            "imagination.lanes",
+            imagination.lanes,
+            f"lanes are dealt evenly to members, so it must be a multiple of {elites}",
+        )
+    require(
+        config.selection.episodes % elites == 0,
+        "selection.episodes",
+        config.selection.episodes,
+        f"episodes are dealt evenly to members, so it must be a multiple of {elites}",
+    )
+    require(
+        imagination.capacity % imagination.lanes == 0,
+        "imagination.capacity",
+        imagination.capacity,
+        f"the replay is written in blocks of lanes, so it must be a multiple of {imagination.lanes}",
+    )
+    per_step = imagination.lanes * imagination.steps
+    require(
+        imagination.capacity >= per_step,
+        "imagination.capacity",
+        imagination.capacity,
+        f"it must hold one real step's {per_step} imagined rows",
+    )
+    require(
+        config.steps * per_step < 2**31,
+        "steps",
+        config.steps,
+        f"{config.steps} x {per_step} imagined rows overflow a 32-bit counter; fewer steps, lanes or imagined steps",
+    )
+    require(
+        imagination.sampling not in ("fused", "infoprop") or model.kind == "gaussian",
+        "imagination.sampling",
+        imagination.sampling,
+        "it weighs members by their predicted variance, so model.kind must be 'gaussian'",
+    )
+    require(
+        imagination.penalty != "halt" or imagination.controller not in ("fixed", "schedule"),
+        "imagination.penalty",
+        imagination.penalty,
+        f"it makes a terminal of every stop, and {imagination.controller!r} stops by depth alone",
+    )
+    require(
+        model.laplacian == "none" or model.activation != "relu",
+        "model.activation",
+        model.activation,
+        "the Laplacian penalty needs a twice differentiable one: 'silu', 'tanh' or 'gelu'",
+    )
+    require(
+        model.laplacian_rows is None or model.laplacian_rows <= model.batch_size,
+        "model.laplacian_rows",
+        model.laplacian_rows,
+        f"it must be at most model.batch_size ({model.batch_size})",
+    )
+    return problems
+
+
+def holdout_stride(config: ModelFreeQConfig) -> int:
+    """Every how manieth real row is held out: min(20 %, 5,000) of all rows that the run will ever see."""
+    return max(5, -(-config.real_transitions // 5_000))

@@ -1,0 +1,97 @@
+"""What a setting is: static or traced, within limits, of a type that a file's values are brought to."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import jax
+
+C = TypeVar("C")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: the message names the field, its value and what would be right."""
+
+
+class Limits(typing.NamedTuple):
+    """The closed range of a number; for a tuple, of each of its entries."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None  # an open lower end
+
+    def admit(self, value: float) -> bool:
+        """Whether ``value`` is within."""
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and math.isfinite(value)
+        )
+
+    def __str__(self) -> str:
+        parts = [
+            None if self.minimum is None else f"at least {self.minimum}",
+            None if self.above is None else f"above {self.above}",
+            None if self.maximum is None else f"at most {self.maximum}",
+        ]
+        return " and ".join(part for part in (*parts, "finite") if part)
+
+
+def static(default: Any, **limits: float) -> Any:
+    """A setting that changes shapes or the graph."""
+    return dataclasses.field(default=default, metadata={"traced": False, "limits": Limits(**limits)})
+
+
+def traced(default: float, **limits: float) -> Any:
+    """A number that may be a tracer: it can be vmapped over without compiling again."""
+    return dataclasses.field(default=default, metadata={"traced": True, "limits": Limits(**limits)})
+
+
+def group(make: Any) -> Any:
+    """Settings within settings."""
+    return dataclasses.field(default_factory=make, metadata={"traced": True, "limits": Limits()})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, group))
+def settings(cls: type[C]) -> type[C]:
+    """Make ``cls`` a frozen dataclass and a pytree whose leaves are its traced settings."""
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    fields = dataclasses.fields(made)  # type: ignore[arg-type]
+    leaves = [field.name for field in fields if field.metadata["traced"]]
+    meta = [field.name for field in fields if not field.metadata["traced"]]
+    return jax.tree_util.register_dataclass(made, data_fields=leaves, meta_fields=meta)
+
+
+def convert(value: Any, hint: Any, path: str) -> Any:
+    """``value`` as the type ``hint``, where no information is lost."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return convert(value, next(argument for argument in arguments if argument is not type(None)), path)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{path}: {value!r} is not a choice; it must be one of {', '.join(map(repr, arguments))}")
+    if origin is tuple:
+        if isinstance(value, list | tuple) and value:
+            return tuple(convert(entry, arguments[0], f"{path}[{i}]") for i, entry in enumerate(value))
+        raise ConfigError(f"{path}: {value!r} must be a list of {arguments[0].__name__} with at least one entry")
+    if origin is dict:
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {key: convert(entry, float, f"{path}.{key}") for key, entry in value.items()}
+        raise ConfigError(f"{path}: {value!r} must be a mapping from names to numbers")
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    raise ConfigError(f"{path}: {value!r} must be {'a number' if hint is float else f'of type {hint.__name__}'}")

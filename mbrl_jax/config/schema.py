@@ -1,0 +1,216 @@
+"""Every setting there is, with its default and its limits."""
+
+import dataclasses
+from typing import Literal
+
+from mbrl_jax.config.fields import Limits, group, settings, static, traced
+
+
+@settings
+class EnvironmentConfig:
+    """Which task."""
+
+    name: str = static("CartPole-v1")
+    """The environment's registered name."""
+    time_limit: int | None = static(None, minimum=1)
+    """Steps until an episode is truncated; none takes the task's own."""
+    observation_noise: float = traced(0.0, minimum=0)
+    """Noise of the measurements in the random real transitions (batch protocol): its standard deviation as a share of the task's
+    scale of each axis."""
+
+
+@settings
+class ModelConfig:
+    """The dynamics ensemble and how it is fitted."""
+
+    members: int = static(5, minimum=1)
+    """Ensemble members, E."""
+    elites: int | None = static(None, minimum=1)
+    """Members that imagination uses, those with the lowest holdout error; none uses all."""
+    hidden: tuple[int, ...] = static((64, 64), minimum=1)
+    """Widths of the hidden layers."""
+    activation: Literal["silu", "tanh", "gelu", "relu"] = static("silu")
+    """Nonlinearity between layers; the Laplacian penalty refuses relu, which has no second derivative."""
+    input_scale: Literal["data", "task"] = static("data")
+    """Whether observations enter standardised by the data, or divided by the task's own scale. Where a policy goes further than
+    the data did it is many of their deviations out, and predictions are wrong; on the task's scale it is still within one."""
+    kind: Literal["gaussian", "deterministic"] = static("gaussian")
+    """Whether a member predicts mean and log-variance, or a mean only."""
+    learn_bounds: bool = static(False)
+    """Whether the log-variance bounds (0.5 and -10) are learned."""
+    reward: Literal["known", "learned"] = static("known")
+    """Whether imagination takes the reward from the task's known function or from a head of the model."""
+    termination: Literal["known", "learned"] = static("known")
+    """Whether imagination takes termination from the task's known function or from a head of the model."""
+    termination_weight: float = traced(100.0, minimum=0)
+    """Weight of a learned termination's cross-entropy; beside the likelihood of precise Gaussian members 1 is lost, beside
+    deterministic ones 1 will do."""
+    learning_rate: float = traced(1e-3, above=0)
+    """Adam's step size."""
+    weight_decay: float = traced(0.0, minimum=0)
+    """Weight of half the sum of the squared kernels in each member's loss. Inputs that explain nothing lose their influence by
+    it, so that predictions hold further away from the data."""
+    batch_size: int = static(256, minimum=1)
+    """Rows of a minibatch, per member."""
+    epochs: int = static(50, minimum=1)
+    """Passes over the data in the first fit."""
+    refit_batches: int = static(250, minimum=1)
+    """Minibatches of each refit (interactive protocol)."""
+    bootstrap: bool = static(False)
+    """Whether each member is first fitted on a resample (with replacement) of the rows of its own instead of on all of them."""
+    patience: int | None = static(None, minimum=1)
+    """Epochs without a better holdout error after which a member is frozen at its best; none trains to the end."""
+    laplacian: Literal["none", "auto", "exact", "hutchinson"] = static("none")
+    """Penalty on the Laplacian of the predicted mean; auto is exact up to 8 observation axes, estimated above."""
+    laplacian_weight: float = traced(1e-4, minimum=0)
+    """Weight of that penalty."""
+    laplacian_rows: int | None = static(None, minimum=1)
+    """Rows of each (shuffled) minibatch that the penalty's mean is taken over; none takes all."""
+    laplacian_probes: int = static(4, minimum=1)
+    """Random probes of the Hutchinson estimate."""
+
+
+@settings
+class ImaginationConfig:
+    """K lanes of imagined rollouts, H steps of each per real step."""
+
+    lanes: int = static(25, minimum=1)
+    """Parallel imagined rollouts, K."""
+    steps: int = static(3, minimum=1)
+    """Imagined steps of every lane per real step, H."""
+    cap: int = traced(3, minimum=1)
+    """Depth at which any lane re-roots, whatever its controller says."""
+    restart: Literal["streaming", "per_step"] = static("streaming")
+    """Whether a lane re-roots as soon as it ends, or all lanes re-root at every real step and ended ones idle."""
+    sampling: Literal["ts1", "ts_infinity", "mean", "fused", "infoprop"] = static("ts1")
+    """Who predicts: a freshly dealt member each step, a lane's own member, the mean of all members, their precision-weighted
+    fusion, or a dealt member's sample pulled towards that fusion by what the members agree on (Infoprop)."""
+    epsilon: float = traced(0.1, minimum=0, maximum=1)
+    """Share of random actions in imagination."""
+    capacity: int = static(20_000, minimum=1)
+    """Rows of the imagined replay."""
+    controller: str = static("fixed")
+    """The horizon controller's registered name."""
+    controller_settings: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"length": 3}, metadata={"traced": True, "limits": Limits()}
+    )
+    """The controller's own numbers, by the names of its function's arguments."""
+    measure: Literal["std", "max_pairwise", "max_aleatoric", "gjs", "one_vs_rest"] = static("std")
+    """The members' disagreement that the threshold controllers and the penalty on disagreement go by."""
+    penalty: Literal["none", "mopo", "disagreement", "halt"] = static("none")
+    """What is taken from the reward of imagined rows: the largest predicted deviation (MOPO), the disagreement, or, where the
+    controller stops, everything: the row becomes a terminal (MOReL)."""
+    penalty_weight: float = traced(0.0, minimum=0)
+    """Weight of that penalty; for the halt, the terminal's reward is minus this."""
+
+
+@settings
+class QLearningConfig:
+    """The Q-learner."""
+
+    hidden: tuple[int, ...] = static((64, 64), minimum=1)
+    """Widths of the hidden layers."""
+    learning_rate: float = traced(3e-4, above=0)
+    """Adam's step size at the first update."""
+    learning_rate_decay: float = traced(0.0, minimum=0, maximum=1)
+    """Share of that step size which is gone, linearly, by the run's last update."""
+    discount: float = traced(0.99, minimum=0, maximum=1)
+    """Discount factor, gamma."""
+    target_rate: float = traced(0.01, above=0, maximum=1)
+    """Share of the online network that the target network takes over at each update, tau."""
+    batch_size: int = static(256, minimum=1)
+    """Rows of an update's minibatch."""
+    updates_per_step: int = static(1, minimum=1)
+    """Updates per real step."""
+    members: int = static(1, minimum=1)
+    """Q-networks that learn side by side from their own initialisation; their mean acts."""
+    real_ratio: float = static(0.0, minimum=0, maximum=1)
+    """Share of each minibatch that comes from the real replay."""
+    target: Literal["max", "double", "quantile", "mean_std", "steve"] = static("double")
+    """How the next state's value is formed; the last three ask every member of the dynamics ensemble."""
+    target_quantile: float = traced(0.25, minimum=0, maximum=1)
+    """The quantile over members (target: quantile)."""
+    target_beta: float = traced(1.0, minimum=0)
+    """Standard deviations over members subtracted from their mean (target: mean_std)."""
+    target_steps: int = static(3, minimum=1)
+    """Imagined steps that the value is expanded by at the most (target: steve)."""
+    loss: Literal["squared", "huber"] = static("squared")
+    """The error's loss."""
+    huber_delta: float = traced(1.0, above=0)
+    """Where the Huber loss turns linear."""
+    input_scale: tuple[float, ...] | None = static(None, above=0)
+    """What each observation axis is divided by; none takes the task's own scale."""
+
+
+@settings
+class ExplorationConfig:
+    """Epsilon-greedy behaviour in the real environment (interactive protocol), annealed linearly."""
+
+    start: float = traced(0.2, minimum=0, maximum=1)
+    """Share of random actions at the first step."""
+    end: float = traced(0.02, minimum=0, maximum=1)
+    """Share of random actions at the last step."""
+
+
+@settings
+class SelectionConfig:
+    """The choice of the policy in imagination, from snapshots taken at the end of every round."""
+
+    episodes: int = static(20, minimum=1)
+    """Imagined episodes that score a snapshot."""
+    steps: int = static(500, minimum=1)
+    """Steps after which an imagined episode is cut."""
+
+
+@settings
+class EvaluationConfig:
+    """Greedy episodes in the real environment; they teach the agent nothing."""
+
+    episodes: int = static(50, minimum=1)
+    """Episodes that judge a final policy."""
+    curve_episodes: int = static(10, minimum=1)
+    """Episodes of each point of the learning curve."""
+
+
+@settings
+class ModelFreeQConfig:
+    """Q-learning from real transitions alone."""
+
+    protocol: Literal["batch", "interactive"] = static("batch")
+    """Whether all real data are collected at random beforehand, or the agent goes on acting."""
+    environment: EnvironmentConfig = group(EnvironmentConfig)
+    random_transitions: int = static(5_000, minimum=2)
+    """Real transitions collected by the uniform random policy."""
+    steps: int = static(5_000, minimum=1)
+    """Steps of the main loop; in the interactive protocol each of them is one more real transition."""
+    round_steps: int = static(250, minimum=1)
+    """Steps of a round; a round ends with an evaluation."""
+    metric_steps: int = static(10, minimum=1)
+    """Steps over which the logged losses are averaged."""
+    precision: Literal["default", "highest"] = static("default")
+    """Precision of matrix products: the backend's default, or full float32."""
+    agent: QLearningConfig = group(QLearningConfig)
+    exploration: ExplorationConfig = group(ExplorationConfig)
+    evaluation: EvaluationConfig = group(EvaluationConfig)
+
+    @property
+    def real_transitions(self) -> int:
+        """Real transitions that a run uses in all."""
+        return self.random_transitions + (self.steps if self.protocol == "interactive" else 0)
+
+
+@settings
+class DynaQConfig(ModelFreeQConfig):
+    """Q-learning from rollouts imagined by a learned dynamics ensemble (Dyna, Sutton 1991; MBPO, Janner et al. 2019)."""
+
+    model: ModelConfig = group(ModelConfig)
+    imagination: ImaginationConfig = group(ImaginationConfig)
+    selection: SelectionConfig = group(SelectionConfig)
+
+
+ALGORITHMS: dict[str, type[ModelFreeQConfig]] = {"dyna_q": DynaQConfig, "model_free_q": ModelFreeQConfig}
+
+
+def algorithm_name(config: ModelFreeQConfig) -> str:
+    """The name of the algorithm that ``config`` configures, as a preset's ``algorithm`` key has it."""
+    return next(name for name, cls in ALGORITHMS.items() if type(config) is cls)

@@ -1,0 +1,275 @@
+"""The report's section on imagination: what was learned from it, how long its rollouts got, and how far it can be believed."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from mbrl_jax import statistics
+from mbrl_jax.config import DynaQConfig
+from mbrl_jax.environment import make_environment
+from mbrl_jax.imagination.lanes import DEPTH_EDGES
+from mbrl_jax.runs.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss
+from mbrl_jax.runs.horizon_figures import draw_map
+from mbrl_jax.runs.report import markup
+from mbrl_jax.runs.report.entries import Entry, left_out, only, seeds_of
+from mbrl_jax.runs.report.markup import Figures, new_axes, plain
+from mbrl_jax.runs.report.measures import finite_seeds
+from mbrl_jax.runs.report.overview import MARKED_TASK
+from mbrl_jax.runs.report.returns import step_axis, steps_of
+from mbrl_jax.runs.report.tasks import axis_names
+
+GROWTH = {
+    "compounded_error": ("compounded error", "#b0413e"),
+    "one_step_error": ("one-step error", "#e08e45"),
+    "disagreement": ("disagreement", "#5b5f97"),
+}
+MAP_AXES = (0, 2)  # of the state, which a diagnosis maps
+
+
+def section(entries: Sequence[Entry], figures: Figures) -> str:
+    """Imagination in the runs that have a model."""
+    modelled = [entry for entry in entries if entry.has_model]
+    parts = [markup.paragraph(f"{entry.label} imagines nothing.") for entry in entries if not entry.has_model]
+    if modelled:
+        parts.append(
+            markup.paragraph(
+                "A policy that is scored in imagination may exploit what the model gets wrong, and be overrated: it surfs on the "
+                "model's error. Points below the diagonal, and a difference above zero, say by how much."
+            )
+        )
+        drawn = [_loss(entry, figures) for entry in modelled]
+        drawn += [_horizons(modelled, figures), _depths(modelled, figures)]
+        drawn += [_scores(entry, figures) for entry in modelled]
+        parts.append(markup.side_by_side(*drawn, _surfing(modelled, figures)))
+    for entry in modelled:
+        parts.append(_diagnosis(entry, figures))
+    return markup.section("imagination", "Imagination", *parts)
+
+
+def _none(what: str) -> str:
+    return markup.paragraph(f"No seed has finite numbers of {what}, so there is nothing to draw.")
+
+
+def _loss(entry: Entry, figures: Figures) -> str:
+    update = entry.run.result.metrics.update
+    kept = finite_seeds(*update)
+    if not kept.any():
+        return _none(f"the TD loss of {entry.label}")
+    figure, (ax,) = new_axes()
+    draw_loss(ax, only(entry.run, kept))
+    markup.legend(figure, columns=2)
+    return figures.add(
+        figure,
+        f"Imagined TD loss of {entry.label} against imagined transitions",
+        f"{entry.label}: TD loss on imagined minibatches against imagined transitions, and the same over the variance of its "
+        f"targets, which takes out their growth; median and quartiles of {kept.sum()} seeds. Dotted: a loss of {LOSS_MARK} and "
+        f"{LOSS_MARK_TRANSITIONS:,} transitions, by which the tutorial wants it reached.{left_out(kept)}",
+    )
+
+
+def _bands(
+    entries: Sequence[Entry], curves_of: Callable[[Entry], np.ndarray], draw: Callable[[Axes, Entry, np.ndarray], Any]
+) -> tuple[Any, Axes, str]:
+    """Axes with curves [seeds, points] of each run, of the seeds where they are finite; and the end of the caption."""
+    figure, (ax,) = new_axes()
+    told = []
+    for entry in entries:
+        curves = curves_of(entry)
+        kept = finite_seeds(curves)
+        if kept.any():
+            draw(ax, entry, curves[kept])
+        if not kept.all():
+            told.append(f" {entry.label}:{left_out(kept)}")
+    return figure, ax, "".join(told)
+
+
+def _horizons(entries: Sequence[Entry], figures: Figures) -> str:
+    real, label = step_axis(entries)
+
+    def draw(ax: Axes, entry: Entry, curves: np.ndarray) -> None:
+        draw_band(ax, steps_of(entry, real=real), curves, plain(entry.label), entry.colour)
+
+    figure, ax, told = _bands(entries, realised_horizons, draw)
+    ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
+    ax.set_xlabel(label)
+    ax.set_ylabel("realised horizon, imagined steps")
+    markup.legend(figure)
+    limits = "; ".join(f"{entry.label}: {_controller(entry)}" for entry in entries)
+    return figures.add(
+        figure,
+        f"Realised horizon over training of {', '.join(entry.label for entry in entries)}",
+        "Realised horizon: mean length of the imagined rollouts in each round, whatever ended them (the controller, the cap, or "
+        f"the end of an imagined episode); IQM over seeds with its 95 % bootstrap interval, {seeds_of(entries)}. {limits}.{told}",
+    )
+
+
+def realised_horizons(entry: Entry) -> np.ndarray:
+    """[seeds, rounds] mean length of rollouts; where none ended in a round, as many steps as a round's lanes were advanced by."""
+    config = entry.run.config
+    assert isinstance(config, DynaQConfig)
+    ended = np.asarray(entry.run.result.metrics.lanes.ended, np.float64).mean(axis=2)
+    return 1 / np.maximum(ended, 1 / (config.round_steps * config.imagination.steps))
+
+
+def _controller(entry: Entry) -> str:
+    config = entry.run.config
+    assert isinstance(config, DynaQConfig)
+    numbers = ", ".join(f"{name} {value:g}" for name, value in config.imagination.controller_settings.items())
+    return f"{config.imagination.controller}{f' ({numbers})' if numbers else ''}, cap {config.imagination.cap}"
+
+
+def _depths(entries: Sequence[Entry], figures: Figures) -> str:
+    bins = itertools.pairwise((0, *DEPTH_EDGES))
+    edges = [*(f"{high}" if high == low + 1 else f"{low + 1}-{high}" for low, high in bins), f"> {DEPTH_EDGES[-1]}"]
+
+    def shares(entry: Entry) -> np.ndarray:
+        return np.asarray(entry.run.result.metrics.lanes.histogram, np.float64).mean(axis=(1, 2))
+
+    def draw(ax: Axes, entry: Entry, curves: np.ndarray) -> None:
+        middle, low, high = statistics.running_interval(curves, statistics.mean)
+        x = np.arange(len(edges)) + (entries.index(entry) - (len(entries) - 1) / 2) * 0.8 / len(entries)
+        errors = np.maximum([middle - low, high - middle], 0)
+        ax.bar(
+            x, middle, 0.8 / len(entries), yerr=errors, color=entry.colour, label=plain(entry.label), error_kw={"linewidth": 0.8}
+        )
+
+    figure, ax, told = _bands(entries, shares, draw)
+    ax.set_xticks(range(len(edges)), edges, fontsize=markup.TEXT, rotation=45)
+    ax.set_xlabel("depth, imagined steps from the root")
+    ax.set_ylabel("share of imagined transitions")
+    markup.legend(figure)
+    return figures.add(
+        figure,
+        f"Share of imagined transitions by depth of {', '.join(entry.label for entry in entries)}",
+        "Depth of the imagined transitions that were kept for learning, as a share of all that were imagined in the whole run; "
+        f"mean over seeds with its 95 % bootstrap interval, {seeds_of(entries)}.{told}",
+    )
+
+
+def _scores(entry: Entry, figures: Figures) -> str:
+    metrics = entry.run.result.metrics
+    kept = finite_seeds(metrics.score, metrics.curve_return)
+    if not kept.any():
+        return _none(f"the imagined scores of {entry.label}")
+    score, real = metrics.score[kept], metrics.curve_return[kept]
+    when = np.broadcast_to(steps_of(entry, real=False), score.shape)
+    figure, (ax,) = new_axes()
+    both = np.concatenate([score.ravel(), real.ravel()])
+    ends = [min(0.0, float(both.min())), max(0.0, float(both.max()))]
+    ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
+    points = ax.scatter(
+        score.ravel(), real.ravel(), c=when.ravel(), s=6, alpha=0.6, linewidths=0, cmap="viridis", rasterized=True
+    )
+    bar = figure.colorbar(points, ax=ax)
+    bar.set_label("steps of the main loop", fontsize=markup.TEXT)
+    _rasterise(bar.ax)
+    ax.set_xlabel("imagined return of a snapshot")
+    ax.set_ylabel("its real return")
+    config = entry.run.config
+    assert isinstance(config, DynaQConfig)
+    return figures.add(
+        figure,
+        f"Imagined against real return of the snapshots of {entry.label}",
+        f"{entry.label}: every dot is a snapshot, {score.shape[1]} of each of {kept.sum()} seeds; mean of "
+        f"{config.selection.episodes} imagined episodes, cut after {config.selection.steps} steps, against the mean of "
+        f"{config.evaluation.curve_episodes} real ones. Dotted: equal.{left_out(kept)}",
+    )
+
+
+def _surfing(entries: Sequence[Entry], figures: Figures) -> str:
+    real, label = step_axis(entries)
+
+    def difference(entry: Entry) -> np.ndarray:
+        metrics = entry.run.result.metrics
+        return np.asarray(metrics.score, np.float64) - np.asarray(metrics.curve_return, np.float64)
+
+    def draw(ax: Axes, entry: Entry, curves: np.ndarray) -> None:
+        draw_band(ax, steps_of(entry, real=real), curves, plain(entry.label), entry.colour)
+
+    figure, ax, told = _bands(entries, difference, draw)
+    ax.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_xlabel(label)
+    ax.set_ylabel("imagined minus real return")
+    markup.legend(figure)
+    return figures.add(
+        figure,
+        f"Imagined minus real return over training of {', '.join(entry.label for entry in entries)}",
+        "Surfing: imagined minus real return of the snapshot of each round; IQM over seeds with its 95 % bootstrap interval, "
+        f"{seeds_of(entries)}. Above zero imagination overrates the policy.{told}",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ diagnosis
+
+
+def _diagnosis(entry: Entry, figures: Figures) -> str:
+    if entry.run.diagnosis is None:
+        return markup.paragraph(
+            f"How wrong the model of {entry.label} is by depth was not measured; training with the flag diagnose does that."
+        )
+    kept = finite_seeds(*entry.run.diagnosis.map)
+    if not kept.any():
+        return _none(f"the diagnosis of {entry.label}")
+    measured, error_map = (type(part)(*(leaf[kept] for leaf in part)) for part in entry.run.diagnosis)
+    medians = {name: np.median(leaf, axis=0) for name, leaf in error_map._asdict().items()}
+    figure, (ax,) = new_axes()
+    longest = 0
+    for name, (label, colour) in GROWTH.items():
+        middle, low, high = by_depth(getattr(measured, name))
+        depth = np.arange(1, len(middle) + 1)
+        longest = max(longest, len(middle))
+        ax.plot(depth, middle, color=colour, label=label, linewidth=1.5, marker="o" if len(middle) < 12 else None, markersize=4)
+        ax.fill_between(depth, low, high, color=colour, alpha=0.16, linewidth=0)
+    markup.readable_log(ax)
+    if longest < 12:
+        ax.set_xticks(range(1, longest + 1))
+    ax.set_xlabel("depth, imagined steps from the root")
+    ax.set_ylabel("error, in deviations")
+    markup.legend(figure, columns=2)
+    grown = figures.add(
+        figure,
+        f"Errors of the final model of {entry.label} by depth",
+        f"{entry.label}: errors of the final model along the rollouts of the last policy, by depth, as far as rollouts of half "
+        "of the seeds get: of one step from an imagined state, compounded since the root by the same actions, and what the "
+        "members disagree about; root mean square over axes, in deviations of the data's state change; median and quartiles of "
+        f"{kept.sum()} seeds.{left_out(kept)}",
+    )
+    maps = [_map(entry, medians, name, label, int(kept.sum()), figures) for name, (label, _) in list(GROWTH.items())[1:]]
+    return markup.heading(f"Errors of the model of {entry.label}") + markup.side_by_side(grown, *maps)
+
+
+def by_depth(values: np.ndarray) -> np.ndarray:
+    """[3, depths] median and quartiles of [seeds, L] at the depths that at least half of the seeds have a value for."""
+    enough = np.mean(np.isfinite(values), axis=0) >= 0.5
+    return np.array([np.nanquantile(values[:, i], [0.5, 0.25, 0.75]) for i in np.flatnonzero(enough)]).reshape(-1, 3).T
+
+
+def _map(entry: Entry, error_map: dict[str, Any], what: str, label: str, seeds: int, figures: Figures) -> str:
+    figure, (ax,) = new_axes()
+    draw_map(ax, error_map, what, "")
+    image = ax.images[0]
+    if entry.task != MARKED_TASK:  # it names the axes of CartPole
+        scale = make_environment(entry.run.config.environment).spec.observation_scale
+        names = axis_names(entry.task, len(scale))
+        ends = [(-scale[axis], scale[axis]) for axis in MAP_AXES]
+        image.set_extent((*ends[0], *ends[1]))
+        ax.set_xlabel(names[MAP_AXES[0]])
+        ax.set_ylabel(names[MAP_AXES[1]])
+    for bar in figure.axes[1:]:
+        bar.yaxis.label.set_fontsize(markup.TEXT)
+        _rasterise(bar)
+    return figures.add(
+        figure,
+        f"Map of the {label} of {entry.label} over the state space",
+        f"{entry.label}: decadic logarithm of the {label} of the final model over a plane of the state space, all other axes at "
+        f"0, mean over actions, median of {seeds} seeds. The maps of a run share their colours.",
+    )
+
+
+def _rasterise(bar: Axes) -> None:
+    """Draw a bar of colours as a picture; its hundreds of cells would be as many shapes."""
+    for drawn in bar.collections:
+        drawn.set_rasterized(True)
