@@ -165,6 +165,7 @@ def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Disp
     """A run that is kept while it goes on: it begins, or goes on with what is in its folder, and leaves its results there."""
     algorithm = runner.make_train(asked.config)  # refuses what cannot work before a folder is made
     runner.check_diagnosis(asked.diagnose, algorithm, asked.config)
+    runner.check_memory(algorithm, asked.seeds)
     goes_on = keeping.resume and not run_folder.is_untouched(out)
     if goes_on:
         folder = run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)

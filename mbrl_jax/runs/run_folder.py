@@ -49,10 +49,20 @@ class Asked(NamedTuple):
 class RunFolder:
     """The folder of a run that this process works on, and no other. Use as a context manager."""
 
-    def __init__(self, path: Path, lock: int, found: Checkpoint | None, every: float, keep: int, say: Callable[[str], None]):
-        """Made by :func:`create` and :func:`take_up`; not to be called otherwise."""
+    def __init__(
+        self,
+        path: Path,
+        lock: int,
+        asked: Mapping[str, Any],
+        found: Checkpoint | None,
+        every: float,
+        keep: int,
+        say: Callable[[str], None],
+    ):
+        """Made by :func:`create` and :func:`take_up`; not to be called otherwise. ``asked`` is what ``run.json`` has."""
         self.path = path
         self.found = found
+        self._asked = asked
         self._lock = lock
         self._every, self._keep, self._say = every, keep, say
         self._last = time.monotonic()
@@ -97,7 +107,7 @@ class RunFolder:
 
         def work() -> None:
             try:
-                checkpoint.write(self.path / CHECKPOINTS, number, arrays, about, self._keep)
+                checkpoint.write(self.path / CHECKPOINTS, number, arrays, {**about, "run": self._asked}, self._keep)
                 self._saved = number
             except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
                 kept = f"the one of round {self._saved} is kept" if self._saved else "there is none yet"
@@ -141,10 +151,10 @@ def create(
 
     """
     results.make_folder(path)
-    content = json.dumps(asked.as_json(command, results.versions(packages)), indent=1) + "\n"
+    content = asked.as_json(command, results.versions(packages))
     temporary = path / f".{RUN}.{os.getpid()}.new"
     try:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.link(temporary, path / RUN)  # fails if another process was first
     except FileExistsError:
         raise ConfigError(f"out: another process has just begun a run in {str(path)!r}; name a new folder") from None
@@ -152,7 +162,7 @@ def create(
         raise ConfigError(f"out: nothing can be written to {str(path)!r}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return RunFolder(path, _lock(path), None, every, keep, say)
+    return RunFolder(path, _lock(path), content, None, every, keep, say)
 
 
 def take_up(
@@ -178,7 +188,7 @@ def take_up(
     except BaseException:
         os.close(lock)
         raise
-    return RunFolder(path, lock, found, every, keep, say)
+    return RunFolder(path, lock, results.read_run(path), found, every, keep, say)
 
 
 def is_untouched(path: Path) -> bool:
@@ -253,7 +263,7 @@ def _find(path: Path, number: int | None) -> Checkpoint | None:
     if number is not None:
         if number not in there:
             raise ConfigError(f"resume_from: {number} does not fit; there are checkpoints of the rounds {there or 'none'}")
-        return checkpoint.read(root, number)
+        return _read(path, number)
     if not there:
         saved = max((line["saved"] for line in read_lines(path / LINES)), default=0)
         if saved:
@@ -263,7 +273,7 @@ def _find(path: Path, number: int | None) -> Checkpoint | None:
             )
         return None
     try:
-        return checkpoint.read(root, there[-1])
+        return _read(path, there[-1])
     except DamagedError as error:
         offered = "no other is whole; delete the folder of checkpoints and metrics.jsonl to begin the run anew"
         for earlier in reversed(there[:-1]):
@@ -274,6 +284,20 @@ def _find(path: Path, number: int | None) -> Checkpoint | None:
             offered = f"the one of round {earlier} is whole: --resume-from {earlier} goes on from there"
             break
         raise DamagedError(f"{error}; {offered}") from error
+
+
+def _read(path: Path, number: int) -> Checkpoint:
+    """A checkpoint of the run in this folder, not of one that was copied into it."""
+    found = checkpoint.read(path / CHECKPOINTS, number)
+    ours, theirs = (_identity(content) for content in (results.read_run(path), found.about.get("run", {})))
+    if ours != theirs:
+        differing = ", ".join(name for name in ours if ours[name] != theirs.get(name))
+        raise DamagedError(f"{path / CHECKPOINTS / f'{number:08d}'}: it is of another run; that differs in {differing}")
+    return found
+
+
+def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: content.get(name) for name in ("config", "seeds", "base_seed", "diagnose")}
 
 
 def _clear(path: Path) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mbrl_jax.algorithms import dyna_q, model_free_q
-from mbrl_jax.algorithms.training import Outcome, Result, Train
+from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
@@ -77,6 +77,17 @@ def check_diagnosis(diagnose: bool, algorithm: Train, config: ModelFreeQConfig) 
     """
     if diagnose and algorithm.diagnose is None:
         raise ConfigError(f"diagnose: {diagnose!r} does not fit; {algorithm_name(config)!r} has no model that could be wrong")
+
+
+def check_memory(algorithm: Train, agents: int) -> None:
+    """Refuse more agents than memory holds, as :func:`run` would, but before anything is begun.
+
+    Raises:
+      ConfigError: what they hold between two rounds is more than there is.
+
+    """
+    state, _ = jax.eval_shape(algorithm.init, jax.eval_shape(lambda: seed_keys(0, 1)[0]))
+    execution.check_memory(execution.bytes_per_seed(algorithm.axes, state, 1), agents)
 
 
 def check_seeds(seeds: int, base_seed: int) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, ModelFreeQConfig, to_dict
 from mbrl_jax.runs import checkpoint, execution, results, run_folder, runner
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.run_folder import Asked
@@ -155,6 +155,30 @@ def test_of_a_damaged_checkpoint_the_one_before_is_offered_and_goes_on(copied, t
     assert checkpoint.rounds(folder / "checkpoints") == [2, 3]  # refused, and left as it was
     finished = go(take_up(folder, asked, number=2), asked)
     jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
+
+
+def test_the_manifest_says_what_the_checkpoint_is_of_and_with_what_it_was_made(stopped):
+    folder, asked = stopped
+    manifest = checkpoint.verify(folder / "checkpoints" / "00000003")
+    assert manifest["round"] == 3
+    about = manifest["about"]
+    assert about["keys"] == "threefry2x32"
+    assert about["run"] == json.loads((folder / "run.json").read_text())
+    assert about["run"]["config"] == to_dict(asked.config)
+    assert {"python", "mbrl-jax", "jax"} <= set(about["run"]["versions"])
+    assert "git" in about["run"]
+    assert manifest["arrays"]["state/key"] == {"shape": [2, 2], "dtype": "uint32"}
+
+
+def test_a_whole_checkpoint_of_another_run_is_refused(copied, tmp_path):
+    folder, asked = copied
+    other = asked._replace(base_seed=1)
+    stop_after(tmp_path / "other", other, 2)
+    shutil.rmtree(folder / "checkpoints" / "00000003")
+    (theirs,) = (tmp_path / "other" / "checkpoints").iterdir()
+    shutil.copytree(theirs, folder / "checkpoints" / "00000003")
+    with pytest.raises(ConfigError, match="it is of another run; that differs in base_seed; the one of round 2 is whole"):
+        take_up(folder, asked)
 
 
 def test_where_no_checkpoint_is_whole_that_is_said(copied):
