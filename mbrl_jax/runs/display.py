@@ -61,7 +61,10 @@ class Display:
         """Show that a phase begins; of ``total`` rounds, if it has any, of which some may be done already."""
         if total is not None:
             self._done, self._total = done, total
-        self._progress.update(self._task, description=name, total=total, completed=done, note=note)
+            self._progress.update(self._task, total=total, completed=done)
+        self._progress.update(self._task, description=name)
+        if note:
+            self._progress.update(self._task, note=note)
         self._line(f"{name} ({note})" if note else name)
 
     def say(self, text: str) -> None:

@@ -28,7 +28,7 @@ def section(entries: Sequence[Entry], figures: Figures) -> str:
         if not entry.has_model:
             parts.append(markup.paragraph(f"{entry.label} learns without a model."))
     if modelled:
-        parts.append(markup.paragraph(_meaning(modelled)))
+        parts += [markup.paragraph(text) for text in _meaning(modelled)]
     for entry in modelled:
         parts.append(markup.heading(entry.label))
         parts.append(markup.side_by_side(*_fits(entry, figures)))
@@ -38,19 +38,21 @@ def section(entries: Sequence[Entry], figures: Figures) -> str:
     return markup.section("model", "Model", *parts)
 
 
-def _meaning(entries: Sequence[Entry]) -> str:
-    told = (
+def _meaning(entries: Sequence[Entry]) -> list[str]:
+    """How to read the calibration."""
+    told = [
         "A member predicts a Gaussian for every axis of the state change. It is calibrated if the truth falls into its central "
         "50 % interval half of the time, and so on at every level. Below the diagonal it is overconfident: it promises more "
         "precision than it has. Above it, it is underconfident: it is better than it says. A root-mean-square z-score says the "
-        "same in one number, 1 for calibrated, more for overconfident, less for underconfident. The dynamics of these tasks have "
-        "no noise, so there is no randomness to predict: the right variance is that of the member's own error, and a member that "
-        "fits ever better must either say so or be underconfident. Away from the data that error grows, which a member's own "
-        "variance seldom knows; what the members disagree about, which the mixture adds, is there to make up for it."
-    )
+        "same in one number, 1 for calibrated, more for overconfident, less for underconfident.",
+        "The dynamics of these tasks have no noise, so there is no randomness to predict: the right variance is that of the "
+        "member's own error, and a member that fits ever better must either say so or be underconfident. Away from the data that "
+        "error grows, which a member's own variance seldom knows; what the members disagree about, which the mixture adds, is "
+        "there to make up for it.",
+    ]
     if any(entry.run.config.environment.observation_noise > 0 for entry in entries):
-        told += (
-            " Where the random transitions were measured with noise, the predictions are still compared with the true states, so "
+        told.append(
+            "Where the random transitions were measured with noise, the predictions are still compared with the true states, so "
             "a member that predicts the noise rightly looks underconfident here."
         )
     return told

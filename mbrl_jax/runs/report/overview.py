@@ -25,6 +25,7 @@ def section(entries: Sequence[Entry]) -> str:
             "on this page is of the best seed."
         ),
         *(markup.paragraph(text, "warning") for entry in entries for text in _warnings(entry)),
+        *(markup.paragraph(_about_the_reference(entry)) for entry in entries if entry.run.backend.name == "pytorch"),
         markup.table(["", *(entry.label for entry in entries)], _rows(entries), "The runs and what they reached"),
         markup.heading("To repeat a run"),
         '<pre class="commands">' + "".join(f"<code>{markup.escape(entry.command)}</code>" for entry in entries) + "</pre>",
@@ -68,12 +69,22 @@ def _warnings(entry: Entry) -> list[str]:
             f"{entry.label}: the learner went non-finite on {len(frozen)} of {entry.seeds} seeds: {', '.join(map(str, frozen))}. "
             "They rest at their last finite parameters and are counted in all figures."
         )
-    if entry.run.backend.name == "pytorch":
-        told.append(
-            f"{entry.label} was computed by the PyTorch reference, one seed after another: its seconds are sums over seeds, its "
-            "rates those of one process, and the memory of a seed was not measured."
-        )
     return told
+
+
+def _about_the_reference(entry: Entry) -> str:
+    return (
+        f"{entry.label} was computed by the PyTorch reference, one seed after another: its seconds are sums over seeds, its "
+        "rates those of one process, and the memory of a seed was not measured."
+    )
+
+
+def marks_of(entry: Entry) -> tuple[int, ...]:
+    """The returns that count as success on the run's task and that its time limit lets an episode reach; none but on CartPole."""
+    limit = entry.run.config.environment.time_limit
+    if entry.task != MARKED_TASK:
+        return ()
+    return tuple(mark for mark in SUCCESS_MARKS if limit is None or mark <= limit)
 
 
 def _rows(entries: Sequence[Entry]) -> list[list[str]]:
@@ -142,7 +153,7 @@ def _estimate(told: Mapping[str, Any] | None) -> str:
 
 def _share(entry: Entry, mark: int, arm: str) -> str:
     share = entry.summary["fraction_at_least"][str(mark)][arm]
-    return NOTHING if share is None or entry.task != MARKED_TASK else f"{share:.0%}"
+    return NOTHING if share is None or mark not in marks_of(entry) else f"{share:.0%}"
 
 
 def _number(value: float | None, form: str) -> str:

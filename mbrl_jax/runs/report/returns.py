@@ -13,9 +13,9 @@ from mbrl_jax.runs.report import markup
 from mbrl_jax.runs.report.entries import Entry, by_task, seeds_of
 from mbrl_jax.runs.report.markup import Figures, new_axes, plain
 from mbrl_jax.runs.report.measures import performance_profile, probability_of_improvement
-from mbrl_jax.runs.report.overview import MARKED_TASK
+from mbrl_jax.runs.report.overview import marks_of
 from mbrl_jax.runs.runner import chosen_so_far
-from mbrl_jax.statistics import SUCCESS_MARKS, Estimate, bootstrap
+from mbrl_jax.statistics import Estimate, bootstrap
 
 PROFILE_POINTS = 201
 HALF_WIDTH = 0.24  # of the band that a strip's dots are spread over, in rows
@@ -157,7 +157,7 @@ def _profile(entries: Sequence[Entry], figures: Figures) -> str:
     ax.set_xlabel("final return of at least")
     ax.set_ylabel("fraction of seeds")
     markup.legend(figure)
-    dotted = f" Dotted: {' and '.join(map(str, SUCCESS_MARKS))}." if entries[0].task == MARKED_TASK else ""
+    dotted = f" Dotted: {' and '.join(map(str, marks_of(entries[0])))}." if marks_of(entries[0]) else ""
     return figures.add(
         figure,
         f"Performance profiles of {', '.join(entry.label for entry in entries)}",
@@ -167,9 +167,8 @@ def _profile(entries: Sequence[Entry], figures: Figures) -> str:
 
 
 def _marks(ax: Axes, entries: Sequence[Entry]) -> None:
-    if entries[0].task == MARKED_TASK:
-        for mark in SUCCESS_MARKS:
-            ax.axvline(mark, color="0.4", linewidth=0.8, linestyle=":", zorder=0)
+    for mark in marks_of(entries[0]):
+        ax.axvline(mark, color="0.4", linewidth=0.8, linestyle=":", zorder=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- comparisons
