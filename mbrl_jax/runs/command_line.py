@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if not words or words[0] not in commands:
         _show_usage(words)
+    execution.use_compilation_cache()
     try:
         commands[words[0]](words[1:])
     except ConfigError as error:

@@ -5,6 +5,7 @@ products whole, so the seeds are shared out to the cores and mapped one after an
 its own, and counters that all seeds share stay unbatched.
 """
 
+import hashlib
 import os
 import platform
 import time
@@ -45,6 +46,23 @@ class Layout(NamedTuple):
 def use_all_cores() -> None:
     """Make every CPU core a device of its own. Only possible before JAX has been used."""
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs for the next start, in the user's cache folder, unless JAX has been told where or is told not to.
+
+    Programs for a CPU fit that CPU, so every kind of CPU has a folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it
+    off; whatever is in the folder may be deleted at any time.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    told, features = Path("/proc/cpuinfo"), {platform.processor()}
+    if told.exists():
+        features |= {line for line in told.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
+    kind = hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()[:12]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(root / "mbrl_jax" / f"{platform.machine()}_{kind}"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def choose_layout(seeds: int) -> Layout:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,3 +61,23 @@ def test_seeds_that_do_not_fit_into_memory_are_refused_before_anything_compiles(
 
 def test_the_memory_of_this_machine_is_known():
     assert 1e8 < execution.memory() < 1e13
+
+
+def test_compiled_programs_are_kept_in_the_user_s_cache_folder_unless_jax_was_told_where(tmp_path, monkeypatch):
+    told = jax.config.jax_compilation_cache_dir
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    execution.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == told
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        execution.use_compilation_cache()
+        first = Path(jax.config.jax_compilation_cache_dir)
+        assert first.parent == tmp_path / "mbrl_jax"
+        monkeypatch.setattr(execution.platform, "processor", lambda: "another kind")
+        jax.config.update("jax_compilation_cache_dir", None)
+        execution.use_compilation_cache()
+        assert Path(jax.config.jax_compilation_cache_dir) != first
+    finally:
+        jax.config.update("jax_compilation_cache_dir", told)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)

@@ -401,8 +401,10 @@ def test_seeds_that_went_wrong_are_told_loudly_and_left_out_of_what_they_would_s
     score = np.where(bad[:, None], np.nan, result.metrics.score)
     update = jax.tree.map(lambda leaf: np.where(bad[:, None, None], np.inf, leaf), result.metrics.update)
     fit = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), result.fit)
+    lanes = result.metrics.lanes._replace(histogram=np.full_like(result.metrics.lanes.histogram, np.nan))
     outcome = result.outcome._replace(frozen=bad, model=None)
-    result = result._replace(metrics=result.metrics._replace(score=score, update=update), outcome=outcome, fit=fit)
+    spoiled = result.metrics._replace(score=score, update=update, lanes=lanes)
+    result = result._replace(metrics=spoiled, outcome=outcome, fit=fit)
     torch = Backend("pytorch", "1 x x86_64 thread", "float32", ("numpy",))
     spoilt = spoilt._replace(result=result, backend=torch, state_bytes_per_seed=None, diagnosis=None)
     frozen = np.ones(3, bool)
@@ -418,6 +420,7 @@ def test_seeds_that_went_wrong_are_told_loudly_and_left_out_of_what_they_would_s
         "a $b_c$ <d> was computed by the PyTorch reference",
         "not measured",
         "Left out: 1 seed with numbers that are not finite.",
+        "No seed has finite numbers of the depth of imagined transitions",
         "No seed has a finite error over the epochs of the first fit",
         "The model of a $b_c$ <d> was not saved, so its predictions cannot be checked.",
         "was not saved, so nobody can imagine the same episode.",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from mbrl_jax import statistics
 from mbrl_jax.config import DynaQConfig
@@ -65,24 +66,26 @@ def _loss(entry: Entry, figures: Figures) -> str:
         figure,
         f"Imagined TD loss of {entry.label} against imagined transitions",
         f"{entry.label}: TD loss on imagined minibatches against imagined transitions, and the same over the variance of its "
-        f"targets, which takes out their growth; median and quartiles of {kept.sum()} seeds. Dotted: a loss of {LOSS_MARK} and "
-        f"{LOSS_MARK_TRANSITIONS:,} transitions, by which the tutorial wants it reached.{left_out(kept)}",
+        f"targets, which takes out their growth; median and quartiles of {kept.sum()} seeds. Dotted: a loss of {LOSS_MARK} by "
+        f"{LOSS_MARK_TRANSITIONS:,} transitions, the mark of the tutorial that the method is from.{left_out(kept)}",
     )
 
 
 def _bands(
-    entries: Sequence[Entry], curves_of: Callable[[Entry], np.ndarray], draw: Callable[[Axes, Entry, np.ndarray], Any]
-) -> tuple[Any, Axes, str]:
-    """Axes with curves [seeds, points] of each run, of the seeds where they are finite; and the end of the caption."""
+    entries: Sequence[Entry], curves_of: Callable[[Entry], np.ndarray], draw: Callable[[Axes, Entry, np.ndarray], None]
+) -> tuple[Figure, Axes, str] | None:
+    """Axes with curves [seeds, points] of each run, of the seeds where they are finite, and the end of the caption; none without
+    such a seed.
+    """
+    curves = {entry.label: curves_of(entry) for entry in entries}
+    kept = {label: finite_seeds(each) for label, each in curves.items()}
+    if not any(seeds.any() for seeds in kept.values()):
+        return None
     figure, (ax,) = new_axes()
-    told = []
     for entry in entries:
-        curves = curves_of(entry)
-        kept = finite_seeds(curves)
-        if kept.any():
-            draw(ax, entry, curves[kept])
-        if not kept.all():
-            told.append(f" {entry.label}:{left_out(kept)}")
+        if kept[entry.label].any():
+            draw(ax, entry, curves[entry.label][kept[entry.label]])
+    told = [f" {label}:{left_out(seeds)}" for label, seeds in kept.items() if not seeds.all()]
     return figure, ax, "".join(told)
 
 
@@ -92,7 +95,10 @@ def _horizons(entries: Sequence[Entry], figures: Figures) -> str:
     def draw(ax: Axes, entry: Entry, curves: np.ndarray) -> None:
         draw_band(ax, steps_of(entry, real=real), curves, plain(entry.label), entry.colour)
 
-    figure, ax, told = _bands(entries, realised_horizons, draw)
+    made = _bands(entries, realised_horizons, draw)
+    if made is None:
+        return _none("the realised horizon")
+    figure, ax, told = made
     ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
     ax.set_xlabel(label)
     ax.set_ylabel("realised horizon, imagined steps")
@@ -136,7 +142,10 @@ def _depths(entries: Sequence[Entry], figures: Figures) -> str:
             x, middle, 0.8 / len(entries), yerr=errors, color=entry.colour, label=plain(entry.label), error_kw={"linewidth": 0.8}
         )
 
-    figure, ax, told = _bands(entries, shares, draw)
+    made = _bands(entries, shares, draw)
+    if made is None:
+        return _none("the depth of imagined transitions")
+    figure, ax, told = made
     ax.set_xticks(range(len(edges)), edges, fontsize=markup.TEXT, rotation=45)
     ax.set_xlabel("depth, imagined steps from the root")
     ax.set_ylabel("share of imagined transitions")
@@ -189,7 +198,10 @@ def _surfing(entries: Sequence[Entry], figures: Figures) -> str:
     def draw(ax: Axes, entry: Entry, curves: np.ndarray) -> None:
         draw_band(ax, steps_of(entry, real=real), curves, plain(entry.label), entry.colour)
 
-    figure, ax, told = _bands(entries, difference, draw)
+    made = _bands(entries, difference, draw)
+    if made is None:
+        return _none("the imagined less the real return")
+    figure, ax, told = made
     ax.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
     ax.set_xlabel(label)
     ax.set_ylabel("imagined minus real return")
