@@ -19,7 +19,7 @@ from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.runs import comparison, execution, interruption, listing, results, run_folder, runner, sweep
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted
-from mbrl_jax.runs.journals import TensorBoard, WeightsAndBiases
+from mbrl_jax.runs.journals import TensorBoard, WeightsAndBiases, require
 from mbrl_jax.runs.run_folder import Asked, RunFolder
 
 USAGE = """usage: mbrl-jax COMMAND …
@@ -167,6 +167,10 @@ def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Disp
     algorithm = runner.make_train(asked.config)  # refuses what cannot work before a folder is made
     runner.check_diagnosis(asked.diagnose, algorithm, asked.config)
     runner.check_memory(algorithm, asked.seeds)
+    if keeping.tensorboard:
+        require("tensorboardX", "tensorboard")
+    if keeping.wandb is not None:
+        require("wandb", "wandb")
     goes_on = keeping.resume and not run_folder.is_untouched(out)
     if goes_on:
         folder = run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
@@ -19,6 +20,19 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Nothing follows."""
+
+
+def require(package: str, extra: str) -> None:
+    """Refuse to go without an optional package.
+
+    Raises:
+      ConfigError: it is not installed.
+
+    """
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"{extra}: {error}; install the extra `mbrl-jax[{extra}]`") from error
 
 
 class JsonLines:
@@ -71,10 +85,9 @@ class TensorBoard:
           ConfigError: the package is not installed.
 
         """
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(f"tensorboard: {error}; install the extra `mbrl-jax[tensorboard]`") from error
+        require("tensorboardX", "tensorboard")
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 
     def write(self, entry: Entry, saved: int) -> None:
@@ -95,15 +108,18 @@ class WeightsAndBiases:
         """Begin or go on; the run's id follows from its folder.
 
         Raises:
-          ConfigError: the package is not installed.
+          ConfigError: the package is not installed, or does not let the run begin.
 
         """
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(f"wandb: {error}; install the extra `mbrl-jax[wandb]`") from error
+        require("wandb", "wandb")
+        import wandb
+
         identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-        self._run = wandb.init(project=project, name=folder.name, id=identity, resume="allow", config=config, dir=str(folder))
+        try:
+            self._run = wandb.init(project=project, name=folder.name, id=identity, resume="allow", config=config, dir=str(folder))
+        except wandb.errors.Error as error:
+            advice = "log in with `wandb login`, or set WANDB_MODE=offline, and begin again with --resume"
+            raise ConfigError(f"wandb: {error}; {advice}") from error
 
     def write(self, entry: Entry, saved: int) -> None:
         """Log the values of a round."""

@@ -54,6 +54,7 @@ def command(tmp_path_factory):
         program = [sys.executable, "-m", "mbrl_jax.runs.command_line", *map(str, words)]
         cache = jax.config.jax_compilation_cache_dir
         settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "200"}
+        settings |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
         settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
         done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | settings)
         assert done.returncode == 0, done.stderr
@@ -66,13 +67,14 @@ def command(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(command):
     out = command.folder / "trained"
-    done = command("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002")
+    sent = ("--tensorboard", "--wandb", "a_project")
+    done = command("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002", *sent)
     return out, done
 
 
 def test_train_writes_the_settings_the_summary_the_metrics_the_policies_and_the_curves(trained):
     out, _ = trained
-    assert {path.name for path in out.iterdir()} == RESULTS | {"run.json", "metrics.jsonl"}
+    assert {path.name for path in out.iterdir()} == RESULTS | {"run.json", "metrics.jsonl", "tensorboard", "wandb"}
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) >= SUMMARY_FIELDS
     assert len(summary["return_last"]) == len(summary["return_chosen"]) == summary["seeds"] == 3
@@ -89,6 +91,12 @@ def test_train_writes_the_settings_the_summary_the_metrics_the_policies_and_the_
     assert results.per_seed(run.result.outcome.returns_last).tolist() == summary["return_last"]
     picture = matplotlib.image.imread(out / "curves.png")
     assert picture.std() > 0.05
+
+
+def test_every_round_s_figures_are_sent_where_it_was_asked_for(trained):
+    out, _ = trained
+    assert [path.stat().st_size > 100 for path in (out / "tensorboard").iterdir()] == [True]
+    assert len(list((out / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
 
 
 def test_train_says_what_it_is_doing(trained):

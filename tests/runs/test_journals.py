@@ -80,6 +80,18 @@ def test_weights_and_biases_keeps_an_offline_run(tmp_path, monkeypatch):
         time.sleep(0.1)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_that_weights_and_biases_lets_nobody_in_is_said_with_what_to_do(tmp_path, monkeypatch):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("api_key not configured")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConfigError, match="wandb: api_key not configured; log in with `wandb login`, or set WANDB_MODE=offline"):
+        WeightsAndBiases("project", tmp_path, {})
+
+
 @pytest.mark.parametrize(
     ("package", "make", "name"),
     [

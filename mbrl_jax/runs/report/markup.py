@@ -114,8 +114,8 @@ def legend(figure: Figure, columns: int = 1) -> None:
         frameon=False,
         fontsize=TEXT,
         borderaxespad=0.1,
-        handlelength=1.5,
-        columnspacing=1.2,
+        handlelength=2.3,
+        columnspacing=1.0,
     )
 
 
