@@ -16,7 +16,7 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import comparison, execution, interruption, listing, results, run_folder, runner, sweep
+from mbrl_jax.runs import comparison, execution, grid, interruption, listing, results, run_folder, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.journals import TensorBoard, WeightsAndBiases, require
@@ -28,8 +28,8 @@ USAGE = """usage: mbrl-jax COMMAND …
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
       [--checkpoint-every SECONDS] [--checkpoints K] saves the run as it goes; --resume goes on with one that was stopped
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
-  sweep CONFIG --setting PATH --values V1 V2 … --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
-      train an agent for every seed at every value of one setting, in one compiled program
+  sweep CONFIG --grid PATH=V1,V2,… [--grid PATH=…] --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
+      train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be
   compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume]
       train the model-based and the model-free arm on the same real data, and set them side by side
   runs DIR
@@ -215,9 +215,8 @@ def _add_journals(folder: RunFolder, asked: Asked, keeping: Keeping) -> None:
 
 
 def _sweep(words: list[str]) -> None:
-    given = _parse("sweep", words, ("setting", str), ("values", tuple[str, ...]))
-    setting = given.setting.replace("-", "_")  # as flags may be written
-    sweep.command(given.config, setting, given.values, given.seeds, given.out, given.seed)
+    given = _parse("sweep", words, ("grid", tyro.conf.UseAppendAction[tuple[str, ...]], ()))
+    grid.command(given.config, given.grid, given.seeds, given.out, given.seed)
 
 
 def _reference(words: list[str]) -> None:

@@ -1,26 +1,17 @@
-"""A grid of values of traced settings times seeds in one compiled program, each value on the same seeds.
+"""Values of traced settings times seeds in one compiled program, each value on the same seeds."""
 
-A sweep leaves a folder for each value, as :mod:`mbrl_jax.runs.results` writes them, and ``sweep.json``: a list of the values'
-summaries, each with its ``settings``.
-"""
-
-import json
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name, check
+from mbrl_jax.config import ConfigError, ModelFreeQConfig, check
 from mbrl_jax.imagination.horizon import HorizonController
-from mbrl_jax.runs import execution, results, runner
+from mbrl_jax.runs import runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run, traced_settings
-from mbrl_jax.statistics import Estimate, bootstrap
 
 
 def sweep(
@@ -128,75 +119,9 @@ def _kind(config: ModelFreeQConfig, path: str) -> type:
     return float if isinstance(place, Mapping) else typing.get_type_hints(type(place))[name]
 
 
-# ---------------------------------------------------------------------------------------------------------------- command
-
-
-def command(config: ModelFreeQConfig, setting: str, values: Sequence[str], seeds: int, out: Path, seed: int) -> None:
-    """Train all values of one setting, print their figures, and write the sweep's folder; folders are named by the values given.
-
-    Raises:
-      ConfigError: as :func:`sweep`, or a value is no number or given twice.
-
-    """
-    numbers = [_number(setting, value) for value in values]
-    for place, number in enumerate(numbers):
-        if number in numbers[:place]:
-            raise ConfigError(f"{setting}: {values[place]!r} is given twice; each value must be given once")
-    execution.use_all_cores()
-    runner.make_train_together(vary(config, {setting: numbers}))  # refuses what cannot work before a folder is made
-    folder = results.make_folder(out)
-    with Display.standard(f"sweep of {setting}") as display:
-        runs = sweep(config, {setting: numbers}, seeds, base_seed=seed, display=display)
-    summaries = []
-    for value, run in zip(values, runs, strict=True):
-        arm = folder / value
-        arm.mkdir()
-        summaries.append({"settings": {setting: traced_settings(run.config)[setting]}, **results.write(run, arm)})
-    (folder / "sweep.json").write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
-    console = Console()
-    console.print(as_table(setting, values, runs))
-    compiling, running = (len(runs) * seconds for seconds in (runs[0].seconds.compile, runs[0].seconds.run))
-    console.print(f"compiled in {compiling:.0f} s, ran in {running:.0f} s; written to {folder}")
-
-
-def as_table(setting: str, values: Sequence[str], runs: Sequence[Run]) -> Table:
-    """The figures of a sweep for a terminal: a row for each value."""
-    config, seeds = runs[0].config, len(runs[0].result.outcome.frozen)
-    based = isinstance(config, DynaQConfig)
-    table = Table(
-        title=f"{algorithm_name(config)}, {config.protocol}, {seeds} seeds for each value",
-        caption="IQM over seeds with 95 % bootstrap intervals" + ("; depth: mean of the imagined rows kept" if based else ""),
-    )
-    for column in (setting, *(("chosen",) if based else ()), "last", *(("depth",) if based else ())):
-        table.add_column(column, justify="right")
-    for value, run in zip(values, runs, strict=True):
-        last = str(_iqm(run.result.outcome.returns_last))
-        if based:
-            table.add_row(value, str(_iqm(run.result.outcome.returns_chosen)), last, f"{mean_depth(run):.2f}")
-        else:
-            table.add_row(value, last)
-    return table
-
-
 def mean_depth(run: Run) -> float:
     """Mean depth of the imagined rows that a model-based run kept, over seeds and time; a root's first step counts 1."""
     log = run.result.metrics.lanes
     kept = np.asarray(log.kept, np.float64)
     total = kept.sum()
     return float((np.asarray(log.depth, np.float64) * kept).sum() / total) if total else float("nan")
-
-
-def _iqm(returns: Any) -> Estimate:
-    return bootstrap(results.per_seed(returns))
-
-
-def _number(path: str, text: str) -> float:
-    """The number that ``text`` says, a whole one as an int."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"{path}: {text!r} must be a number") from None

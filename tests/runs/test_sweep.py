@@ -6,7 +6,7 @@ import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.imagination.horizon import make_controller
-from mbrl_jax.runs import command_line, execution, runner, sweep
+from mbrl_jax.runs import execution, runner, sweep
 
 LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
 
@@ -123,16 +123,3 @@ def test_a_controller_object_takes_the_place_of_the_one_that_is_named(tiny):
 def test_configs_that_differ_in_a_static_setting_do_not_run_together(tiny):
     with pytest.raises(ConfigError, match="configs: they differ in static settings"):
         runner.run_together([tiny, replace(tiny, steps=40)], 1)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [(["1", "two"], "'two' must be a number"), (["1", "1.0"], "'1.0' is given twice"), (["0"], "out of range")],
-)
-def test_bad_values_in_a_command_are_refused_and_make_no_folder(tmp_path, capsys, monkeypatch, values, message):
-    monkeypatch.setattr(execution, "use_all_cores", lambda: None)  # JAX has been used already
-    words = ["sweep", "smoke", "--setting", LENGTH, "--values", *values, "--seeds", "1", "--out", str(tmp_path / "new")]
-    with pytest.raises(SystemExit):
-        command_line.main(words)
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
