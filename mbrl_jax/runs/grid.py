@@ -159,10 +159,12 @@ def draw(made: Sequence[Cell], runs: Sequence[Run], path: Path) -> None:
     arms = [_arms(each) for each in runs]
     if len(only) == 1 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         _draw_line(ax, only[0], values, arms)
+        ax.legend(frameon=False, fontsize=7)
     else:
-        figure.set_size_inches(6.5, 1.2 + 0.35 * len(made))
-        _draw_rows(ax, [cell.name.replace(",", "\n") for cell in made], arms)
-    ax.legend(frameon=False, fontsize=7)
+        figure.set_size_inches(6.5, 1.4 + 0.2 * len(made) * (1 + len(only)))
+        texts = ("\n".join(f"{path} = {_text(value)}" for path, value in cell.settings.items()) for cell in made)
+        _draw_rows(ax, list(texts), arms)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     seeds = len(runs[0].result.outcome.frozen)
     figure.suptitle(f"{made[0].config.environment.name}, {seeds} seeds each, IQM with 95 % intervals", fontsize=9)
     figure.savefig(path)
