@@ -182,7 +182,7 @@ class Program:
     def _arrays(self, so_far: SoFar) -> dict[str, np.ndarray]:
         """Everything that the run needs to go on, by path; a copy, for the state's own memory is given away."""
         told = {"collected": so_far.collected, "fit": so_far.fit, "metrics": so_far.metrics() if so_far.rounds else ()}
-        policies = {"last": self.algorithm.policies(self.state)[0], "chosen": self.algorithm.policies(self.state)[1]}
+        policies = dict(zip(("last", "chosen"), self.algorithm.policies(self.state), strict=True))
         kept = {"state": self._to_host(self.state, self.algorithm.axes), "policies": self._to_host(policies, 0), **told}
         leaves, _ = jax.tree_util.tree_flatten_with_path(kept)
         return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

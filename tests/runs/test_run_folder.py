@@ -181,6 +181,29 @@ def test_a_whole_checkpoint_of_another_run_is_refused(copied, tmp_path):
         take_up(folder, asked)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("state/time"), r"state/time must be int32\[\], there is nothing"),
+        (
+            lambda arrays: arrays.update({"state/time": np.zeros(2, np.int32)}),
+            r"state/time must be int32\[\], there is int32\[2\]",
+        ),
+        (
+            lambda arrays: arrays.update({"collected": arrays["collected"][:, :5]}),
+            r"collected must be float32\[2, 100\], there is",
+        ),
+    ],
+)
+def test_a_whole_checkpoint_of_a_version_that_kept_other_arrays_is_refused(copied, change, message):
+    folder, asked = copied
+    found = checkpoint.read(folder / "checkpoints", 3)
+    change(found.arrays)
+    checkpoint.write(folder / "checkpoints", 3, found.arrays, found.about, keep=2)
+    with pytest.raises(ConfigError, match=message):
+        go(take_up(folder, asked), asked)
+
+
 def test_where_no_checkpoint_is_whole_that_is_said(copied):
     folder, asked = copied
     for number in (2, 3):
