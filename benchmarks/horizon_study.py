@@ -62,10 +62,10 @@ CONTROLLERS = (
     "disagreement_penalty",
     "morel",
     "conservative",
-    "oracle",
+    "oracle",  # no method: it asks the real dynamics
+    "two_q_networks",
     "steve",
 )
-NOT_A_METHOD = ("oracle",)  # it asks the real dynamics
 MODEL_UPDATES = 750  # of the first fit, whatever the data
 
 SETTINGS = ("poor", "data_250", "data_1000", "data_5000", "interactive")
