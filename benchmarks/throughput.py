@@ -54,7 +54,8 @@ def operations(config: ModelFreeQConfig) -> dict[str, float]:
     """Floating-point operations of the matrix products of one seed: of a step of the main loop, and of a step of the first fit.
 
     A multiply-add counts 2; a backward pass 2 forward passes, less the first layer's input gradient. What is not a matrix product
-    (activations, Adam, the environment, random numbers) is left out, so the floor is a lower bound.
+    (activations, Adam, the environment, random numbers) is left out, and so are the episodes at a round's end that score and
+    judge the policy, which take as long as the policy lasts: the floor is a lower bound.
     """
     spec = make_environment(config.environment).spec
     agent = config.agent

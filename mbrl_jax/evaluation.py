@@ -12,23 +12,47 @@ from mbrl_jax.environment import Environment, EnvironmentState
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model.ensemble import Ensemble, Members
 
+BLOCK = 25  # steps after which it is asked whether an episode still runs
+
 Greedy = Callable[[Array], Array]  # observations [..., D] -> actions [...] int32
 
 
 def play(environment: Environment, greedy: Greedy, starts: EnvironmentState) -> Array:
     """Returns [n] of one real episode from each of the starts [n], up to the time limit."""
 
-    def step(carry: tuple[EnvironmentState, Array, Array], _: None) -> tuple[Any, None]:
+    def step(carry: tuple[EnvironmentState, Array, Array], _: Array) -> tuple[EnvironmentState, Array, Array]:
         states, running, returns = carry
         after, transition = jax.vmap(environment.step)(states, greedy(states.observation), states)
         returns = returns + jnp.where(running, transition.reward, 0.0)
         running = running & ~transition.terminated & ~transition.truncated
-        return (after, running, returns), None
+        return after, running, returns
 
     count = starts.observation.shape[0]
     carry = (starts, jnp.ones(count, bool), jnp.zeros(count, starts.observation.dtype))
-    (_, _, returns), _ = jax.lax.scan(step, carry, None, length=environment.spec.time_limit)
-    return returns
+    return _until_all_have_ended(step, carry, environment.spec.time_limit)[2]
+
+
+def _until_all_have_ended(step: Callable[[Any, Array], Any], carry: Any, steps: int) -> Any:
+    """``carry = step(carry, t)`` for t = 0, 1, …, or fewer times where nothing more comes of it, as no episode runs any longer.
+
+    Whether one does, by ``carry[1]``, is asked once in a block: often enough to pay where policies are bad, and too seldom to be
+    felt where the devices have to report to the host for it. After ``steps`` steps none does.
+    """
+
+    def goes_on(state: tuple[Array, Any]) -> Array:
+        time, (_, running, _) = state
+        return (time < steps) & jnp.any(running)
+
+    def go_on(state: tuple[Array, Any]) -> tuple[Array, Any]:
+        def one(carry: Any, time: Array) -> tuple[Any, None]:
+            where, running, returns = carry
+            return step((where, running & (time < steps), returns), time), None
+
+        time, carry = state
+        carry, _ = jax.lax.scan(one, carry, time + jnp.arange(BLOCK, dtype=time.dtype))
+        return time + BLOCK, carry
+
+    return jax.lax.while_loop(goes_on, go_on, (jnp.zeros((), jnp.int32), carry))[1]
 
 
 def sample_first_observations(real: replay.Replay, bits: Array) -> Array:
@@ -64,14 +88,14 @@ def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: A
     if ensemble.config.kind == "gaussian":
         noise = draws.normal(key, (steps, *observation.shape))
 
-    def step(carry: tuple[Array, Array, Array], noise: Array | None) -> tuple[tuple[Array, Array, Array], None]:
+    def step(carry: tuple[Array, Array, Array], time: Array) -> tuple[Array, Array, Array]:
         observation, running, returns = carry
         action = greedy(observation)
         prediction = ens.predict(ensemble, members, observation, action)
-        imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, noise)
+        now = None if noise is None else noise[jnp.minimum(time, steps - 1)]
+        imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, now)
         returns = returns + jnp.where(running, imagined.reward, 0.0)
-        return (imagined.next_observation, running & ~imagined.terminated, returns), None
+        return imagined.next_observation, running & ~imagined.terminated, returns
 
     carry = (observation, jnp.ones(observation.shape[:2], bool), jnp.zeros(observation.shape[:2], first.dtype))
-    (_, _, returns), _ = jax.lax.scan(step, carry, noise, length=steps)
-    return returns.reshape(-1)
+    return _until_all_have_ended(step, carry, steps)[2].reshape(-1)

@@ -130,10 +130,25 @@ def imagined(ensemble, members, first, steps, policy=upright, key=0):
     return np.asarray(play(jnp.asarray(first), jax.random.key(key)))
 
 
-def test_an_imagined_episode_that_never_ends_returns_its_number_of_steps(make_ensemble, members_that_drift):
+@pytest.mark.parametrize("steps", [1, evaluation.BLOCK - 1, evaluation.BLOCK, evaluation.BLOCK + 1, 60])
+def test_an_imagined_episode_that_never_ends_returns_its_number_of_steps(make_ensemble, members_that_drift, steps):
     ensemble = make_ensemble(kind="deterministic")
-    found = imagined(ensemble, members_that_drift(ensemble, [0.0, 0.0]), np.zeros((6, 4), np.float32), 37)
-    assert found.tolist() == [37.0] * 6
+    found = imagined(ensemble, members_that_drift(ensemble, [0.0, 0.0]), np.zeros((6, 4), np.float32), steps)
+    assert found.tolist() == [float(steps)] * 6
+
+
+def test_nothing_more_is_computed_once_all_episodes_have_ended(make_ensemble, members_that_drift):
+    ensemble = make_ensemble(kind="deterministic")
+    members, first, calls = members_that_drift(ensemble, [0.5, 0.5]), jnp.zeros((4, 4)), []
+
+    def watched(observation):
+        jax.debug.callback(lambda: calls.append(1))
+        return upright(observation)
+
+    returns = evaluation.play_imagined(ensemble, members, watched, first, jax.random.key(0), 500)
+    assert jax.block_until_ready(returns).tolist() == [5.0] * 4
+    jax.effects_barrier()
+    assert len(calls) == evaluation.BLOCK
 
 
 def test_an_imagined_episode_ends_with_the_step_that_terminates(make_ensemble, members_that_drift):
