@@ -1,0 +1,396 @@
+"""The documentation's examples run, its commands parse, its links lead somewhere, and what it names exists."""
+
+import importlib.util
+import inspect
+import re
+import shlex
+import string
+import typing
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import mbrl_jax
+from mbrl_jax import config as settings
+from mbrl_jax.config.fields import convert
+from mbrl_jax.imagination.horizon import CONTROLLERS
+from mbrl_jax.runs import command_line, execution, listing, metrics, results, runner
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRESETS = command_line.presets()
+
+# What a test makes smaller, and nothing else: the presets, all to these sizes, and on each page some numbers.
+SIZES = {
+    "environment": {"time_limit": 30},
+    "random_transitions": 100,
+    "steps": 20,
+    "round_steps": 10,
+    "metric_steps": 5,
+    "agent": {"hidden": [8, 8], "batch_size": 16},
+    "evaluation": {"episodes": 3, "curve_episodes": 2},
+    "model": {"members": 3, "hidden": [8, 8], "batch_size": 16, "epochs": 2, "refit_batches": 2, "laplacian": "none"},
+    "imagination": {"lanes": 6, "steps": 3, "capacity": 600},
+    "selection": {"episodes": 6, "steps": 20},
+}
+NUMBERS = {
+    "README.md": {"--seeds 24": "--seeds 4", "seeds=64": "seeds=4"},
+    "docs/train.md": {"--seeds 64": "--seeds 4", "--episodes 50": "--episodes 2", "seeds=64": "seeds=4"},
+    "docs/compare.md": {"--seeds 64": "--seeds 4"},
+    "docs/sweep.md": {"--seeds 64": "--seeds 1", "cells, seeds=64": "cells, seeds=1", "seeds=64": "seeds=2"},
+    "docs/controllers.md": {"seeds=64": "seeds=2"},
+    "docs/environments.md": {"seeds=8": "seeds=2"},
+}
+# The commands that are run where the page has them; all others are parsed only.
+RUN = {
+    "README.md": ["compare --protocol batch --seeds 24 --out runs/first"],
+    "docs/train.md": ["train cartpole_batch --seeds 64 --out runs/first", "runs runs"],
+    "docs/compare.md": ["compare --protocol batch --seeds 64 --out runs/both"],
+    "docs/sweep.md": [
+        "sweep cartpole_batch_model_free --grid agent.learning_rate=3e-4,1e-3 --grid 'agent.hidden=[64,64],[32]' --seeds 64 "
+        "--out runs/grid --agent.target max"
+    ],
+}
+# What stands for something in a command.
+PLACEHOLDERS = {
+    "compare … --resume": "compare --protocol batch --seeds 2 --out new --resume",
+    "[--grid …]": "--grid agent.discount=0.9",
+    "RUN [RUN …]": "one two",
+    "DIR/config.yaml": "smoke",
+    "CONFIG": "smoke",
+    "PATH=V1,V2": "agent.learning_rate=1e-3,1e-2",
+    "PROJECT": "a-project",
+    "FILE.html": "new.html",
+    "BASE": "7",
+    "DIR": "new",
+    r"batch\|interactive": "interactive",
+    " N ": " 2 ",
+}
+
+
+class Block(NamedTuple):
+    kind: str  # the fence's language
+    text: str
+
+
+def blocks(page):
+    return [Block(*found) for found in FENCE.findall(TEXTS[page])]
+
+
+def inline(page):
+    """What stands between single backticks."""
+    return re.findall(r"`([^`]+)`", FENCE.sub("", TEXTS[page]))
+
+
+def commands_of(shell):
+    """The words after ``mbrl-jax`` in every command of a piece of shell."""
+    found = []
+    for line in shell.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(re.sub(r"\$\w+", "1", line), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words = list(lexer)
+        ends = [i for i, word in enumerate(words) if set(word) <= set(";&|")] + [len(words)]
+        found += [words[i + 1 : next(end for end in ends if end > i)] for i, word in enumerate(words) if word == "mbrl-jax"]
+    return found
+
+
+def commands(page):
+    shell = [words for block in blocks(page) if block.kind == "sh" for words in commands_of(block.text)]
+    named = []
+    for code in inline(page):
+        if code.startswith("mbrl-jax "):
+            for placeholder, meaning in PLACEHOLDERS.items():
+                code = code.replace(placeholder, meaning)
+            named += commands_of(code)
+    return shell + named
+
+
+def shrunk(preset):
+    """The preset at the sizes of seconds; its algorithm, protocol, choices and traced numbers stay."""
+    content = settings.to_dict(settings.load(PRESETS[preset]))
+    for name, value in SIZES.items():
+        if name in content:
+            content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    return settings.from_dict(content)
+
+
+@pytest.fixture(scope="module")
+def small_configs(tmp_path_factory):
+    """``configs/`` with every preset under its own name, smaller."""
+    folder = tmp_path_factory.mktemp("small") / "configs"
+    for name, path in PRESETS.items():
+        small = folder / path.relative_to(PRESETS["smoke"].parent)
+        small.parent.mkdir(parents=True, exist_ok=True)
+        settings.save(shrunk(name), small)
+    return folder
+
+
+@pytest.fixture
+def small(small_configs, tmp_path, monkeypatch):
+    """A working directory where the presets are small, and a command line that knows those; what is registered is forgotten."""
+    (tmp_path / "configs").symlink_to(small_configs)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "presets", lambda: {path.stem: path for path in small_configs.rglob("*.yaml")})
+    monkeypatch.setattr(execution, "use_all_cores", lambda: None)  # JAX has been used
+    registered = dict(CONTROLLERS)
+    yield tmp_path
+    CONTROLLERS.clear()
+    CONTROLLERS.update(registered)
+
+
+def with_smaller_numbers(page, text):
+    for old, new in NUMBERS.get(page, {}).items():
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.kind == "python" for block in blocks(page))])
+def test_the_examples_of_a_page_run_from_top_to_bottom(page, small, capsys):
+    runnable = "\n".join(block.text for block in blocks(page) if block.kind in ("python", "sh"))
+    assert all(old in runnable + " ".join(inline(page)) for old in NUMBERS[page]), "a number that the test makes smaller has gone"
+    namespace, run = {"__name__": page}, []
+    for block in blocks(page):
+        if block.kind == "python":
+            exec(compile(with_smaller_numbers(page, block.text), page, "exec"), namespace)
+        for words in commands_of(block.text) if block.kind == "sh" else ():
+            if shlex.join(words) in RUN.get(page, []):
+                command_line.main(shlex.split(with_smaller_numbers(page, shlex.join(words))))
+                run.append(shlex.join(words))
+    assert run == RUN.get(page, [])
+    if page == "docs/train.md":
+        check_the_folder_is_what_the_page_says(small / "runs" / "first")
+        command_line.main(["evaluate", "runs/first", "--episodes", "2", "--env", "gymnasium"])
+        assert "of gymnasium, 2 episodes a policy" in capsys.readouterr().out
+    if page == "docs/sweep.md":
+        assert len(list((small / "runs" / "grid").glob("agent.learning_rate=*,agent.hidden=*/policies.npz"))) == 4
+
+
+def check_the_folder_is_what_the_page_says(folder):
+    rows = re.findall(r"^\| (`[^|]*`) \|", section("docs/train.md", "The folder"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall("`([^`]+)`", row)}
+    there = {path.name for path in folder.iterdir()}
+    assert there == named - {"checkpoints/", "diagnosis.npz", "imagination.png"}
+
+
+class Reached(Exception):  # noqa: N818, it is no error
+    """A command has understood its words and would begin to work."""
+
+
+@pytest.fixture
+def only_parsed(tmp_path, monkeypatch):
+    """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
+    from mbrl_jax.runs import reference, report
+
+    def work(*_, **__):
+        raise Reached
+
+    (tmp_path / "configs").mkdir()
+    for path in PRESETS.values():
+        (tmp_path / "configs" / path.name).write_bytes(path.read_bytes())
+    for page in PAGES:
+        for block in blocks(page):
+            if block.kind == "yaml" and (named := re.match(r"# (\S+\.yaml)\n", block.text)):
+                (tmp_path / named[1]).write_text(block.text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(execution, "use_all_cores", lambda: None)
+    for module, name in (
+        (runner, "check_memory"),  # train, sweep, compare
+        (listing, "find"),
+        (report, "write"),
+        (results, "load_policies"),  # evaluate
+        (reference, "run"),
+    ):
+        monkeypatch.setattr(module, name, work)
+
+
+def all_commands():
+    found = dict.fromkeys(shlex.join(words) for page in PAGES for words in commands(page))
+    return [pytest.param(each, id=each) for each in found]
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_a_command_of_the_documentation_is_one(command, only_parsed, capsys):
+    words = shlex.split(command)
+    if len(words) == 1:
+        assert f"\n  {words[0]} " in command_line.USAGE
+    elif "--help" in words:
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main(words)
+        assert stopped.value.code == 0
+    else:
+        with pytest.raises(Reached):
+            command_line.main(words)
+
+
+def test_the_documentation_has_every_command():
+    told = {words[0] for page in PAGES for words in commands(page)}
+    assert told == set(re.findall(r"^  (\w+) ", command_line.USAGE, re.MULTILINE))
+
+
+def test_a_command_with_a_flag_that_there_is_not_would_be_found(only_parsed):
+    with pytest.raises(SystemExit):
+        command_line.main(["train", "smoke", "--seeds", "1", "--out", "new", "--no-such-flag", "1"])
+
+
+def test_every_flag_that_the_documentation_names_is_one(capsys):
+    asked = (["train", "smoke"], ["sweep", "smoke"], ["compare"], ["evaluate"], ["report"], ["reference", "smoke"])
+    for words in asked:
+        with pytest.raises(SystemExit):
+            command_line.main([*words, "--help"])
+    known = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    named = {flag for page in PAGES for code in inline(page) for flag in re.findall(r"(?<!\S)--[a-z][\w.-]*", code)}
+    numbers = "--imagination.controller-settings."  # of the preset's own controller
+    assert {flag for flag in named if not flag.startswith(numbers)} <= known
+    assert {"--resume-from", "--diagnose", "--tensorboard"} <= named
+
+
+# ------------------------------------------------------------------------------------------------------------------- links
+
+
+def slugs(text):
+    """The anchors of a page's headings."""
+    kept = set(string.ascii_lowercase + string.digits + "-_ ")
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {"".join(letter for letter in heading.lower() if letter in kept).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", TEXTS[page]))
+    assert links
+    for link in links:
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.resolve().exists(), link
+        if anchor:
+            assert anchor in slugs(target.read_text(encoding="utf-8")), link
+
+
+def test_the_index_leads_to_every_guide():
+    for page in PAGES:
+        if page.startswith("docs/") and page != "docs/README.md":
+            assert f"]({Path(page).name})" in TEXTS["docs/README.md"]
+
+
+# ----------------------------------------------------------------------------------------------------------- the reference
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages of the API reference."""
+    pdoc = pytest.importorskip("pdoc", reason="pip install 'mbrl-jax[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    shell = next(block.text for block in blocks("docs/README.md") if "pdoc" in block.text)
+    words = shlex.split(re.search("python -m pdoc .*", shell.replace("\\\n", ""))[0])
+    assert words[3:7] == ["--docformat", "google", "-o", "site"]
+    modules = words[7:]
+    if importlib.util.find_spec("torch"):
+        modules.append("mbrl_jax.reference")
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc(*modules, output_directory=folder)  # a warning is an error here
+    return folder
+
+
+def test_the_api_reference_has_a_page_for_every_room(site):
+    for path in Path(mbrl_jax.__file__).parent.iterdir():
+        room = path.is_dir() or path.suffix == ".py"
+        if room and not path.name.startswith("_") and path.name not in ("reference", "configs"):
+            assert (site / "mbrl_jax" / f"{path.stem}.html").exists(), path.name
+
+
+def test_the_api_reference_documents_every_public_name(site):
+    import pdoc
+
+    page = (site / "mbrl_jax.html").read_text(encoding="utf-8")
+    module = pdoc.doc.Module(mbrl_jax)
+    for name in mbrl_jax.__all__:
+        value = getattr(mbrl_jax, name)
+        if inspect.ismodule(value):
+            assert value.__doc__
+            assert (site / f"{value.__name__.replace('.', '/')}.html").exists(), name
+        else:
+            assert module.members[name].docstring, name
+            assert f'id="{name}"' in page, name
+
+
+# ------------------------------------------------------------------------------------------------------- what pages name
+
+
+def section(page, heading):
+    return re.search(rf"^#+ {heading}\n(.*?)(?=^#+ |\Z)", TEXTS[page], re.MULTILINE | re.DOTALL)[1]
+
+
+def test_every_preset_that_the_documentation_names_is_shipped():
+    named = {code for page in PAGES for code in inline(page) if re.fullmatch(r"(cartpole|horizon)_\w+", code)}
+    assert {"cartpole_batch", "cartpole_interactive", "cartpole_best"} <= named <= set(PRESETS)
+    in_files = {each for text in TEXTS.values() for each in re.findall(r"configs/(?:horizons/)?(\w+)\.yaml", text)} - {"mine"}
+    assert in_files <= set(PRESETS)
+
+
+def test_every_horizon_controller_is_in_the_documentation_and_the_other_way_round():
+    table = re.search(r"^\| shipped \|.*?(?=^\n)", TEXTS["README.md"], re.MULTILINE | re.DOTALL)[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall("`(.*?)`", row.split("|")[1])}
+    assert named == set(CONTROLLERS)
+
+
+def hint_of(path):
+    """The type of the setting at a dotted path; raises KeyError where there is none."""
+    hint = settings.DynaQConfig
+    for name in path.split("."):
+        if typing.get_origin(hint) is dict:
+            return float
+        hint = typing.get_type_hints(hint)[name]
+    return hint
+
+
+def test_every_setting_that_the_documentation_names_exists_and_may_have_the_value():
+    groups = "environment|agent|exploration|evaluation|model|imagination|selection"
+    found = [re.fullmatch(rf"((?:{groups})\.[a-z_.]+)(?:: (\S+))?", code) for page in PAGES for code in inline(page)]
+    named = [each.groups() for each in found if each and each[1] not in metrics.COLUMNS]
+    named = [(path, value) for path, value in named if not path.endswith((".npz", ".png", ".py"))]
+    assert len(named) > 15
+    for path, value in named:
+        hint = hint_of(path)
+        if value is not None:
+            convert(value, hint, path)
+
+
+def test_every_choice_that_a_table_names_exists():
+    table = re.findall(r"^\| `needs_.*$", section("docs/controllers.md", "What it asks for"), re.MULTILINE)
+    named = {code for row in table for code in re.findall(r"`(\w+)`", row) if not code.startswith("needs_")}
+    assert named - {"dynamics"} == set(typing.get_args(hint_of("imagination.sampling")))
+
+
+def test_the_columns_of_the_table_are_those_that_the_file_has_with_their_units_and_meanings():
+    rows = re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|$", section("docs/train.md", "Read it back"), re.MULTILINE)
+    assert {name: metrics.Column(unit, told) for name, unit, told in rows} == metrics.COLUMNS
+
+
+def test_what_a_controller_answers_and_asks_for_is_told():
+    rows = {
+        heading: re.findall(r"^\| `(\w+)` \|", section("docs/controllers.md", heading), re.MULTILINE)
+        for heading in ("The protocol", "What it asks for")
+    }
+    assert tuple(rows["The protocol"]) == mbrl_jax.Decision._fields
+    assert rows["What it asks for"] == [name for name in mbrl_jax.HorizonController._fields if name.startswith("needs_")]
+
+
+def test_the_parts_of_an_environment_are_told():
+    told = section("docs/environments.md", "What each part must satisfy")
+    for name in mbrl_jax.Environment._fields:
+        assert re.search(rf"`{name}\b", told), name
+
+
+def test_the_messages_that_the_documentation_explains_are_those_of_the_program():
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(mbrl_jax.__file__).parent.rglob("runs/*.py"))
+    rows = re.findall(r"^\| (`.*?`) \| ", section("docs/resume.md", "What is refused"), re.MULTILINE)
+    messages = [message for row in rows for message in re.findall("`([^`]+)`", row)]
+    assert len(messages) >= 10
+    for message in messages:
+        fragments = (part.strip(" ;,:") for part in re.split(r"…|\d+|\[.*?\]", message))
+        assert max(fragments, key=len) in source, message
