@@ -30,10 +30,10 @@ SIZES = {
     "steps": 20,
     "round_steps": 10,
     "metric_steps": 5,
-    "agent": {"hidden": [8, 8], "batch_size": 16},
+    "agent": {"hidden": [8], "batch_size": 16},
     "evaluation": {"episodes": 3, "curve_episodes": 2},
-    "model": {"members": 3, "hidden": [8, 8], "batch_size": 16, "epochs": 2, "refit_batches": 2, "laplacian": "none"},
-    "imagination": {"lanes": 6, "steps": 3, "capacity": 600},
+    "model": {"members": 3, "hidden": [8], "batch_size": 16, "epochs": 2, "refit_batches": 2, "laplacian": "none"},
+    "imagination": {"lanes": 6, "steps": 1, "capacity": 600},
     "selection": {"episodes": 6, "steps": 20},
 }
 NUMBERS = {

@@ -117,9 +117,14 @@ def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) 
     )
 
 
-def error_map(ensemble: Ensemble, members: Members, dynamics: Dynamics, axes: tuple[int, int] = (0, 2)) -> ErrorMap:
-    """Disagreement and true error over the plane of two axes of the state, each from minus to plus the task's own scale."""
-    spec = ensemble.spec
+def map_axes(observation_size: int) -> tuple[int, int]:
+    """The axes of the state that are mapped: the first, and the third or what comes nearest to it. On CartPole, x and theta."""
+    return 0, min(2, observation_size - 1)
+
+
+def error_map(ensemble: Ensemble, members: Members, dynamics: Dynamics) -> ErrorMap:
+    """Disagreement and true error over the plane of :func:`map_axes`, each from minus to plus the task's own scale."""
+    spec, axes = ensemble.spec, map_axes(ensemble.spec.observation_size)
     first, second = (jnp.linspace(-spec.observation_scale[axis], spec.observation_scale[axis], MAP_POINTS) for axis in axes)
     grid = jnp.zeros((MAP_POINTS, MAP_POINTS, spec.observation_size), first.dtype)
     grid = grid.at[..., axes[0]].set(jnp.broadcast_to(first[None, :], grid.shape[:2]))

@@ -156,7 +156,9 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
     """
     execution.use_all_cores()
     if keeping.resume and run_folder.is_finished(out):
-        raise ConfigError(f"resume: the run in {str(out)!r} is finished; there is nothing left to do")
+        run_folder.check_same(out, asked)
+        Console().print(f"the run in {out} is finished already", soft_wrap=True)
+        return
     with Display.standard(settings.algorithm_name(asked.config)) as display:
         run = _keep(asked, out, keeping, command, display)
     _print(run, results.read_summary(out), out)

@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mbrl_jax import statistics
-from mbrl_jax.config import DynaQConfig, to_dict
+from mbrl_jax.config import DynaQConfig, EnvironmentConfig, from_dict, to_dict
+from mbrl_jax.environment import make_environment
+from mbrl_jax.imagination.diagnosis import map_axes
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.runs.figures import new_figure
 from mbrl_jax.runs.runner import Run
@@ -90,7 +92,8 @@ def draw_setting(arms: Arms, title: str, path: Path) -> None:
     draw_growth(axes[5], shown, "one_step_error", "true one-step error")
     mapped = [name for name in shown if "map" in shown[name]][-1]
     for ax, what, label in ((axes[6], "disagreement", "disagreement"), (axes[7], "one_step_error", "true one-step error")):
-        draw_map(ax, shown[mapped]["map"], what, f"{label} (model of {mapped.replace('_', ' ')})")
+        environment = from_dict(shown[mapped]["config"]).environment
+        draw_map(ax, shown[mapped]["map"], what, f"{label} (model of {mapped.replace('_', ' ')})", environment)
     handles = [Line2D([], [], color=_colour(name, shown), label=name.replace("_", " ")) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     figure.suptitle(f"{title}; errors are medians of seeds in deviations of the data's state change", fontsize=10)
@@ -149,22 +152,28 @@ def draw_surfing(ax: Axes, arms: Arms) -> None:
     ax.set_ylabel("imagined minus real return")
 
 
-def draw_map(ax: Axes, error_map: Mapping[str, Any], what: str, label: str) -> None:
-    """Disagreement or true error over the plane of cart position and pole angle, each from minus to plus its own scale."""
+def draw_map(ax: Axes, error_map: Mapping[str, Any], what: str, label: str, environment: EnvironmentConfig) -> None:
+    """Disagreement or true error over the plane that is mapped, on CartPole that of cart position and pole angle."""
+    if environment.name == "CartPole-v1":
+        names, ends = ("cart position [m]", "pole angle [degrees]"), (2.4, 12.0)
+    else:
+        scale = make_environment(environment).spec.observation_scale
+        axes = map_axes(len(scale))
+        names, ends = (f"axis {axes[0]} of the state", f"axis {axes[1]} of the state"), (scale[axes[0]], scale[axes[1]])
     both = [np.array(error_map[name]) for name in ("disagreement", "one_step_error")]
     low, high = (np.log10(np.maximum(extreme, 1e-6)) for extreme in (min(x.min() for x in both), max(x.max() for x in both)))
     image = ax.imshow(
         np.log10(np.maximum(np.array(error_map[what]), 1e-6)),
         origin="lower",
-        extent=(-2.4, 2.4, -12.0, 12.0),
+        extent=(-ends[0], ends[0], -ends[1], ends[1]),
         aspect="auto",
         cmap="magma",
         vmin=low,
         vmax=high,
     )
     ax.grid(visible=False)
-    ax.set_xlabel("cart position [m]")
-    ax.set_ylabel("pole angle [degrees]")
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
     ax.set_title(label, fontsize=8)
     bar = ax.figure.colorbar(image, ax=ax)
     bar.set_label("log10", fontsize=7)

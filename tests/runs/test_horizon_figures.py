@@ -6,7 +6,7 @@ import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
-from mbrl_jax.runs import horizon_figures, results, runner
+from mbrl_jax.runs import figures, horizon_figures, results, runner
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,15 @@ def test_a_diagnosis_is_written_beside_the_metrics(run, tmp_path):
 def test_a_run_without_a_model_cannot_be_diagnosed():
     with pytest.raises(ConfigError, match="diagnose: True does not fit; 'model_free_q' has no model"):
         runner.run(ModelFreeQConfig(), 1, diagnose=True)
+
+
+@pytest.mark.parametrize("name", ["MountainCar-v0", "Acrobot-v1"])
+def test_a_diagnosis_of_another_task_is_drawn_with_its_own_axes(tiny, tmp_path, name):
+    config = replace(tiny, steps=10, environment=replace(tiny.environment, name=name))
+    diagnosed = runner.run(config, 1, diagnose=True)
+    assert np.isfinite(diagnosed.diagnosis.map.one_step_error).all()
+    _, (ax,) = figures.new_figure(1)
+    horizon_figures.draw_map(ax, horizon_figures.describe(diagnosed)["map"], "disagreement", "", config.environment)
+    assert ax.get_ylabel() == {"MountainCar-v0": "axis 1 of the state", "Acrobot-v1": "axis 2 of the state"}[name]
+    horizon_figures.draw_imagination(diagnosed, tmp_path / "imagination.png")
+    assert matplotlib.image.imread(tmp_path / "imagination.png").std() > 0.05

@@ -247,11 +247,12 @@ def test_a_run_that_is_finished_is_not_begun_again(model_free):
     runs, out = model_free, model_free.folder / "once"
     runs.start(out).join()
     first, before = resulting(out), len(runs.output.read_text())
-    for flags in ((), ("--resume",)):
+    for flags, status in (((), 2), (("--resume",), 0), (("--resume", "--seed", "1"), 2)):
         process = runs.start(out, *flags)
         process.join()
-        assert process.exitcode == 2
+        assert process.exitcode == status
     said = runs.output.read_text()[before:]
     assert "exists already and is left as it is" in said
-    assert "is finished; there is nothing left to do" in said
+    assert "is finished already" in said
+    assert "base_seed: 1 does not fit" in said
     assert resulting(out) == first

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mbrl_jax import statistics
 from mbrl_jax.config import DynaQConfig
 from mbrl_jax.environment import make_environment
+from mbrl_jax.imagination.diagnosis import map_axes
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.runs.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss
 from mbrl_jax.runs.horizon_figures import draw_map
@@ -27,7 +28,6 @@ GROWTH = {
     "one_step_error": ("one-step error", "#e08e45"),
     "disagreement": ("disagreement", "#5b5f97"),
 }
-MAP_AXES = (0, 2)  # of the state, which a diagnosis maps
 
 
 def section(entries: Sequence[Entry], figures: Figures) -> str:
@@ -261,15 +261,12 @@ def by_depth(values: np.ndarray) -> np.ndarray:
 
 def _map(entry: Entry, error_map: dict[str, Any], what: str, label: str, seeds: int, figures: Figures) -> str:
     figure, (ax,) = new_axes()
-    draw_map(ax, error_map, what, "")
-    image = ax.images[0]
-    if entry.task != MARKED_TASK:  # it names the axes of CartPole
-        scale = make_environment(entry.run.config.environment).spec.observation_scale
-        names = axis_names(entry.task, len(scale))
-        ends = [(-scale[axis], scale[axis]) for axis in MAP_AXES]
-        image.set_extent((*ends[0], *ends[1]))
-        ax.set_xlabel(names[MAP_AXES[0]])
-        ax.set_ylabel(names[MAP_AXES[1]])
+    draw_map(ax, error_map, what, "", entry.run.config.environment)
+    if entry.task != MARKED_TASK:
+        size = make_environment(entry.run.config.environment).spec.observation_size
+        names, axes = axis_names(entry.task, size), map_axes(size)
+        ax.set_xlabel(names[axes[0]])
+        ax.set_ylabel(names[axes[1]])
     for bar in figure.axes[1:]:
         bar.yaxis.label.set_fontsize(markup.TEXT)
         _rasterise(bar)
