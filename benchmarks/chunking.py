@@ -71,8 +71,8 @@ def unbroken(config: Any, seeds: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--seeds", type=int, default=24)
+    parser.add_argument("--repetitions", type=int, default=3)
     given = parser.parse_args()
     execution.use_all_cores()
     config = load(ROOT / "configs" / "cartpole_batch.yaml")
