@@ -3,7 +3,7 @@
     python benchmarks/chunking.py
 
 Trains the preset `cartpole_batch` on few seeds, again and again in turn: unbroken (all rounds in one compiled scan), in rounds
-(as `mbrl-jax train` does, with nothing kept), kept (every round noted, no checkpoint), and saved (a checkpoint every tenth
+(a few to a call, as `mbrl-jax train` does, with nothing kept), kept (every round noted, no checkpoint), and saved (a checkpoint every tenth
 round). Prints the medians of the ratios of the training phase, each to the unbroken run beside it, and writes
 benchmarks/results/speed/chunking.json.
 """
@@ -33,7 +33,7 @@ SAVE_EVERY = 10  # rounds
 class EveryTenth(run_folder.RunFolder):
     """Saves by rounds instead of by the clock."""
 
-    rounds = 0
+    rounds = saves = 0
 
     def note(self, entry: Any) -> None:
         """Note it, and count."""
@@ -41,8 +41,10 @@ class EveryTenth(run_folder.RunFolder):
         super().note(entry)
 
     def due(self) -> bool:
-        """Whether the round in the devices is a tenth one."""
-        return self.rounds % SAVE_EVERY == SAVE_EVERY - 1
+        """Whether ten more rounds have been noted."""
+        is_due = self.rounds // SAVE_EVERY > self.saves
+        self.saves += is_due
+        return is_due
 
 
 def unbroken(config: Any, seeds: int) -> Any:
@@ -71,8 +73,8 @@ def unbroken(config: Any, seeds: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=24)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=5)
     given = parser.parse_args()
     execution.use_all_cores()
     config = load(ROOT / "configs" / "cartpole_batch.yaml")

@@ -17,6 +17,9 @@ from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.metrics import Entry
 
+CHUNKS = 10  # that a run has at least
+CHUNK_UPDATES = 10_000  # that a device makes in a chunk, about: a second or two on a CPU
+
 
 class Seconds(NamedTuple):
     """Wall-clock time of a run."""
@@ -90,13 +93,17 @@ class Program:
             so_far, found = self._begin(), None
         else:
             so_far, found = self._restore(keeper.found), keeper.found
-        axes = self.algorithm.axes
-        advance = self._compile(self.algorithm.advance, axes, (axes, 0), self.state, donate=True)
+        axes, chunk = self.algorithm.axes, self._rounds_of_a_chunk(so_far.done)
+
+        def advance_chunk(state: Any, hyper: Any) -> Any:
+            return jax.lax.scan(lambda state, _: self.algorithm.advance(state, hyper), state, None, length=chunk)
+
+        advance = self._compile(advance_chunk, axes, (axes, 0), self.state, donate=True)
         if found is not None and found.round:
             so_far.rounds = [self._refill(advance.out[1], found, "metrics", 0)]
         so_far.seconds["compile"] += self.compiling
         self.show.phase("training", total=self.algorithm.rounds, done=so_far.done, note=f"compiled in {self.compiling:.1f} s")
-        self._advance(advance.call, so_far, keeper, interruption)
+        self._advance(advance.call, chunk, so_far, keeper, interruption)
         return so_far
 
     def finish(self, so_far: SoFar, diagnose: bool) -> tuple[Any, Any]:
@@ -135,10 +142,21 @@ class Program:
             seconds=dict(found.about["seconds"]),
         )
 
+    def _rounds_of_a_chunk(self, done: int) -> int:
+        """How many rounds one call of the devices runs.
+
+        Between two calls all devices wait for the slowest, so a call should take a second or more; but a run has at least
+        ``CHUNKS`` of them, and a person who asks it to stop waits for the end of one.
+        """
+        updates = self.agents * self.config.round_steps * self.config.agent.updates_per_step / self.layout.mesh.size
+        most = min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / updates))
+        left = self.algorithm.rounds - done
+        return max((size for size in range(1, most + 1) if left % size == 0), default=1)
+
     def _advance(
-        self, advance: Callable[..., Any], so_far: SoFar, keeper: Keeper | None, interruption: Interruption | None
+        self, advance: Callable[..., Any], chunk: int, so_far: SoFar, keeper: Keeper | None, interruption: Interruption | None
     ) -> None:
-        """All rounds that are left. While the devices are at one, the host is at what the one before came to."""
+        """All rounds that are left. While the devices are at a chunk, the host is at what the one before came to."""
         start, first, before = time.perf_counter(), so_far.done, so_far.seconds["train"]
         waiting: Any = None
 
@@ -147,20 +165,23 @@ class Program:
             if waiting is None:
                 return
             measured, waiting = self._to_host(waiting, 0), None
-            so_far.rounds.append(jax.tree.map(lambda leaf: leaf[:, None], measured))
-            so_far.done += 1
-            elapsed = time.perf_counter() - start
+            so_far.rounds.append(measured)
+            elapsed, spent = time.perf_counter() - start, so_far.seconds["train"]
             so_far.seconds["train"] = before + elapsed
-            entry = metrics.entry(self.config, so_far.done, measured, so_far.seconds["train"])
-            if keeper is not None:
-                keeper.note(entry)
-            self.show.round(self._note(entry, (so_far.done - first) / elapsed))
+            for number in range(chunk):
+                so_far.done += 1
+                seconds = spent + (so_far.seconds["train"] - spent) * (number + 1) / chunk
+                one = jax.tree.map(lambda leaf, number=number: leaf[:, number], measured)
+                entry = metrics.entry(self.config, so_far.done, one, seconds)
+                if keeper is not None:
+                    keeper.note(entry)
+                self.show.round(self._note(entry, (so_far.done - first) / elapsed))
 
-        for number in range(first, self.algorithm.rounds):
+        for begin in range(first, self.algorithm.rounds, chunk):
             self.state, measured = advance(self.state, self.hyper)
             settle()
             waiting = measured
-            stop = interruption is not None and interruption.requested and number + 1 < self.algorithm.rounds
+            stop = interruption is not None and interruption.requested and begin + chunk < self.algorithm.rounds
             if keeper is not None and (stop or keeper.due()):
                 settle()
                 keeper.save(so_far.done, self._arrays(so_far), self._about(so_far))
@@ -260,7 +281,7 @@ class Program:
             key = execution.is_key(like)
             shape = (self.agents, *like.shape[1:]) if own else like.shape
             if name == "metrics":
-                shape = (self.agents, found.round, *like.shape[1:])
+                shape = (self.agents, found.round, *like.shape[2:])
             if array is None or (array.shape[:-1] != shape if key else (array.shape, array.dtype) != (shape, like.dtype)):
                 there = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
                 wanted = f"{like.dtype}{list(shape)}"
