@@ -3,9 +3,9 @@
     python benchmarks/chunking.py
 
 Trains the preset `cartpole_batch` on few seeds, again and again in turn: unbroken (all rounds in one compiled scan), in rounds
-(a few to a call, as `mbrl-jax train` does, with nothing kept), kept (every round noted, no checkpoint), and saved (a checkpoint every tenth
-round). Prints the medians of the ratios of the training phase, each to the unbroken run beside it, and writes
-benchmarks/results/speed/chunking.json.
+(a few to a call of the devices, with nothing kept), kept (the same, every round noted, as `mbrl-jax train` does between two
+checkpoints), and saved (a checkpoint every tenth round, far more often than it would). Prints the medians of the ratios of the
+training phase, each to the unbroken run beside it, and writes benchmarks/results/speed/chunking.json.
 """
 
 import argparse
