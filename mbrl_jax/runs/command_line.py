@@ -205,7 +205,7 @@ def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Disp
 
 
 def _asked_to_stop(display: Display) -> Callable[[], None]:
-    return lambda: display.say("stops after this round and saves; Ctrl-C again stops at once")
+    return lambda: display.say("finishes the rounds in hand and saves; Ctrl-C again stops at once")
 
 
 def _add_journals(folder: RunFolder, asked: Asked, keeping: Keeping) -> None:
