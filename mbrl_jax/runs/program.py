@@ -1,6 +1,7 @@
 """An algorithm for many agents on this machine: compiled, driven round by round, saved and taken up again."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,16 @@ from mbrl_jax.runs.metrics import Entry
 
 CHUNKS = 10  # that a run has at least
 CHUNK_UPDATES = 10_000  # that a device makes in a chunk, about: a second or two on a CPU
+
+
+def chunk_of(rounds: int, most: int, done: int) -> int:
+    """The largest number of rounds, ``most`` at the most, that divides a run evenly.
+
+    A run that goes on has the chunks that it began with, so that it is the same program; where it began with others, as on a
+    different number of devices, it has such as divide what is left.
+    """
+    whole = max((size for size in range(1, most + 1) if rounds % size == 0), default=1)
+    return math.gcd(whole, rounds - done)
 
 
 class Seconds(NamedTuple):
@@ -149,9 +160,7 @@ class Program:
         ``CHUNKS`` of them, and a person who asks it to stop waits for the end of one.
         """
         updates = self.agents * self.config.round_steps * self.config.agent.updates_per_step / self.layout.mesh.size
-        most = min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / updates))
-        left = self.algorithm.rounds - done
-        return max((size for size in range(1, most + 1) if left % size == 0), default=1)
+        return chunk_of(self.algorithm.rounds, min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / updates)), done)
 
     def _advance(
         self, advance: Callable[..., Any], chunk: int, so_far: SoFar, keeper: Keeper | None, interruption: Interruption | None

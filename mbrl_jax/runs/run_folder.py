@@ -224,8 +224,9 @@ def check_same(path: Path, asked: Asked) -> None:
       ConfigError: naming every setting that differs.
 
     """
-    before, now = asked_of(path).settings(), asked.settings()
-    named = [algorithm_name(each.config) for each in (asked_of(path), asked)]
+    asked_before = asked_of(path)
+    before, now = asked_before.settings(), asked.settings()
+    named = [algorithm_name(each.config) for each in (asked_before, asked)]
     if named[0] != named[1]:
         raise ConfigError(f"algorithm: {named[1]!r} does not fit; the run in {str(path)!r} is of {named[0]!r}")
     problems = [
