@@ -82,20 +82,20 @@ def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: A
       steps: after which an episode is cut.
 
     """
-    count = ensemble.sampling_members
-    observation = first.reshape(count, -1, first.shape[-1])
+    count, size = ensemble.sampling_members, first.shape[-1]
     noise = None
     if ensemble.config.kind == "gaussian":
-        noise = draws.normal(key, (steps, *observation.shape))
+        noise = draws.normal(key, (steps, *first.shape))
 
     def step(carry: tuple[Array, Array, Array], time: Array) -> tuple[Array, Array, Array]:
-        observation, running, returns = carry
+        observation, running, returns = carry  # one axis of rows, member after member
         action = greedy(observation)
-        prediction = ens.predict(ensemble, members, observation, action)
+        prediction = ens.predict(ensemble, members, observation.reshape(count, -1, size), action.reshape(count, -1))
+        prediction = jax.tree.map(lambda leaf: leaf.reshape(first.shape[0], *leaf.shape[2:]), prediction)
         now = None if noise is None else noise[jnp.minimum(time, steps - 1)]
         imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, now)
         returns = returns + jnp.where(running, imagined.reward, 0.0)
         return imagined.next_observation, running & ~imagined.terminated, returns
 
-    carry = (observation, jnp.ones(observation.shape[:2], bool), jnp.zeros(observation.shape[:2], first.dtype))
-    return _until_all_have_ended(step, carry, steps)[2].reshape(-1)
+    carry = (first, jnp.ones(first.shape[0], bool), jnp.zeros(first.shape[0], first.dtype))
+    return _until_all_have_ended(step, carry, steps)[2]

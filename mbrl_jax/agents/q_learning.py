@@ -70,6 +70,7 @@ class QLearner(NamedTuple):
         divisor = jnp.asarray(scale, observation.dtype).reshape((1,) * (observation.ndim - 1) + (-1,))
         if self.config.members == 1:
             return jnp.asarray(self.network.apply(params, observation / divisor))[None]
+        params = jax.tree.map(jnp.asarray, params)  # numpy's, as read from a file, cannot be differentiated under vmap
         return jax.vmap(self.network.apply, in_axes=(0, None))(params, observation / divisor)  # type: ignore[return-value]
 
     def init(self, key: Array) -> QState:

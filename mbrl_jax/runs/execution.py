@@ -22,6 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mbrl_jax.config import ConfigError
 
 SEEDS = "seeds"
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_cpu_prefer_vector_width": "512"}}
+"""What a platform's compiler is told, as it measured best: benchmarks/NOTES.md."""
 
 
 class Layout(NamedTuple):
@@ -130,7 +132,7 @@ def compile_(
     lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
     if check is not None:
         check(lowered.out_info)
-    executable = lowered.compile()
+    executable = lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.local_devices()[0].platform))
     seconds = time.perf_counter() - start
     analysis = executable.memory_analysis()
     return Compiled(executable, seconds, analysis.temp_size_in_bytes if analysis is not None else 0, lowered.out_info)

@@ -172,8 +172,8 @@ FAULTS = {
     ),
     "log-variance bounds swapped": Fault(
         "model.ensemble:bound_log_variance",
-        "bounds.maximum - jax.nn.softplus(bounds.maximum - log_variance)",
-        "bounds.minimum - jax.nn.softplus(bounds.minimum - log_variance)",
+        "bounds.maximum - _softplus(bounds.maximum - log_variance)",
+        "bounds.minimum - _softplus(bounds.minimum - log_variance)",
         bounded,
     ),
     "the change left in normalised units": Fault(
