@@ -52,6 +52,15 @@ def permutations(key: Array, shape: Shape) -> Array:
     return (jnp.sort((bits(key, shape) & ~mask) | places, axis=-1) & mask).astype(jnp.int32)
 
 
+def inverse(permutations: Array) -> Array:
+    """The inverse of each permutation, [..., n] int32: of all in one scatter."""
+    flat = permutations.reshape(math.prod(permutations.shape[:-1]), permutations.shape[-1])
+    row = jnp.arange(flat.shape[0], dtype=jnp.int32)[:, None]
+    place = jnp.broadcast_to(jnp.arange(flat.shape[1], dtype=jnp.int32)[None], flat.shape)
+    found = jnp.zeros_like(flat).at[row, flat].set(place, unique_indices=True, mode="promise_in_bounds")
+    return found.reshape(permutations.shape)
+
+
 def lecun_normal(key: Array, shape: Shape, dtype: Any) -> Array:
     """Initial weights [inputs, outputs]: normal, cut at two deviations, of variance 1 / inputs (LeCun et al. 1998)."""
     deviation = (1.0 / shape[0]) ** 0.5 / 0.87962566103423978  # that of the standard normal cut at -2 and 2

@@ -47,3 +47,10 @@ def test_initial_weights_have_the_variance_of_lecun_and_are_cut_at_two_deviation
     assert weights.std() == pytest.approx(400**-0.5, rel=0.02)
     assert np.abs(weights).max() <= 2 * 400**-0.5 / 0.8796
     assert abs(weights.mean()) < 1e-3
+
+
+def test_an_inverse_undoes_each_permutation():
+    drawn = draws.permutations(jax.random.key(3), (4, 3, 7))
+    undone = np.take_along_axis(np.asarray(draws.inverse(drawn)), np.asarray(drawn), axis=-1)
+    np.testing.assert_array_equal(undone, np.broadcast_to(np.arange(7), (4, 3, 7)))
+    assert draws.inverse(jnp.zeros((5, 0), jnp.int32)).shape == (5, 0)

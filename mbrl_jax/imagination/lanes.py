@@ -46,6 +46,7 @@ class LaneDraws(NamedTuple):
     explore: Array  # [H, K] uniform, explores where it is below epsilon
     action: Array  # [H, K] int32, the action of an exploring lane
     deal: Array  # [H, K] int32, a permutation: place i of the dealing gets lane deal[i]
+    place: Array  # [H, K] int32, its inverse: lane k is dealt to place[k]
     noise: Array  # [H, K, D] standard normal, [H, K, 2 D] for Infoprop: of the member's sample, then of what remains
 
 
@@ -73,11 +74,13 @@ def draw(config: ImaginationConfig, ensemble: Ensemble, key: Array, shape: tuple
     dealt = full if config.sampling in DEALT else (*full[:-1], 0)
     numbers = ensemble.spec.observation_size * (2 if config.sampling == "infoprop" else 1)
     noisy = (*full, numbers if ensemble.config.kind == "gaussian" else 0)
+    deal = draws_.permutations(keys[3], dealt)
     return LaneDraws(
         root=draws_.bits(keys[0], full),
         explore=draws_.uniform(keys[1], full),
         action=draws_.integers(keys[2], full, ensemble.spec.action_count),
-        deal=draws_.permutations(keys[3], dealt),
+        deal=deal,
+        place=draws_.inverse(deal),
         noise=draws_.normal(keys[4], noisy),
     )
 
@@ -214,7 +217,7 @@ def _ask(
     nobody = config.sampling in ("mean", "fused")
     owner = jnp.zeros(lanes, jnp.int32) if nobody else place // (lanes // count)
     if config.sampling in DEALT:
-        place = jnp.zeros_like(place).at[draw.deal].set(place, unique_indices=True, mode="promise_in_bounds")
+        place = draw.place
     member = owner[place]
 
     if needs_members or config.sampling not in ("ts1", "ts_infinity"):
