@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +18,13 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import comparison, execution, grid, interruption, listing, results, run_folder, runner
+from mbrl_jax.runs import comparison, execution, grid, interruption, listing, parts, results, run_folder, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.journals import TensorBoard, WeightsAndBiases, require
+from mbrl_jax.runs.parts import Part
+from mbrl_jax.runs.program import Program
+from mbrl_jax.runs.results import PARTS
 from mbrl_jax.runs.run_folder import Asked, RunFolder
 
 USAGE = """usage: mbrl-jax COMMAND …
@@ -27,6 +32,7 @@ USAGE = """usage: mbrl-jax COMMAND …
   train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
       [--checkpoint-every SECONDS] [--checkpoints K] saves the run as it goes; --resume goes on with one that was stopped
+      [--devices all|N] [--memory GB] how many devices and how much memory to use; seeds that do not fit go in batches
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
   sweep CONFIG --grid PATH=V1,V2,… [--grid PATH=…] --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
       train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be
@@ -123,6 +129,8 @@ class Keeping(NamedTuple):
     keep: int = 2  # checkpoints that are kept
     tensorboard: bool = False
     wandb: str | None = None  # the project
+    memory: int | None = None  # bytes that may be used, in place of what the devices have
+    devices: int | None = None  # how many; none uses all
 
 
 def _train(words: list[str]) -> None:
@@ -136,15 +144,35 @@ def _train(words: list[str]) -> None:
         ("checkpoints", int, 2),
         ("tensorboard", bool, False),
         ("wandb", str | None, None),
+        ("memory", float | None, None),
+        ("devices", str, "all"),
     )
+    if given.memory is not None and given.memory <= 0:
+        raise ConfigError(f"memory: {given.memory!r} is out of range; it must be a positive number of GB")
     if given.checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every: {given.checkpoint_every!r} is out of range; it must be at least 0 seconds")
     if given.checkpoints < 1:
         raise ConfigError(f"checkpoints: {given.checkpoints!r} is out of range; it must be at least 1")
     resume = given.resume or given.resume_from is not None
-    keeping = Keeping(resume, given.resume_from, given.checkpoint_every, given.checkpoints, given.tensorboard, given.wandb)
+    keeping = Keeping(
+        resume,
+        given.resume_from,
+        given.checkpoint_every,
+        given.checkpoints,
+        given.tensorboard,
+        given.wandb,
+        None if given.memory is None else max(1, int(1e9 * given.memory)),
+        _devices(given.devices),
+    )
     command = shlex.join(["mbrl-jax", "train", *words])
     train(Asked(given.config, given.seeds, given.seed, given.diagnose), given.out, keeping, command)
+
+
+def _devices(word: str) -> int | None:
+    """How many devices a word names, none for all."""
+    if word != "all" and not word.isdecimal():
+        raise ConfigError(f"devices: {word!r} does not fit; it must be all or a number")
+    return None if word == "all" else int(word)
 
 
 def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
@@ -157,6 +185,7 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
     execution.use_all_cores()
     if keeping.resume and run_folder.is_finished(out):
         run_folder.check_same(out, asked)
+        shutil.rmtree(out / PARTS, ignore_errors=True)  # in case it was killed just before it did this
         Console().print(f"the run in {out} is finished already", soft_wrap=True)
         return
     with Display.standard(settings.algorithm_name(asked.config)) as display:
@@ -168,40 +197,102 @@ def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Disp
     """A run that is kept while it goes on: it begins, or goes on with what is in its folder, and leaves its results there."""
     algorithm = runner.make_train(asked.config)  # refuses what cannot work before a folder is made
     runner.check_diagnosis(asked.diagnose, algorithm, asked.config)
-    runner.check_memory(algorithm, asked.seeds)
     if keeping.tensorboard:
         require("tensorboardX", "tensorboard")
     if keeping.wandb is not None:
         require("wandb", "wandb")
-    goes_on = keeping.resume and not run_folder.is_untouched(out)
-    if goes_on:
-        folder = run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)
+    if keeping.resume and not run_folder.is_untouched(out):
+        run_folder.check_same(out, asked)
+        at_once = run_folder.at_once(out)
+        program = Program(algorithm, [asked.config], at_once, asked.base_seed, display, keeping.devices)
     else:
         if keeping.resume:
             display.say(f"there is no run in {out} yet: one begins")
-        folder = run_folder.create(out, asked, command, runner.PACKAGES, keeping.every, keeping.keep, display.say)
+        if out.exists():
+            results.make_folder(out)  # refuses what is there before anything is compiled
+        program = runner.prepare(
+            asked.config,
+            asked.seeds,
+            base_seed=asked.base_seed,
+            display=display,
+            diagnose=asked.diagnose,
+            memory=keeping.memory,
+            devices=keeping.devices,
+        )
     again = command if keeping.resume else f"{command} --resume"
-    with folder, interruption.watch(_asked_to_stop(display), display.leave) as told:
+    batches = parts.split(asked.seeds, program.seeds)
+    if len(batches) == 1:
+        with _folder(asked, out, keeping, command, display) as folder:
+            run = _keep_part(program, asked, folder, keeping, display, again)
+            _write_kept(run, out, again)
+            folder.finished()
+        return run
+    return _keep_batches(program, batches, asked, out, keeping, command, display, again)
+
+
+def _keep_batches(
+    program: Program,
+    batches: Sequence[Part],
+    asked: Asked,
+    out: Path,
+    keeping: Keeping,
+    command: str,
+    display: Display,
+    again: str,
+) -> runner.Run:
+    """A run whose seeds do not fit into memory at once: a folder for each batch of them, and in the end one for all."""
+    if keeping.resume_from is not None:
+        raise ConfigError(f"resume_from: {keeping.resume_from} does not fit a run in batches; go on with --resume")
+    goes_on = keeping.resume and not run_folder.is_untouched(out)
+    lock = run_folder.hold(out) if goes_on else run_folder.begin(out, asked, command, runner.PACKAGES, program.seeds)
+    try:
+        run_folder.clear(out)
+        places = [out / PARTS / f"{number:04d}" for number in range(len(batches))]
+        for place, part in zip(places, batches, strict=True):
+            if run_folder.is_finished(place):
+                continue
+            display.say(f"batch {place.name}: {part}")
+            its = asked._replace(seeds=part.seeds, first=part.first)
+            with _folder(its, place, keeping._replace(resume=True), command, display) as folder:
+                run = _keep_part(program, its, folder, keeping, display, again)
+                _write_kept(run, place, again, figures=False)
+                folder.finished()
+        whole = parts.joined([results.read(place) for place in places])
+        _write_kept(whole, out, again)
+        shutil.rmtree(out / PARTS)
+    finally:
+        os.close(lock)
+    return whole
+
+
+def _folder(asked: Asked, out: Path, keeping: Keeping, command: str, display: Display) -> RunFolder:
+    """The folder of a run that begins, or goes on."""
+    if keeping.resume and not run_folder.is_untouched(out):
+        return run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)
+    return run_folder.create(out, asked, command, runner.PACKAGES, keeping.every, keeping.keep, display.say)
+
+
+def _keep_part(program: Program, asked: Asked, folder: RunFolder, keeping: Keeping, display: Display, again: str) -> runner.Run:
+    """Train the seeds of a folder."""
+    with interruption.watch(_asked_to_stop(display), display.leave) as told:
         _add_journals(folder, asked, keeping)
+        part = Part(asked.first, asked.seeds)
         try:
-            run = runner.run(
-                asked.config,
-                asked.seeds,
-                base_seed=asked.base_seed,
-                display=display,
-                diagnose=asked.diagnose,
-                keeper=folder,
-                interruption=told,
-            )
+            return runner.run_part(program, part, diagnose=asked.diagnose, keeper=folder, interruption=told)
         except Interrupted as stopped:
             display.say(f"{stopped}; round {folder.wait()} is saved. To go on: {again}")
             raise SystemExit(130) from None
-        try:
+
+
+def _write_kept(run: runner.Run, out: Path, again: str, figures: bool = True) -> None:
+    """Write the results of a run that can go on if that fails."""
+    try:
+        if figures:
             _write(run, out)
-        except OSError as error:
-            raise ConfigError(f"out: the results cannot be written to {str(out)!r}: {error}. Then go on with: {again}") from error
-        folder.finished()
-    return run
+        else:
+            results.write(run, out)
+    except OSError as error:
+        raise ConfigError(f"out: the results cannot be written to {str(out)!r}: {error}. Then go on with: {again}") from error
 
 
 def _asked_to_stop(display: Display) -> Callable[[], None]:

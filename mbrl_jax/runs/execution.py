@@ -44,6 +44,14 @@ class Layout(NamedTuple):
         """What all seeds share, on every device."""
         return jax.device_put(leaf, NamedSharding(self.mesh, PartitionSpec()))
 
+    def placed(self, tree: Any, axes: Any) -> Any:
+        """Shapes and dtypes with the places where arrays of them will be; ``axes`` as in :func:`spread`."""
+        specs = [PartitionSpec(SEEDS) if own else PartitionSpec() for own in is_own(axes, tree)]
+        leaves, structure = jax.tree.flatten(tree)
+        shardings = [NamedSharding(self.mesh, spec) for spec in specs]
+        made = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at) for x, at in zip(leaves, shardings, strict=True)]
+        return jax.tree.unflatten(structure, made)
+
 
 def use_all_cores() -> None:
     """Make every CPU core a device of its own. Only possible before JAX has been used."""
@@ -67,9 +75,17 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def choose_layout(seeds: int) -> Layout:
-    """All local devices, but no more than there are seeds; on a CPU one seed at a time on each."""
-    devices = jax.local_devices()[:seeds]
+def choose_layout(seeds: int, most: int | None = None) -> Layout:
+    """All local devices, or ``most`` of them, but no more than there are seeds; on a CPU one seed at a time on each.
+
+    Raises:
+      ConfigError: there are fewer devices than ``most``.
+
+    """
+    there = len(jax.local_devices())
+    if most is not None and not 1 <= most <= there:
+        raise ConfigError(f"devices: {most!r} is out of range; here it must be from 1 to {there}, or all")
+    devices = jax.local_devices()[: min(seeds, most or there)]
     mesh = Mesh(np.array(devices), (SEEDS,), axis_types=(AxisType.Auto,))
     return Layout(mesh, 1 if devices[0].platform == "cpu" else None)
 
@@ -118,6 +134,7 @@ class Compiled(NamedTuple):
     call: Callable[..., Any]
     seconds: float
     temporary_bytes: int  # per device
+    bytes: int  # per device: of arguments, results and what is in between, all that is there at once
     out: Any  # shapes and dtypes of what it returns
 
 
@@ -135,11 +152,16 @@ def compile_(
     executable = lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.local_devices()[0].platform))
     seconds = time.perf_counter() - start
     analysis = executable.memory_analysis()
-    return Compiled(executable, seconds, analysis.temp_size_in_bytes if analysis is not None else 0, lowered.out_info)
+    temporary = in_all = 0
+    if analysis is not None:
+        temporary = analysis.temp_size_in_bytes
+        passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        in_all = temporary + passed
+    return Compiled(executable, seconds, temporary, in_all, lowered.out_info)
 
 
 def check_memory(bytes_per_seed: int, seeds: int) -> None:
-    """Refuse more seeds than the machine has memory for.
+    """Refuse more seeds at once than the machine has memory for.
 
     Raises:
       ConfigError: what the seeds hold between two rounds is more than there is.
@@ -149,16 +171,20 @@ def check_memory(bytes_per_seed: int, seeds: int) -> None:
     if bytes_per_seed * seeds > available:
         raise ConfigError(
             f"seeds: {seeds} do not fit into memory: each holds {bytes_per_seed / 1e6:,.2f} MB, here there are "
-            f"{available / 1e9:,.1f} GB; it must be at most {available // bytes_per_seed}. Train them in several runs, "
-            "each with another --seed"
+            f"{available / 1e9:,.1f} GB; it must be at most {available // bytes_per_seed}"
         )
 
 
-def memory() -> int:
-    """Bytes that all local devices together may use."""
-    devices = jax.local_devices()
+def memory(layout: Layout | None = None) -> int:
+    """Bytes that all local devices together may use, or those of a layout."""
+    devices = jax.local_devices() if layout is None else layout.mesh.devices.tolist()
     if devices[0].platform != "cpu":
         return sum(device.memory_stats()["bytes_limit"] for device in devices)
+    return host_memory()
+
+
+def host_memory() -> int:
+    """Bytes that this process may use of the host's memory."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")  # of the container, if this is one
     allowed = limit.read_text().strip() if limit.exists() else "max"

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from mbrl_jax.config import ConfigError, from_dict
-from mbrl_jax.runs import results
+from mbrl_jax.runs import parts, results, run_folder
 from mbrl_jax.runs.journals import read_lines
-from mbrl_jax.runs.results import RUN
+from mbrl_jax.runs.results import CHECKPOINTS, PARTS, RUN
 from mbrl_jax.runs.run_folder import LINES
 from mbrl_jax.statistics import Estimate
 
@@ -35,7 +35,7 @@ def find(folder: Path) -> list[Listed]:
     if not folder.is_dir():
         raise ConfigError(f"directory: {str(folder)!r} is no folder; name one that runs were written below")
     places = {path.parent for name in ("summary.json", RUN) for path in folder.rglob(name)}
-    runs = [_look(folder, place) for place in sorted(places) if "checkpoints" not in place.parts]
+    runs = [_look(folder, place) for place in sorted(places) if not {CHECKPOINTS, PARTS} & set(place.relative_to(folder).parts)]
     if not runs:
         raise ConfigError(f"directory: there are no runs in {str(folder)!r} or below it")
     return runs
@@ -66,6 +66,10 @@ def _unfinished(name: str, place: Path) -> Listed:
     asked = results.read_run(place)
     config = from_dict(asked["config"])
     settings = {**results.flat_settings(config), "seeds": asked["seeds"], "seed": asked["base_seed"]}
+    if run_folder.at_once(place) < asked["seeds"]:
+        batches = len(parts.split(asked["seeds"], run_folder.at_once(place)))
+        done = sum(run_folder.is_finished(part) for part in (place / PARTS).glob("*"))
+        return Listed(name, settings, f"{done} of {batches} batches", None, None, "")
     lines, rounds = read_lines(place / LINES), config.steps // config.round_steps
     done = lines[-1]["round"] if lines else 0
     note = f"IQM {lines[-1]['values']['curve_return']:.0f} by its curve" if lines else ""

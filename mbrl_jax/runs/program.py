@@ -86,17 +86,44 @@ class Program:
     State lives on the devices, padded to a multiple of them; whatever is told or kept is on the host and of the agents alone.
     """
 
-    def __init__(self, algorithm: Train, configs: Sequence[ModelFreeQConfig], seeds: int, base_seed: int, show: Display):
-        self.algorithm, self.config, self.show = algorithm, configs[0], show
+    def __init__(
+        self,
+        algorithm: Train,
+        configs: Sequence[ModelFreeQConfig],
+        seeds: int,
+        base_seed: int,
+        show: Display,
+        devices: int | None = None,
+    ):
+        self.algorithm, self.config, self.show, self.seeds, self.base_seed = algorithm, configs[0], show, seeds, base_seed
         self.agents = len(configs) * seeds
-        self.layout = execution.choose_layout(self.agents)
+        self.layout = execution.choose_layout(self.agents, devices)
         # the agents that fill up the devices are the first ones again
         self.number = np.arange(self.layout.padded(self.agents)) % self.agents
         self.keys = self.layout.place(seed_keys(base_seed, seeds)[self.number % seeds])
         self.hyper, self.hyper_axes = _stacked(configs, self.number // seeds)
         self.state: Any = None
         self.state_bytes = self.temporary_bytes = 0
-        self.compiling = 0.0  # seconds
+        self.compiling = 0.0  # seconds, since they were last told
+        self._made: dict[str, execution.Compiled] = {}
+
+    def turn_to(self, first: int, seeds: int) -> None:
+        """Make the seeds from number ``first`` on, as many as the program is for or fewer, those that are trained next.
+
+        Nothing is compiled anew. For a program of one config only.
+        """
+        self.agents, self.state = seeds, None
+        self.number = np.arange(len(self.number)) % seeds
+        self.keys = self.layout.place(seed_keys(self.base_seed, seeds, first)[self.number])
+
+    def prepare(self) -> int:
+        """Compile what a run needs from its beginning; the bytes that it takes at once, on all devices together."""
+        axes = self.algorithm.axes
+        state, _ = jax.eval_shape(self._spread(self.algorithm.init, 0, (axes, 0)), self.keys, self.hyper)
+        state = self.layout.placed(state, axes)
+        self.state_bytes = execution.bytes_per_seed(axes, state, len(self.number))
+        made = (self._init(), self._fit(state), self._advance_chunk(state, self._rounds_of_a_chunk(0)))
+        return max(each.bytes for each in made) * self.layout.mesh.size
 
     def train(self, keeper: Keeper | None, interruption: Interruption | None) -> SoFar:
         """Go through all phases up to the last round, or through what an earlier process left of them."""
@@ -104,35 +131,32 @@ class Program:
             so_far, found = self._begin(), None
         else:
             so_far, found = self._restore(keeper.found), keeper.found
-        axes, chunk = self.algorithm.axes, self._rounds_of_a_chunk(so_far.done)
-
-        def advance_chunk(state: Any, hyper: Any) -> Any:
-            return jax.lax.scan(lambda state, _: self.algorithm.advance(state, hyper), state, None, length=chunk)
-
-        advance = self._compile(advance_chunk, axes, (axes, 0), self.state, donate=True)
+        chunk = self._rounds_of_a_chunk(so_far.done)
+        advance = self._advance_chunk(self.state, chunk)
         if found is not None and found.round:
             so_far.rounds = [self._refill(advance.out[1], found, "metrics", 0)]
         so_far.seconds["compile"] += self.compiling
         self.show.phase("training", total=self.algorithm.rounds, done=so_far.done, note=f"compiled in {self.compiling:.1f} s")
+        self.compiling = 0.0
         self._advance(advance.call, chunk, so_far, keeper, interruption)
         return so_far
 
     def finish(self, so_far: SoFar, diagnose: bool) -> tuple[Any, Any]:
         """The outcome and, if it is wanted, the diagnosis."""
-        before, axes = self.compiling, self.algorithm.axes
-        call = self._compile(self.algorithm.finish, axes, 0, self.state).call
+        axes = self.algorithm.axes
+        call = self._compile("finish", self.algorithm.finish, axes, 0, self.state).call
         outcome, diagnosis = self._timed("evaluating", so_far, "evaluate", call, self.state), None
         if diagnose and self.algorithm.diagnose is not None:
-            call = self._compile(self.algorithm.diagnose, axes, 0, self.state).call
+            call = self._compile("diagnose", self.algorithm.diagnose, axes, 0, self.state).call
             diagnosis = self._timed("diagnosing", so_far, None, call, self.state)
-        so_far.seconds["compile"] += self.compiling - before
+        so_far.seconds["compile"] += self.compiling
+        self.compiling = 0.0
         return self._to_host(outcome, 0), self._to_host(diagnosis, 0)
 
     def _begin(self) -> SoFar:
-        so_far, axes = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0)), self.algorithm.axes
-        init = self._compile(self.algorithm.init, 0, (axes, 0), self.keys, check=self._check_memory)
-        self.state, collected = self._timed("collecting", so_far, "collect", init.call, self.keys)
-        fit = self._compile(self.algorithm.fit, axes, (axes, 0), self.state, donate=True)
+        so_far = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0))
+        self.state, collected = self._timed("collecting", so_far, "collect", self._init().call, self.keys)
+        fit = self._fit(self.state)
         phase = "fitting" if isinstance(self.config, DynaQConfig) else "starting"
         self.state, log = self._timed(phase, so_far, "fit", fit.call, self.state)
         so_far.collected, so_far.fit = self._to_host(collected, 0), self._to_host(log, 0)
@@ -159,7 +183,7 @@ class Program:
         Between two calls all devices wait for the slowest, so a call should take a second or more; but a run has at least
         ``CHUNKS`` of them, and a person who asks it to stop waits for the end of one.
         """
-        updates = self.agents * self.config.round_steps * self.config.agent.updates_per_step / self.layout.mesh.size
+        updates = len(self.number) * self.config.round_steps * self.config.agent.updates_per_step / self.layout.mesh.size
         return chunk_of(self.algorithm.rounds, min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / updates)), done)
 
     def _advance(
@@ -223,8 +247,26 @@ class Program:
     def _spread(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
         return execution.spread(function, (in_axes, self.hyper_axes), out_axes, self.layout)
 
+    def _init(self) -> execution.Compiled:
+        axes = self.algorithm.axes
+        return self._compile("init", self.algorithm.init, 0, (axes, 0), self.keys, check=self._check_memory)
+
+    def _fit(self, state: Any) -> execution.Compiled:
+        axes = self.algorithm.axes
+        return self._compile("fit", self.algorithm.fit, axes, (axes, 0), state, donate=True)
+
+    def _advance_chunk(self, state: Any, chunk: int) -> execution.Compiled:
+        """``chunk`` rounds at once."""
+
+        def advance(state: Any, hyper: Any) -> Any:
+            return jax.lax.scan(lambda state, _: self.algorithm.advance(state, hyper), state, None, length=chunk)
+
+        axes = self.algorithm.axes
+        return self._compile(f"advance {chunk}", advance, axes, (axes, 0), state, donate=True)
+
     def _compile(
         self,
+        name: str,
         function: Callable[..., Any],
         in_axes: Any,
         out_axes: Any,
@@ -233,12 +275,15 @@ class Program:
         donate: bool = False,
         check: Callable[[Any], None] | None = None,
     ) -> execution.Compiled:
-        """Compile a function of ``first``, with axes ``in_axes``, and the settings."""
+        """Compile a function of ``first``, with axes ``in_axes``, and the settings, unless that has been done."""
+        if name in self._made:
+            return self._made[name]
         self.show.phase("compiling")
         spread = self._spread(function, in_axes, out_axes)
         made = execution.compile_(spread, first, self.hyper, donate=(0,) if donate else (), check=check)
         self.compiling += made.seconds
         self.temporary_bytes = max(self.temporary_bytes, made.temporary_bytes * self.layout.mesh.size // len(self.number))
+        self._made[name] = made
         return made
 
     def _timed(self, phase: str, so_far: SoFar, name: str | None, call: Callable[..., Any], first: Any) -> Any:

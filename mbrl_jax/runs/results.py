@@ -38,7 +38,7 @@ from mbrl_jax.runs.runner import Backend, Run, frozen_seeds
 from mbrl_jax.statistics import SUCCESS_MARKS
 
 FORMAT = 1
-RUN, CHECKPOINTS = "run.json", "checkpoints"
+RUN, CHECKPOINTS, PARTS = "run.json", "checkpoints", "parts"
 OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what outcome.npz holds
 
 

@@ -3,6 +3,8 @@
 * ``run.json``: what was asked for, written once, before anything else; a process that works on the run holds a lock on it;
 * ``metrics.jsonl``: a line for every round (:class:`mbrl_jax.runs.journals.JsonLines`);
 * ``checkpoints/``: the last few (:mod:`mbrl_jax.runs.checkpoint`), gone when the run is finished;
+* ``parts/0000`` and so on, where not all seeds fit into memory at once: such a folder for each part of them, in place of the
+  lines and checkpoints, gone when the parts are one run;
 * what :mod:`mbrl_jax.runs.results` writes, once it is.
 """
 
@@ -34,10 +36,11 @@ class Asked(NamedTuple):
     seeds: int
     base_seed: int
     diagnose: bool
+    first: int = 0  # number of the first seed, of a part of a run
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted path."""
-        others = {name: getattr(self, name) for name in ("seeds", "base_seed", "diagnose")}
+        others = {name: getattr(self, name) for name in ("seeds", "base_seed", "diagnose", "first")}
         return {**results.flat_settings(self.config), **others}
 
     def as_json(self, command: str, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -135,23 +138,38 @@ class RunFolder:
 def create(
     path: Path, asked: Asked, command: str, packages: Sequence[str], every: float, keep: int, say: Callable[[str], None]
 ) -> RunFolder:
-    """Begin a run in a new folder, or in one that is empty.
+    """Begin a run in a new folder, or in one that is empty. Arguments and errors as :func:`begin`, and these:
+
+    Args:
+      path: as there.
+      asked: as there.
+      command: as there.
+      packages: as there.
+      every: seconds between checkpoints.
+      keep: checkpoints that are kept.
+      say: tells the person what goes wrong.
+
+    """
+    lock = begin(path, asked, command, packages, asked.seeds)
+    return RunFolder(path, lock, results.read_run(path), None, every, keep, say)
+
+
+def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_once: int) -> int:
+    """Write ``run.json`` into a new folder, or into one that is empty; a descriptor of it that holds the lock until it is closed.
 
     Args:
       path: the folder.
       asked: what the run is of.
       command: the words that began it.
       packages: whose versions the run depends on.
-      every: seconds between checkpoints.
-      keep: checkpoints that are kept.
-      say: tells the person what goes wrong.
+      at_once: how many of the seeds are trained together.
 
     Raises:
       ConfigError: the folder is in use, or cannot be made.
 
     """
     results.make_folder(path)
-    content = asked.as_json(command, results.versions(packages))
+    content = {**asked.as_json(command, results.versions(packages)), "at_once": at_once}
     temporary = path / f".{RUN}.{os.getpid()}.new"
     try:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -162,7 +180,28 @@ def create(
         raise ConfigError(f"out: nothing can be written to {str(path)!r}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return RunFolder(path, _lock(path), content, None, every, keep, say)
+    return hold(path)
+
+
+def hold(path: Path) -> int:
+    """A descriptor of ``run.json`` that holds a lock until it is closed, by whatever end the process comes to.
+
+    Raises:
+      ConfigError: there is no run, or another process holds it.
+
+    """
+    try:
+        descriptor = os.open(path / RUN, os.O_RDWR)
+    except FileNotFoundError:
+        raise ConfigError(f"out: {str(path)!r} holds no run that could go on; a folder of one has a {RUN}") from None
+    except OSError as error:
+        raise ConfigError(f"out: {str(path / RUN)!r} cannot be opened: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder") from None
+    return descriptor
 
 
 def take_up(
@@ -175,10 +214,10 @@ def take_up(
         gone.
 
     """
-    lock = _lock(path)
+    lock = hold(path)
     try:
         check_same(path, asked)
-        _clear(path)
+        clear(path)
         found = _find(path, number)
         if found is None:
             say("there is no checkpoint yet: the run begins anew")
@@ -212,9 +251,21 @@ def asked_of(path: Path) -> Asked:
     """
     content = results.read_run(path)
     try:
-        return Asked(from_dict(content["config"]), content["seeds"], content["base_seed"], content["diagnose"])
+        config = from_dict(content["config"])
+        return Asked(config, content["seeds"], content["base_seed"], content["diagnose"], content.get("first", 0))
     except (KeyError, ConfigError) as error:
         raise ConfigError(f"{path / RUN}: {error}; {results.written_by(content)}") from error
+
+
+def at_once(path: Path) -> int:
+    """How many of its seeds the run in a folder trains together.
+
+    Raises:
+      ConfigError: there is no run.
+
+    """
+    content = results.read_run(path)
+    return int(content.get("at_once", content["seeds"]))
 
 
 def check_same(path: Path, asked: Asked) -> None:
@@ -238,23 +289,15 @@ def check_same(path: Path, asked: Asked) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def clear(path: Path) -> None:
+    """Remove what a killed process left half written, in a folder whose lock is held."""
+    for each in path.iterdir():
+        if each.name.startswith(".") and each.name.endswith(".new") and each.is_file():
+            each.unlink()
+    checkpoint.clear(path / CHECKPOINTS)
+
+
 # ------------------------------------------------------------------------------------------------------------------ pieces
-
-
-def _lock(path: Path) -> int:
-    """A descriptor of ``run.json`` that holds a lock until it is closed, by whatever end the process comes to."""
-    try:
-        descriptor = os.open(path / RUN, os.O_RDWR)
-    except FileNotFoundError:
-        raise ConfigError(f"out: {str(path)!r} holds no run that could go on; a folder of one has a {RUN}") from None
-    except OSError as error:
-        raise ConfigError(f"out: {str(path / RUN)!r} cannot be opened: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ConfigError(f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder") from None
-    return descriptor
 
 
 def _find(path: Path, number: int | None) -> Checkpoint | None:
@@ -298,12 +341,4 @@ def _read(path: Path, number: int) -> Checkpoint:
 
 
 def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: content.get(name) for name in ("config", "seeds", "base_seed", "diagnose")}
-
-
-def _clear(path: Path) -> None:
-    """Remove what a killed process left half written."""
-    for each in path.iterdir():
-        if each.name.startswith(".") and each.name.endswith(".new") and each.is_file():
-            each.unlink()
-    checkpoint.clear(path / CHECKPOINTS)
+    return {name: content.get(name) for name in ("config", "seeds", "base_seed", "diagnose", "first")}

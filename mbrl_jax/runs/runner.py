@@ -11,10 +11,11 @@ from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
-from mbrl_jax.runs import execution
+from mbrl_jax.runs import execution, parts
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interruption
-from mbrl_jax.runs.program import Keeper, Program, Seconds
+from mbrl_jax.runs.parts import Part
+from mbrl_jax.runs.program import Keeper, Program, Seconds, SoFar
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions figures depend on
 
@@ -90,6 +91,28 @@ def check_memory(algorithm: Train, agents: int) -> None:
     execution.check_memory(execution.bytes_per_seed(algorithm.axes, state, 1), agents)
 
 
+def check_host_memory(algorithm: Train, config: ModelFreeQConfig, seeds: int) -> None:
+    """Refuse more seeds than the host can hold the results of.
+
+    Raises:
+      ConfigError: collected returns, metrics and networks of all seeds are more than there is memory for.
+
+    """
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    state, collected = jax.eval_shape(algorithm.init, key)
+    _, log = jax.eval_shape(algorithm.fit, state, config)
+    _, measured = jax.eval_shape(algorithm.advance, state, config)
+    outcome = jax.eval_shape(algorithm.finish, state, config)
+    once, each_round = (execution.bytes_per_seed(0, tree, 1) for tree in ((collected, log, outcome), measured))
+    held, available = once + algorithm.rounds * each_round, execution.host_memory()
+    if seeds * held > available:
+        raise ConfigError(
+            f"seeds: {seeds} do not fit into memory: the results of each take {held / 1e6:,.2f} MB, and the host has "
+            f"{available / 1e9:,.1f} GB; it must be at most {available // held}. Train them in several runs, each with another "
+            "--seed"
+        )
+
+
 def check_seeds(seeds: int, base_seed: int) -> None:
     """Refuse seeds that cannot be.
 
@@ -113,8 +136,10 @@ def run(
     diagnose: bool = False,
     keeper: Keeper | None = None,
     interruption: Interruption | None = None,
+    memory: int | None = None,
+    devices: int | None = None,
 ) -> Run:
-    """Train ``seeds`` agents in one compiled program.
+    """Train ``seeds`` agents in one compiled program, all at once or, where memory does not hold them, in equal batches.
 
     Args:
       config: what to train.
@@ -123,24 +148,80 @@ def run(
       display: shows progress; none is silent.
       controller: a horizon controller in place of the one that ``config`` names.
       diagnose: ask the real dynamics at the end how wrong the final model is.
-      keeper: keeps what the run has come to, and where it goes on from; none keeps nothing.
+      keeper: keeps what the run has come to, and where it goes on from; none keeps nothing. With one, all seeds run at once.
       interruption: asks the run to stop before its end; none never does.
+      memory: bytes that may be used, in place of what the devices have.
+      devices: how many of the local devices to use, on a CPU its cores; none uses all.
 
     Raises:
-      ConfigError: the settings cannot work, or there are no seeds or more than memory holds, or nothing that can be diagnosed.
+      ConfigError: the settings cannot work, or there are no seeds, or not one fits into memory, or the results of all do not fit
+        into the host's, or there are fewer devices, or nothing that can be diagnosed, or there is a keeper and more seeds than
+        fit at once.
       Interrupted: the run was asked to stop, and has been kept.
 
     """
-    return run_together(
-        [config],
+    program = prepare(
+        config,
         seeds,
         base_seed=base_seed,
         display=display,
         controller=controller,
         diagnose=diagnose,
-        keeper=keeper,
-        interruption=interruption,
-    )[0]
+        memory=memory,
+        devices=devices,
+    )
+    batches = parts.split(seeds, program.seeds)
+    if len(batches) > 1 and (keeper is not None or interruption is not None):
+        raise ConfigError(f"seeds: {seeds} do not fit into memory; of a run that is kept it must be at most {program.seeds}")
+    runs = [run_part(program, part, diagnose=diagnose, keeper=keeper, interruption=interruption) for part in batches]
+    return parts.joined(runs)
+
+
+def prepare(
+    config: ModelFreeQConfig,
+    seeds: int,
+    *,
+    base_seed: int = 0,
+    display: Display | None = None,
+    controller: HorizonController | None = None,
+    diagnose: bool = False,
+    memory: int | None = None,
+    devices: int | None = None,
+) -> Program:
+    """The program of :func:`run`, compiled for as many of the seeds as fit into memory at once. Arguments and errors as there."""
+    check_seeds(seeds, base_seed)
+    if memory is not None and memory < 1:
+        raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
+    show = Display.silent() if display is None else display
+    algorithm = make_train(config, controller)
+    check_diagnosis(diagnose, algorithm, config)
+    check_host_memory(algorithm, config, seeds)
+    return parts.program_that_fits(algorithm, config, seeds, base_seed, show, memory, devices)
+
+
+def run_part(
+    program: Program,
+    part: Part,
+    *,
+    diagnose: bool = False,
+    keeper: Keeper | None = None,
+    interruption: Interruption | None = None,
+) -> Run:
+    """Train the seeds of one part.
+
+    Args:
+      program: of one config, for as many seeds as the part has or more.
+      part: which seeds.
+      diagnose: as in :func:`run`.
+      keeper: keeps what the run has come to, and where it goes on from; none keeps nothing.
+      interruption: asks the run to stop before its end; none never does.
+
+    Raises:
+      Interrupted: the run was asked to stop, and has been kept.
+
+    """
+    program.turn_to(*part)
+    return _finish(program, [program.config], part.seeds, program.train(keeper, interruption), diagnose)[0]
 
 
 def run_together(
@@ -151,8 +232,7 @@ def run_together(
     display: Display | None = None,
     controller: HorizonController | None = None,
     diagnose: bool = False,
-    keeper: Keeper | None = None,
-    interruption: Interruption | None = None,
+    devices: int | None = None,
 ) -> list[Run]:
     """Train ``seeds`` agents for each of ``configs``, all in one compiled program; seed i has the same key for each.
 
@@ -165,33 +245,34 @@ def run_together(
       display: as in :func:`run`.
       controller: as in :func:`run`.
       diagnose: as in :func:`run`.
-      keeper: as in :func:`run`.
-      interruption: as in :func:`run`.
+      devices: as in :func:`run`.
 
     Raises:
       ConfigError: the settings cannot work, or differ in a static one, or there are no seeds, or more than fit into memory.
-      Interrupted: as in :func:`run`.
 
     """
     check_seeds(seeds, base_seed)
     show = Display.silent() if display is None else display
-    config = configs[0]
     algorithm = make_train_together(configs, controller)
-    check_diagnosis(diagnose, algorithm, config)
-    program = Program(algorithm, configs, seeds, base_seed, show)
-    so_far = program.train(keeper, interruption)
+    check_diagnosis(diagnose, algorithm, configs[0])
+    program = Program(algorithm, configs, seeds, base_seed, show, devices)
+    return _finish(program, configs, seeds, program.train(None, None), diagnose)
+
+
+def _finish(program: Program, configs: Sequence[ModelFreeQConfig], seeds: int, so_far: SoFar, diagnose: bool) -> list[Run]:
+    """The end of a run that has gone through all rounds, of ``seeds`` agents for each config."""
     outcome, diagnosis = program.finish(so_far, diagnose)
-    show.phase("done")
+    program.show.phase("done")
     result = Result(outcome, so_far.collected, so_far.fit, so_far.metrics())
     seconds = Seconds(*(so_far.seconds[name] / len(configs) for name in Seconds._fields))
-    backend = Backend("jax", execution.device(), f"float32, matrix products {config.precision}", PACKAGES)
+    backend = Backend("jax", execution.device(), f"float32, matrix products {program.config.precision}", PACKAGES)
 
     def of_config(place: int, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[place * seeds : (place + 1) * seeds], tree)
 
     memory = (program.state_bytes, program.temporary_bytes)
     return [
-        Run(each, base_seed, of_config(place, result), seconds, backend, *memory, of_config(place, diagnosis))
+        Run(each, program.base_seed, of_config(place, result), seconds, backend, *memory, of_config(place, diagnosis))
         for place, each in enumerate(configs)
     ]
 

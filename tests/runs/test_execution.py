@@ -50,13 +50,16 @@ def test_seeds_that_do_not_fit_into_memory_are_refused_before_anything_compiles(
         raise AssertionError("compiled")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compiles)
-    with pytest.raises(
-        ConfigError, match=r"seeds: 1000000000 do not fit into memory: each holds [\d.]+ MB.*it must be at most \d+"
-    ):
+    with pytest.raises(ConfigError, match=r"seeds: 1000000000 do not fit into memory: each holds .*it must be at most \d+"):
         execution.check_memory(5_000, 1_000_000_000)
-    monkeypatch.setattr(execution, "memory", lambda: 100_000)
-    with pytest.raises(ConfigError, match="seeds: 1000 do not fit into memory"):
-        runner.run(tiny, 1_000)
+    with pytest.raises(ConfigError, match=r"seeds: 1000000000 do not fit into memory: the results of each take .*at most \d+"):
+        runner.run(tiny, 1_000_000_000)
+    with pytest.raises(ConfigError, match=r"memory: 0.000 GB do not hold one seed, which takes [\d.]+ MB"):
+        runner.run(tiny, 3, memory=1_000)
+    with pytest.raises(ConfigError, match=r"devices: 7 is out of range; here it must be from 1 to 2"):
+        runner.run(tiny, 3, devices=7)
+    with pytest.raises(ConfigError, match=r"memory: 0 bytes is out of range"):
+        runner.run(tiny, 3, memory=0)
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -84,7 +84,7 @@ def test_it_goes_on_with_another_number_of_devices(tiny, tmp_path, monkeypatch):
     unbroken = runner.run(asked.config, 3)
     stop_after(tmp_path / "run", asked, 2)  # on two devices, four places for three seeds
     everywhere = execution.choose_layout
-    monkeypatch.setattr(execution, "choose_layout", lambda seeds: everywhere(1))
+    monkeypatch.setattr(execution, "choose_layout", lambda seeds, most=None: everywhere(1))
     finished = go(take_up(tmp_path / "run", asked), asked)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), finished.result, unbroken.result)
 

@@ -65,7 +65,7 @@ def test_a_sweep_compiles_as_much_as_one_run(tiny, compiled):
 
 def test_a_batch_of_agents_on_a_device_gives_the_same_numbers(tiny, swept, monkeypatch):
     layout = execution.choose_layout(6)._replace(batch=None)
-    monkeypatch.setattr(execution, "choose_layout", lambda agents: layout)
+    monkeypatch.setattr(execution, "choose_layout", lambda agents, most=None: layout)
     together = sweep.sweep(tiny, {LENGTH: [1, 3], "imagination.cap": [2, 3], RATE: [1e-3, 1e-2]}, 3, base_seed=4)
     for ours, theirs in zip(together, swept, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), ours.result, theirs.result)

@@ -1,0 +1,100 @@
+"""More seeds than fit into memory at once: parts of them, one after another.
+
+A seed's numbers follow from the base seed and its own number alone, so the seeds may be cut anywhere. All parts are of one size
+but the last, which is filled up with seeds that are there already, so that one compiled program serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mbrl_jax.algorithms.training import Train
+from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.runs import execution
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.program import Program, Seconds
+
+if TYPE_CHECKING:
+    from mbrl_jax.runs.runner import Run
+
+
+class Part(NamedTuple):
+    """Successive seeds that are trained together."""
+
+    first: int
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"seeds {self.first} to {self.first + self.seeds - 1}"
+
+
+def split(seeds: int, most: int) -> list[Part]:
+    """All seeds in as few parts as can be, of ``most`` seeds at the most, and as equal as can be."""
+    count = -(-seeds // most)
+    size = -(-seeds // count)
+    return [Part(first, min(size, seeds - first)) for first in range(0, seeds, size)]
+
+
+def program_that_fits(
+    algorithm: Train,
+    config: ModelFreeQConfig,
+    seeds: int,
+    base_seed: int,
+    show: Display,
+    memory: int | None = None,
+    devices: int | None = None,
+) -> Program:
+    """The compiled program for as many of the seeds at once as memory holds.
+
+    How many is first taken from the shapes of what a seed holds, and then from what the compiler says that the program needs; for
+    fewer than that it is compiled once more.
+
+    Args:
+      algorithm: what ``config`` configures.
+      config: its settings.
+      seeds: in all.
+      base_seed: of all seeds.
+      show: is told how many fit, if not all do.
+      memory: bytes, in place of what the devices have.
+      devices: how many to use; none uses all.
+
+    Raises:
+      ConfigError: not even one seed fits.
+
+    """
+    layout = execution.choose_layout(seeds, devices)
+    available = execution.memory(layout) if memory is None else memory
+    state, _ = jax.eval_shape(algorithm.init, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+    held = execution.bytes_per_seed(algorithm.axes, state, 1)
+    most = available // held
+    while most:
+        size = split(seeds, most)[0].seeds
+        program = Program(algorithm, [config], size, base_seed, show, devices)
+        needed = program.prepare()
+        if needed <= available:
+            if size < seeds:
+                each, count = f"{needed / size / 1e6:,.2f} MB each of {available / 1e9:,.2f} GB", len(split(seeds, size))
+                show.say(f"{size} of {seeds} seeds fit into memory at once, {each}: they are trained in {count} batches")
+            return program
+        most = min(size - 1, len(program.number) * available // needed)
+    raise ConfigError(
+        f"memory: {available / 1e9:,.3f} GB do not hold one seed, which takes {held / 1e6:,.2f} MB between rounds, and more "
+        "while it computes; try a smaller imagination.capacity or random_transitions"
+    )
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """One run of all the seeds of several, which were its parts in order; seconds are the sums of theirs."""
+    if len(runs) == 1:
+        return runs[0]
+
+    def join(*leaves: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(leaf) for leaf in leaves])
+
+    seconds = Seconds(*(sum(each) for each in zip(*(run.seconds for run in runs), strict=True)))
+    result, diagnosis = (jax.tree.map(join, *(getattr(run, name) for run in runs)) for name in ("result", "diagnosis"))
+    return runs[0]._replace(result=result, diagnosis=diagnosis, seconds=seconds)

@@ -1,0 +1,164 @@
+"""Seeds that do not fit into memory at once."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from mbrl_jax.config import ConfigError, save
+from mbrl_jax.runs import command_line, execution, listing, parts, results, run_folder, runner
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.parts import Part, split
+
+SEEDS = 5
+
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}  # programs for other numbers of seeds round differently in the last digit
+
+
+def close(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), found, expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny):
+    return runner.run(tiny, SEEDS, base_seed=3, diagnose=True)
+
+
+@pytest.fixture(scope="module")
+def room(tiny):
+    """Bytes for two seeds, but not for three: those of a program for two, and a little more."""
+    return int(1.05 * runner.prepare(tiny, 2).prepare())
+
+
+def test_parts_are_as_few_and_as_equal_as_can_be():
+    assert split(7, 3) == [Part(0, 3), Part(3, 3), Part(6, 1)]
+    assert split(8, 3) == [Part(0, 3), Part(3, 3), Part(6, 2)]
+    assert split(9, 8) == [Part(0, 5), Part(5, 4)]
+    assert split(5, 5) == [Part(0, 5)]
+    assert sum(part.seeds for part in split(100_000, 999)) == 100_000
+
+
+def test_a_run_in_batches_gives_each_seed_the_numbers_of_the_run_at_once_and_compiles_once(tiny, whole, room, monkeypatch):
+    compiled, compile_ = [], execution.compile_
+
+    def counted(function, *arguments, **settings):
+        compiled.append(function)
+        return compile_(function, *arguments, **settings)
+
+    monkeypatch.setattr(execution, "compile_", counted)
+    told, display = [], Display.silent()
+    monkeypatch.setattr(display, "say", told.append)
+    run = runner.run(tiny, SEEDS, base_seed=3, diagnose=True, memory=room, display=display)
+    assert f"2 of {SEEDS} seeds fit into memory at once" in told[0]
+    assert "3 batches" in told[0]
+    close(run.result, whole.result)
+    close(run.diagnosis, whole.diagnosis)
+    for_more = (len(compiled) - 5) // 3  # programs for more seeds, which turned out not to fit
+    assert len(compiled) == 5 + 3 * for_more  # to begin, fit, advance, finish and diagnose, for all three batches
+    assert for_more <= 2
+
+
+def test_a_run_on_fewer_devices_gives_the_same_numbers(tiny, whole):
+    run = runner.run(tiny, SEEDS, base_seed=3, diagnose=True, devices=1)
+    close(run.result, whole.result)
+
+
+def test_a_run_that_is_kept_is_refused_in_batches_by_the_runner(tiny, room):
+    with pytest.raises(ConfigError, match=r"seeds: 5 do not fit into memory; of a run that is kept it must be at most 2"):
+        runner.run(tiny, SEEDS, memory=room, interruption=object())
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def kill(*_, **__):
+    raise Killed
+
+
+@pytest.fixture
+def words(tiny, tmp_path, room):
+    save(tiny, tmp_path / "tiny.yaml")
+    out = tmp_path / "out"
+    given = ["train", str(tmp_path / "tiny.yaml"), "--seeds", str(SEEDS), "--seed", "3", "--diagnose"]
+    return out, [*given, "--memory", str(room / 1e9), "--out", str(out)]
+
+
+def same(out, whole):
+    found = results.read(out)
+    close(found.result.outcome, whole.result.outcome)
+    close(found.result.metrics, whole.result.metrics)
+    assert not (out / "parts").exists()
+
+
+def test_the_command_line_trains_in_batches_and_leaves_one_run(words, whole, capsys):
+    out, command = words
+    command_line.main(command)
+    same(out, whole)
+    assert "3 batches" in capsys.readouterr().err
+    assert results.read_summary(out)["seeds"] == SEEDS
+    assert (out / "curves.png").exists()
+
+
+@pytest.mark.parametrize("moment", ["between batches", "while results are joined", "before batches are removed"])
+def test_a_run_in_batches_that_was_killed_goes_on(words, whole, moment, monkeypatch, capsys):
+    out, command = words
+    written = []
+
+    def second(run, *rest, **settings):
+        written.append(run)
+        if len(written) == 2:
+            raise Killed
+        return write(run, *rest, **settings)
+
+    write = results.write
+    with monkeypatch.context() as patch:
+        if moment == "between batches":
+            patch.setattr(results, "write", second)
+        elif moment == "while results are joined":
+            patch.setattr(parts, "joined", kill)
+        else:
+            patch.setattr(command_line.shutil, "rmtree", kill)
+        with pytest.raises(Killed):
+            command_line.main(command)
+    told = listing.find(out)
+    assert len(told) == 1
+    assert told[0].state == {"between batches": "1 of 3 batches", "while results are joined": "3 of 3 batches"}.get(
+        moment, "finished"
+    )
+    before = {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("summary.json")}
+    without = [word for word in command if word != "--memory"]
+    without.remove(command[command.index("--memory") + 1])  # how it was cut is on file
+    command_line.main([*without, "--resume"])
+    same(out, whole)
+    assert len(before) == {"between batches": 1}.get(moment, 3)
+
+
+def test_bad_numbers_are_refused(words, capsys):
+    out, command = words
+    bad = {"--memory": ("-1", "memory: -1.0 is out of range"), "--devices": ("two", "devices: 'two' does not fit")}
+    for flag, (value, message) in bad.items():
+        with pytest.raises(SystemExit):
+            command_line.main([*command[:-4], flag, value, "--out", str(out)])
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_to_go_on_in_batches_from_a_round_is_refused(words, monkeypatch, capsys):
+    out, command = words
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run_part", kill)
+        with pytest.raises(Killed):
+            command_line.main(command)
+    with pytest.raises(SystemExit):
+        command_line.main([*command, "--resume-from", "1"])
+    assert "resume_from: 1 does not fit a run in batches" in capsys.readouterr().err
+    assert run_folder.at_once(out) == 2
+
+
+def test_what_one_seed_holds_must_fit(tiny):
+    wide = replace(tiny, random_transitions=40)
+    with pytest.raises(ConfigError, match="memory: 0.000 GB do not hold one seed"):
+        runner.run(wide, 2, memory=2_000)
