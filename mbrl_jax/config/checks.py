@@ -77,6 +77,9 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         config.agent.members,
         "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
     )
+    if config.kernels != "xla":
+        for path, (value, right) in _what_kernels_lack(config).items():
+            problems.append(f"{path}: {value!r} does not fit; with kernels {config.kernels!r} it must be {right}")
     if not isinstance(config, DynaQConfig):
         require(
             config.agent.target in ("max", "double"),
@@ -159,6 +162,29 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         f"it must be at most model.batch_size ({model.batch_size})",
     )
     return problems
+
+
+def _what_kernels_lack(config: ModelFreeQConfig) -> dict[str, tuple[Any, str]]:
+    """The settings that the fused kernels do not do, by path: their value, and what they do."""
+    does: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "protocol": (config.protocol, ("batch",)),
+        "agent.target": (config.agent.target, ("max", "double")),
+        "agent.members": (config.agent.members, (1,)),
+    }
+    if isinstance(config, DynaQConfig):
+        model, imagination = config.model, config.imagination
+        does |= {
+            "agent.real_ratio": (config.agent.real_ratio, (0,)),
+            "model.activation": (model.activation, ("silu", "tanh", "relu")),
+            "model.kind": (model.kind, ("gaussian",)),
+            "model.reward": (model.reward, ("known",)),
+            "model.termination": (model.termination, ("known",)),
+            "imagination.restart": (imagination.restart, ("streaming",)),
+            "imagination.sampling": (imagination.sampling, ("ts1", "ts_infinity")),
+            "imagination.controller": (imagination.controller, ("fixed",)),
+            "imagination.penalty": (imagination.penalty, ("none",)),
+        }
+    return {path: (value, " or ".join(map(repr, fits))) for path, (value, fits) in does.items() if value not in fits}
 
 
 def holdout_stride(config: ModelFreeQConfig) -> int:
