@@ -13,6 +13,7 @@ from mbrl_jax.kernels.perceptron import Layers, backward, forward, forward_kept,
 from mbrl_jax.replay import width
 
 BLOCK = 64  # rows of a minibatch that go through the network at once
+LEAST_WEIGHT = 1e-12  # stands for a minibatch's weight of zero; its product with 1e-8 is still a number
 B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of mbrl_jax.networks.ADAM
 
 
@@ -103,7 +104,7 @@ def update(
         return _add_block(learner, memory, which, i * block + places(block), sums)
 
     sums = jax.lax.fori_loop(0, -(-count // block), add, _Sums(zeros, nothing, nothing, nothing, nothing))
-    total = jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
+    total = jnp.maximum(sums.weight, LEAST_WEIGHT)
     gradients = jax.tree.map(lambda sum_: sum_ / total, sums.gradients)
     frozen = progress.frozen | _descend(memory, sizes, progress.frozen, gradients, which, wait)
     loss = sums.loss / total
@@ -143,12 +144,11 @@ def _add_block(learner: QLearner, memory: Memory, which: Array, place: Array, su
     chosen = columns(*values.shape) == action.astype(jnp.int32)[:, None]
     gradients = backward(online, kept, jnp.where(chosen, (weight * slope)[:, None], 0.0))
 
-    tiny = jnp.finfo(jnp.float32).tiny
     here = jnp.sum(weight)
-    mean = jnp.sum(weight * target) / jnp.maximum(here, tiny)
+    mean = jnp.sum(weight * target) / jnp.maximum(here, LEAST_WEIGHT)
     spread = jnp.sum(weight * jnp.square(target - mean))
     both, apart = sums.weight + here, mean - sums.mean  # moments of two parts put together (Chan et al. 1979)
-    share = here / jnp.maximum(both, tiny)
+    share = here / jnp.maximum(both, LEAST_WEIGHT)
     return _Sums(
         jax.tree.map(jnp.add, sums.gradients, gradients),
         sums.loss + jnp.sum(weight * loss),
