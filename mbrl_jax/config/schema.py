@@ -190,8 +190,8 @@ class ModelFreeQConfig:
     precision: Literal["default", "highest"] = static("default")
     """Precision of matrix products: the backend's default, or full float32."""
     kernels: Literal["xla", "pallas", "pallas_interpret"] = static("xla")
-    """What runs a round's steps: XLA's own kernels; one fused kernel on an NVIDIA GPU, which does less; or that one interpreted, on
-    any device and slowly, to check it."""
+    """What runs a round's steps: XLA's own kernels; one fused kernel on an NVIDIA GPU, which does less; or that one interpreted,
+    on any device and slowly, to check it."""
     agent: QLearningConfig = group(QLearningConfig)
     exploration: ExplorationConfig = group(ExplorationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)

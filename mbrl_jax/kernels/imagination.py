@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax.agents.q_learning import QLearner
+from mbrl_jax.imagination.lanes import DEPTH_EDGES, LaneLog
 from mbrl_jax.kernels.arrays import Columns, columns, first_best, padded, places, read, read_array, write, write_array
 from mbrl_jax.kernels.perceptron import ACTIVATIONS, Layer, Layers, dense, forward, product, read_layers
 from mbrl_jax.model.ensemble import Ensemble
@@ -121,6 +122,26 @@ def imagine(
     code = jnp.where(stop, STOPPED, 0) + jnp.where(terminated, TERMINATED, 0) + jnp.where(ended, ENDED, 0) + DEPTH * state.depth
     write(codes, here, code, counted)
     return LaneState(following, root, jnp.where(ended, 0, state.depth + 1))
+
+
+def lane_log(codes: Array) -> LaneLog:
+    """The log [T] of imagined steps [T, H, K] of which every row was kept."""
+    depth = (codes // DEPTH + 1).astype(jnp.float32)
+    at_least = jnp.stack(
+        [jnp.ones(codes.shape[0]), *(jnp.mean((depth > edge).astype(jnp.float32), axis=(1, 2)) for edge in DEPTH_EDGES)], axis=1
+    )
+
+    def share(flag: int) -> Array:
+        return jnp.mean(((codes // flag) % 2).astype(jnp.float32), axis=(1, 2))
+
+    return LaneLog(
+        depth=jnp.mean(depth, axis=(1, 2)),
+        kept=jnp.ones(codes.shape[0]),
+        stopped=share(STOPPED),
+        terminated=share(TERMINATED),
+        ended=share(ENDED),
+        histogram=at_least - jnp.pad(at_least[:, 1:], ((0, 0), (0, 1))),
+    )
 
 
 def _predict(ensemble: Ensemble, world: World, observation: Array, action: Array, member: Array, noise: Array) -> Array:

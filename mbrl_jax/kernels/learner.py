@@ -9,10 +9,10 @@ from jax import Array
 
 from mbrl_jax.agents.q_learning import QLearner
 from mbrl_jax.kernels.arrays import columns, first_best, padded, pick, places, read, read_array, write_array
-from mbrl_jax.kernels.perceptron import Layers, backward, forward, forward_kept, read_layers, shapes
+from mbrl_jax.kernels.perceptron import Layers, backward, forward, forward_kept, read_layers, shapes, zeros
 from mbrl_jax.replay import width
 
-BLOCK = 64  # rows of a minibatch that go through the network at once
+BLOCK = 32  # rows of a minibatch that go through the network at once; at 64 more registers are spilled
 LEAST_WEIGHT = 1e-12  # stands for a minibatch's weight of zero; its product with 1e-8 is still a number
 B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of mbrl_jax.networks.ADAM
 
@@ -93,9 +93,6 @@ def update(
     """
     count = learner.config.batch_size
     sizes = widths(learner)
-    zeros = jax.tree.map(
-        lambda size: jnp.zeros(tuple(map(padded, size))), shapes(sizes), is_leaf=lambda x: not isinstance(x[0], tuple)
-    )
     nothing = jnp.zeros((), jnp.float32)
     block = min(BLOCK, padded(count))
 
@@ -103,7 +100,7 @@ def update(
         wait()  # so that no block's weights are loaded before the loop and held in registers through it
         return _add_block(learner, memory, which, i * block + places(block), sums)
 
-    sums = jax.lax.fori_loop(0, -(-count // block), add, _Sums(zeros, nothing, nothing, nothing, nothing))
+    sums = jax.lax.fori_loop(0, -(-count // block), add, _Sums(zeros(sizes), nothing, nothing, nothing, nothing))
     total = jnp.maximum(sums.weight, LEAST_WEIGHT)
     gradients = jax.tree.map(lambda sum_: sum_ / total, sums.gradients)
     frozen = progress.frozen | _descend(memory, sizes, progress.frozen, gradients, which, wait)

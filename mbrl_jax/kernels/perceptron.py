@@ -41,15 +41,14 @@ def params_of(layers: Layers) -> Params:
     return {"params": {f"Dense_{i}": {"kernel": layer.kernel, "bias": layer.bias} for i, layer in enumerate(layers)}}
 
 
-def floats(widths: Sequence[int]) -> int:
-    """Numbers of a perceptron of these widths as a kernel holds it."""
-    wide = [padded(width) for width in widths]
-    return sum(a * b + b for a, b in itertools.pairwise(wide))
-
-
 def shapes(widths: Sequence[int]) -> Layers:
     """The shapes of a perceptron's arrays."""
     return tuple(Layer((a, b), (b,)) for a, b in itertools.pairwise(widths))
+
+
+def zeros(widths: Sequence[int]) -> Layers:
+    """Padded layers of zeros."""
+    return tuple(Layer(*(jnp.zeros(tuple(map(padded, size)), jnp.float32) for size in layer)) for layer in shapes(widths))
 
 
 def read_layers(refs: Layers, widths: Sequence[int], member: Array | int = 0) -> Layers:
