@@ -3,9 +3,9 @@
 One program of the grid is one seed. It runs T real steps, each of H imagined steps of K lanes and then its updates, where the
 plain path runs some two hundred kernels for every step of all seeds. ``jax.vmap`` over seeds adds the grid's axis.
 
-What a program takes, by compiling it for 8 warps and the sizes of ``cartpole_batch`` (``benchmarks/kernel_resources.py``): all
-255 registers of each thread and 232 bytes of stack on an RTX 4090, 472 on an H100, and 52 KB of shared memory of the 99 and 227 KB
-that one program may have. A multiprocessor has 64 K registers, so it runs one program at a time.
+What a program takes, found by compiling it for 8 warps and the sizes of ``cartpole_batch`` (``benchmarks/kernel_resources.py``):
+all 255 registers of each thread and 232 bytes of stack on an RTX 4090, 472 on an H100, and 52 KB of shared memory of the 99 and
+227 KB that one program may have. A multiprocessor has 64 K registers, so it runs one program at a time.
 
 What it moves: the learner's four sets of parameters (4 x 18 KB) and the members (101 KB) come from the device's memory once a
 launch, and the learner goes back once. In between they lie in the seed's own memory, from which every block of rows loads its
