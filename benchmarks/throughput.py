@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --presets cartpole_batch cartpole_best --seeds 1 4 16 64 256 1024 4096 --minutes 25
-    python benchmarks/throughput.py --precisions default highest --set agent.batch_size=128
+    python benchmarks/throughput.py --precisions default highest --set kernels=pallas  # on an NVIDIA GPU
 
 For each preset, precision and number of seeds, until the time or the memory ends, the whole recipe is run phase by phase:
 compiled cold and once more from the persistent cache, first calls apart, the one-time phases repeated, and all rounds of the main
@@ -191,8 +191,10 @@ class Point:
         fit = self.compiled("fit", self.algorithm.fit, axes, (axes, 0), state)
         state, _ = self.timed("fit", lambda: fit.call(state, config), again=isinstance(config, DynaQConfig))
         advance = self.compiled("round", self.algorithm.advance, axes, (axes, 0), state)
-        program = compiled.loop_body(advance.call.as_text(), config.round_steps)
-        self.told["kernels_per_step"] = compiled.kernels(program)
+        if config.kernels == "xla":
+            self.told["kernels_per_step"] = compiled.kernels(compiled.loop_body(advance.call.as_text(), config.round_steps))
+        else:
+            self.told["kernels_per_step"] = 1 / config.round_steps  # the fused one, for a whole round
         if profile:
             self.told["launched_per_step"] = launched(lambda: advance.call(state, config)) / config.round_steps
         state, metrics, seconds = self.rounds(advance.call, state)
@@ -324,6 +326,9 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     ax.set_yscale("log")
     seeds = sorted({point["seeds"] for point in points})
     ax.set_xticks(seeds, [f"{count:,}" for count in seeds])
+    low, high = ax.get_ylim()
+    rungs = [m * 10**e for e in range(2, 9) for m in (1, 2, 5) if low <= m * 10**e <= high]
+    ax.set_yticks(rungs, [f"{rung:,}" for rung in rungs])
     ax.minorticks_off()
     ax.set_xlabel("seeds")
     ax.set_ylabel("real steps a second, all seeds together")
@@ -356,7 +361,7 @@ def as_table(points: Sequence[dict[str, Any]], title: str) -> Table:
             f"{point['recipe_steps_per_second']:,.0f}",
             f"{point['recipe_share_of_floor']:.0%}",
             f"{point['recipe_seconds_per_thousand_seeds']:,.0f}",
-            str(point["kernels_per_step"]),
+            f"{point['kernels_per_step']:g}",
         )
     return table
 
