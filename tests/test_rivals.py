@@ -1,19 +1,23 @@
 """The rivals that the library is measured against."""
 
+import argparse
 import dataclasses
-
+import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 torch = pytest.importorskip("torch", reason="most rivals are written in PyTorch: pip install 'mbrl-jax[torch]'")
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "rivals"))
 
 import batched  # noqa: E402
+import measure  # noqa: E402
 
 from mbrl_jax.config import (  # noqa: E402
     ConfigError,
@@ -202,3 +206,115 @@ def test_two_seeds_of_the_batched_rival_are_two_runs_of_the_reference() -> None:
         close(metrics["curve_return"][:, seed], run.metrics["curve_return"])
         np.testing.assert_array_equal(ours["returns_last"][seed].numpy(), run.returns_last)
         np.testing.assert_array_equal(ours["returns_chosen"][seed].numpy(), run.returns_chosen)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("model", "elites", 3),
+        ("agent", "target", "max"),
+        ("imagination", "restart", "per_step"),
+        (None, "protocol", "interactive"),
+    ],
+)
+def test_the_batched_rival_refuses_what_it_does_not_compute(group: str | None, name: str, value: Any) -> None:
+    own = {name: value}
+    config = dataclasses.replace(
+        CONFIG, **(own if group is None else {group: dataclasses.replace(getattr(CONFIG, group), **own)})
+    )
+    with pytest.raises(ConfigError, match=f"{name}: {value!r} is not written .* must be"):
+        batched.check(config)
+
+
+def runs(*rates: float) -> list[dict[str, float]]:
+    return [{"recipe_steps_per_second": rate} for rate in rates]
+
+
+def test_a_ratio_is_to_the_library_in_the_same_repetition_and_its_interval_holds_the_median() -> None:
+    drift = [1.0, 10.0, 0.1, 3.0, 7.0]  # of the machine, which both sides feel alike
+    factor = [4.0, 5.0, 6.0, 5.0, 5.0]
+    ours = runs(*(100 * a * b for a, b in zip(drift, factor, strict=True)))
+    told = measure.ratios(ours, runs(*(100 * a for a in drift)), "recipe_steps_per_second")
+    np.testing.assert_allclose(told["each"], factor)
+    assert told["value"] == pytest.approx(5.0)
+    low, high = told["ci95"]
+    assert 4.0 <= low <= 5.0 <= high <= 6.0
+    assert low < high
+
+
+def test_a_rival_that_failed_later_is_compared_over_the_repetitions_that_it_ran() -> None:
+    assert measure.ratios(runs(6, 8, 100), runs(3, 2), "recipe_steps_per_second")["each"] == [2, 4]
+
+
+def given(tmp_path: Path, **own: Any) -> argparse.Namespace:
+    told = {"device": "cpu", "python": [], "seeds": 2, "batches": None, "steps": 10, "epochs": 1}
+    return argparse.Namespace(**{**told, **own})
+
+
+def test_a_rival_that_is_not_installed_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # no packages
+    bare.chmod(0o755)
+    asked = given(tmp_path, python=[("rejax", str(bare))])
+    work = measure.configs(asked)
+    contestants = {name: measure.Contestant(name, asked, work["model_free"]) for name in ("rejax",)}
+    contestants["rejax"].measure(0)
+    contestants["mbrl_jax_model_free"] = FakeContestant(work["model_free"], runs_of=[])
+    content = measure.as_content(contestants, asked)
+    assert content["rivals"]["rejax"]["not_installed"] == measure.INSTALL["rejax"]
+    assert "rejax==0.1.3" in content["rivals"]["rejax"]["not_installed"]
+    console = Console(width=200, file=io.StringIO())
+    console.print(measure.as_table(content))
+    assert "rejax: not installed: pip install" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+class FakeContestant(measure.Contestant):
+    """The library, without a process."""
+
+    def __init__(self, config: Any, runs_of: list[Any]) -> None:
+        self.rival, self.config, self.runs = measure.RIVALS["mbrl_jax_model_free"], config, runs_of
+        self.told = {"says": self.rival.says, "arm": self.rival.arm, "device": "none"}
+
+
+def test_what_a_rival_failed_with_is_kept(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\ncase "$1" in -c) exit 0;; esac\necho out of order >&2\nexit 1\n')
+    broken.chmod(0o755)
+    asked = given(tmp_path, python=[("sbx", str(broken))])
+    one = measure.Contestant("sbx", asked, measure.configs(asked)["model_free"])
+    one.measure(0)
+    assert one.told["failed"] == "out of order"
+    assert not one.runs
+
+
+def test_every_arm_that_is_asked_for_has_the_library_in_it() -> None:
+    assert measure.chosen(["sbx", "reference"]) == ["mbrl_jax", "reference", "mbrl_jax_model_free", "sbx"]
+    assert measure.chosen(None) == list(measure.RIVALS)
+    with pytest.raises(ConfigError, match="only: 'torch' is no rival; it must be among mbrl_jax, "):
+        measure.chosen(["torch"])
+
+
+def test_both_sides_are_shortened_alike_and_multiply_in_full(tmp_path: Path) -> None:
+    work = measure.configs(given(tmp_path, steps=700, epochs=4))
+    based, free = work["model_based"], work["model_free"]
+    assert isinstance(based, DynaQConfig)
+    assert (based.steps, based.model.epochs, free.steps, free.round_steps) == (700, 4, 700, 700)
+    assert {based.precision, free.precision} == {"highest"}
+    batched.check(based)
+
+
+def test_the_library_and_a_rival_are_measured_by_their_processes(tmp_path: Path) -> None:
+    asked = given(tmp_path, steps=100, epochs=1)
+    config = measure.configs(asked)["model_based"]
+    config = dataclasses.replace(config, random_transitions=400)
+    one = measure.Contestant("reference_per_core", asked, config)
+    try:
+        one.measure(0)
+    finally:
+        one.end()
+    assert "failed" not in one.told, one.told["failed"]
+    (run,) = one.runs
+    cores = len(os.sched_getaffinity(0))
+    assert one.seeds == one.told["processes"] == cores
+    assert run["loop_steps_per_second"] == pytest.approx(cores * 100 / run["seconds"]["train"])
+    assert 0 < run["recipe_steps_per_second"] < run["loop_steps_per_second"]

@@ -1,10 +1,10 @@
 """Dyna-Q for S seeds at once in PyTorch, as fast as PyTorch does it: the strongest rival of the batch protocol's presets.
 
-The whole recipe of ``mbrl_jax.reference.algorithms.dyna_q`` for what ``configs/cartpole_batch.yaml`` configures, with a leading axis
-of seeds on every tensor: parameters lie in one flat tensor a network, layers are batched matrix products, random numbers are drawn
-by the round, CartPole itself is stepped in PyTorch, and the Laplacian penalty is taken forward in one pass. Compiled, everything
-between two looks at the data is one graph (gradients and Adam included); on a GPU a round's steps are moreover recorded as one CUDA
-graph. It logs less than the library does: the losses and scores, not the lanes' figures.
+The whole recipe of ``mbrl_jax.reference.algorithms.dyna_q`` for what ``configs/cartpole_batch.yaml`` configures, with a leading
+axis of seeds on every tensor: parameters lie in one flat tensor a network, layers are batched matrix products, random numbers are
+drawn by the round, CartPole itself is stepped in PyTorch, and the Laplacian penalty is taken forward in one pass. Compiled,
+everything between two looks at the data is one graph (gradients and Adam included); on a GPU a round's steps are besides recorded
+as one CUDA graph. It logs less than the library does: the losses and scores, not the lanes' figures.
 """
 
 import itertools
