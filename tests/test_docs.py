@@ -197,7 +197,8 @@ def only_parsed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(execution, "use_all_cores", lambda: None)
     for module, name in (
-        (runner, "check_memory"),  # train, sweep, compare
+        (runner, "prepare"),  # train, compare
+        (runner, "check_memory"),  # sweep
         (listing, "find"),
         (report, "write"),
         (results, "load_policies"),  # evaluate
