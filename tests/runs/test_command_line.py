@@ -227,7 +227,7 @@ def test_an_output_folder_that_exists_is_left_alone(capsys, tmp_path):
     [
         (["train", "no_such_preset", "--seeds", "1"], "neither a file nor a shipped preset"),
         (["train", "smoke", "--seeds", "0"], "seeds: 0"),
-        (["train", "cartpole_batch", "--seeds", "1000000000"], "seeds: 1000000000 do not fit into memory: the results of each take 0.20 MB"),
+        (["train", "cartpole_batch", "--seeds", "1000000000"], "seeds: 1000000000 do not fit into memory: the results of"),
         (["train", "smoke", "--seeds", "1", "--checkpoint-every", "-1"], "checkpoint_every: -1"),
         (["train", "smoke", "--seeds", "1", "--checkpoints", "0"], "checkpoints: 0"),
         (["train", "smoke", "--seeds", "1", "--imagination.lanes", "7"], "imagination.lanes: 7"),
