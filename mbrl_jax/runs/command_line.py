@@ -208,17 +208,7 @@ def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Disp
     else:
         if keeping.resume:
             display.say(f"there is no run in {out} yet: one begins")
-        if out.exists():
-            results.make_folder(out)  # refuses what is there before anything is compiled
-        program = runner.prepare(
-            asked.config,
-            asked.seeds,
-            base_seed=asked.base_seed,
-            display=display,
-            diagnose=asked.diagnose,
-            memory=keeping.memory,
-            devices=keeping.devices,
-        )
+        program = _prepare(asked, out, keeping, display)
     again = command if keeping.resume else f"{command} --resume"
     batches = parts.split(asked.seeds, program.seeds)
     if len(batches) == 1:
@@ -228,6 +218,26 @@ def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Disp
             folder.finished()
         return run
     return _keep_batches(program, batches, asked, out, keeping, command, display, again)
+
+
+def _prepare(asked: Asked, out: Path, keeping: Keeping, display: Display) -> Program:
+    """The compiled program of a run that begins; that the folder can be made is found out before."""
+    was_there = os.path.isdir(out)
+    results.make_folder(out)
+    try:
+        return runner.prepare(
+            asked.config,
+            asked.seeds,
+            base_seed=asked.base_seed,
+            display=display,
+            diagnose=asked.diagnose,
+            memory=keeping.memory,
+            devices=keeping.devices,
+        )
+    except BaseException:
+        if not was_there:
+            out.rmdir()
+        raise
 
 
 def _keep_batches(
