@@ -13,7 +13,7 @@ all of the preset ``cartpole_batch``, the model-free ones ``cartpole_interactive
 Everything but the library and PyTorch is optional: ``pip install -e '.[rivals]'``, or in a virtual environment of its own, named
 by ``--python rejax=PATH`` for that rival. What is not installed is listed as such.
 
-Writes benchmarks/results/speed/rivals.json after every repetition and prints the table of ratios.
+Writes benchmarks/results/speed/rivals.json after every measurement and prints the table of ratios.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -308,7 +309,7 @@ def as_table(content: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
 
     def rate(one: Mapping[str, Any], name: str) -> str:
-        return f"{statistics.median(statistics.np.array([run[name] for run in one['runs']])):,.0f}"
+        return f"{statistics.median(np.array([run[name] for run in one['runs']])):,.0f}"
 
     def ratio(one: Mapping[str, Any], measure: str) -> str:
         if "times_as_fast" not in one:
@@ -409,9 +410,9 @@ def main() -> None:
                 one.measure(repetition)
                 if one.workers:
                     print(json.dumps({"repetition": repetition, name: one.runs[-1]}), flush=True)
-            content = as_content(contestants, given)
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                content = as_content(contestants, given)
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     finally:
         for one in contestants.values():
             one.end()
