@@ -299,6 +299,7 @@ class Batched:
         self.play_on = hot(self._play_on, dynamic=False)
         self.collect_on = hot(self._collect_on, dynamic=False)
         self.graphs: dict[str, Recorded] = {}
+        self.to_the_end = False
 
     # ----------------------------------------------------------------------------------------------------------- the whole run
 
@@ -396,6 +397,18 @@ class Batched:
         depth.copy_(d)
         return result
 
+    @torch.no_grad()
+    def longest_round_end(self, result: dict[str, Any]) -> float:
+        """Seconds of a round's end when its episodes last as long as they may, with what :meth:`train` came to."""
+        self.to_the_end = True
+        starts = self.draws.starts(self.config.selection.episodes)
+        since = self._now()
+        self.score(result["learning"].target, result["world"], starts, 0)
+        self.play(result["learning"].target, self.draws.starts(self.config.evaluation.curve_episodes))
+        seconds = self._now() - since
+        self.to_the_end = False
+        return seconds
+
     def play(self, flat: Tensor, starts: Tensor) -> Tensor:
         """[S, n] returns of greedy real episodes from ``starts`` [S, n, D]."""
         running = torch.ones(starts.shape[:2], dtype=torch.bool, device=self.device)
@@ -446,7 +459,7 @@ class Batched:
         for first in range(0, steps, BLOCK):
             drawn = [] if noise is None else [noise(first, BLOCK)]
             self._run(name, block, carried, *fixed, within[first : first + BLOCK], *drawn)
-            if not bool(carried[1].any()):
+            if not bool(carried[1].any()) and not self.to_the_end:
                 break
         return carried[2]
 

@@ -12,7 +12,7 @@ from mbrl_jax.config import from_dict
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
-    """Compile for every number of seeds in question and tell each one's steps a second in a shortened run.
+    """Compile for every number of seeds in question and tell each one's steps a second, by a shortened run and full episodes.
 
     The first request says which of them it is to be.
     """
@@ -41,11 +41,12 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, An
             failed[seeds] = str(error).splitlines()[0]
             break
         first = time.perf_counter() - start
-        made.train()
+        result = made.train()
         compiling += first - sum(made.seconds.values())
         fit = made.seconds["fit"] * config.model.epochs / epochs
         loop = made.seconds["train"] * config.steps / short.steps
-        rates[seeds] = seeds * config.steps / (fit + loop)
+        ends = config.steps / config.round_steps * made.longest_round_end(result)  # policies become good
+        rates[seeds] = seeds * config.steps / (fit + loop + ends)
         # the same compiled functions do the whole run: only loops and random numbers depend on its length
         ready[seeds] = made
         made.config, made.draws = config, draws(config, seeds)

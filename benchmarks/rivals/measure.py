@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -101,12 +102,11 @@ PYTORCH = tuple(name for name, rival in RIVALS.items() if rival.needs == "torch"
 class Worker:
     """A process that is one rival, or one core's share of it."""
 
-    def __init__(self, python: str, job: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    def __init__(self, python: str, environment: Mapping[str, str]) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [python, str(Path(__file__).with_name("worker.py"))]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
         self.process = subprocess.Popen(command, text=True, env=dict(environment), **pipes)
-        self.send(job)
 
     def send(self, content: Mapping[str, Any]) -> None:
         """Give it a line."""
@@ -138,8 +138,12 @@ class Worker:
         return RuntimeError("\n".join(self.log.read().strip().splitlines()[-15:]))
 
     def end(self) -> None:
-        """Let it end."""
-        self.process.communicate()
+        """Let it end, or make it."""
+        try:
+            self.process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
         self.log.close()
 
 
@@ -178,7 +182,7 @@ class Contestant:
         cores = sorted(os.sched_getaffinity(0))
         processes = len(cores) if self.rival.per_core else 1
         # with one process a core the batches that a core's cache holds are in question, else those that keep the device busy
-        batches = [2, 4, 8, 16] if self.rival.per_core else [8, 64]
+        batches = [4, 8, 16, 32] if self.rival.per_core else [16, 64]
         if given.device == "cuda":
             batches = [64, 256] if self.rival.per_core else [256, 1024, 4096]
         job = {
@@ -196,7 +200,8 @@ class Contestant:
         for number in range(processes):
             core, threads = (cores[number] if pinned else None), (1 if self.rival.per_core else len(cores))
             own = {**job, "number": number, "core": core, "threads": threads}
-            self.workers.append(Worker(self.python, own, environments))
+            self.workers.append(Worker(self.python, environments))
+            self.workers[-1].send(own)
         ready = [worker.receive() for worker in self.workers]
         first = ready[0]
         self.told |= {"processes": processes, "threads_of_each": threads, "versions": first["versions"]}
@@ -397,6 +402,7 @@ def main() -> None:
     except ConfigError as error:
         parser.error(str(error))
     given.device = given.device or what_jax_sees()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # not without the rivals' processes
     contestants: dict[str, Contestant] = {}
     try:
         for name in names:
