@@ -109,3 +109,18 @@ def test_an_mlp_is_dense_layers_with_the_activation_between_them(activation, for
         x = x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
         x = formula(x) if i < 2 else x
     np.testing.assert_allclose(jax.jit(mlp.apply)(params, rows), x, rtol=0, atol=1e-12)
+
+
+def test_a_product_has_the_gradients_of_a_matrix_product():
+    x, kernel, back = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(9, 5), (5, 3), (9, 3)]))
+    found = jax.vjp(networks.product, x, kernel)[1](back)
+    expected = jax.vjp(lambda x, kernel: x @ kernel, x, kernel)[1](back)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_only_on_a_cpu_are_the_rows_transposed_before_they_are_multiplied():
+    gradient = jax.jit(jax.grad(lambda kernel, x: jnp.sum(networks.product(x, kernel))))
+    traced = gradient.trace(jnp.ones((5, 3)), jnp.ones((9, 5)))
+    texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")}
+    assert "optimization_barrier" in texts["cpu"]
+    assert "optimization_barrier" not in texts["cuda"]

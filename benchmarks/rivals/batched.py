@@ -416,10 +416,22 @@ class Batched:
         return self._episodes(f"play {starts.shape[1]}", self.play_on, carried, [flat], self.task.time_limit)
 
     def _play_on(self, observation: Tensor, running: Tensor, returns: Tensor, flat: Tensor, within: Tensor) -> None:
+        self._go_on(observation, running, returns, flat, within, lambda t, s, action: self.task.dynamics(s, action))
+
+    def _go_on(
+        self,
+        observation: Tensor,
+        running: Tensor,
+        returns: Tensor,
+        flat: Tensor,
+        within: Tensor,
+        follow: Callable[[int, Tensor, Tensor], Tensor],
+    ) -> None:
+        """Greedy steps in place, each to what ``follow`` says of its number, the observations and the actions."""
         layers, s, alive, total = layers_of(flat, self.q_sizes), observation, running, returns
-        for inside in within.unbind():
+        for t, inside in enumerate(within.unbind()):
             action = self._greedy(layers, s)
-            after = self.task.dynamics(s, action)
+            after = follow(t, s, action)
             alive = alive & inside
             total = total + torch.where(alive, self.task.reward(s, action, after), 0.0)
             alive = alive & ~self.task.terminated(s, action, after)
@@ -587,18 +599,12 @@ class Batched:
     def _imagine_on(self, *carried: Tensor) -> None:
         observation, running, returns, flat, *model, within, noise = carried
         world = World(*model)
-        layers, members = layers_of(flat, self.q_sizes), layers_of(world.flat, self.model_sizes)
-        s, alive, total = observation, running, returns
-        for inside, drawn in zip(within.unbind(), noise.unbind(), strict=True):
-            action = self._greedy(layers, s)
-            after = self._imagine(world, members, s, action, drawn)
-            alive = alive & inside
-            total = total + torch.where(alive, self.task.reward(s, action, after), 0.0)
-            alive = alive & ~self.task.terminated(s, action, after)
-            s = after
-        observation.copy_(s)
-        running.copy_(alive)
-        returns.copy_(total)
+        members, drawn = layers_of(world.flat, self.model_sizes), noise.unbind()
+
+        def follow(t: int, s: Tensor, action: Tensor) -> Tensor:
+            return self._imagine(world, members, s, action, drawn[t])
+
+        self._go_on(observation, running, returns, flat, within, follow)
 
     # ------------------------------------------------------------------------------------------------------------ the main loop
 

@@ -10,7 +10,7 @@ from mbrl_jax.agents.q_learning import QLearner
 from mbrl_jax.imagination.lanes import DEPTH_EDGES, LaneLog
 from mbrl_jax.kernels.arrays import Columns, columns, first_best, padded, places, read, read_array, write, write_array
 from mbrl_jax.kernels.perceptron import ACTIVATIONS, Layer, Layers, dense, forward, product, read_layers
-from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.model.ensemble import Bounds, Ensemble, bound_log_variance
 from mbrl_jax.replay import width
 
 
@@ -163,8 +163,7 @@ def _predict(ensemble: Ensemble, world: World, observation: Array, action: Array
         head = (hidden[-1], size)
         (centre,), (raw,) = read_layers(world.mean, head, m), read_layers(world.log_variance, head, m)
         low, high = (read_array(ref, (size,), m * size)[None, :] for ref in (world.minimum, world.maximum))
-        bounded = high - _softplus(high - dense(raw, x))
-        bounded = low + _softplus(bounded - low)
+        bounded = bound_log_variance(dense(raw, x), Bounds(low, high))
         sample = dense(centre, x) + jnp.exp(0.5 * bounded) * noise
         return jnp.where((member == m)[:, None], sample, change)
 
@@ -195,7 +194,3 @@ def _first_layer(ensemble: Ensemble, layer: Layer, member: Array, state: Array, 
         return outputs + (2 * action - 1).astype(state.dtype)[:, None] * read_array(layer.kernel, (out,), start)[None, :]
     chosen = jnp.where(columns(state.shape[0], padded(actions)) == action[:, None], 1.0, 0.0)
     return outputs + product(chosen, read_array(layer.kernel, (actions, out), start))
-
-
-def _softplus(x: Array) -> Array:
-    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))

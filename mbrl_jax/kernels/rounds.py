@@ -76,7 +76,7 @@ def imagine_and_learn(
     forced = jnp.where(draws.explore < imagination.epsilon, draws.action, -1)
     dealt = imagination.lanes // ensemble.sampling_members
     if imagination.sampling == "ts1":
-        place = jnp.argsort(draws.deal, axis=-1)
+        place = draws.place
     else:
         place = jnp.broadcast_to(jnp.arange(imagination.lanes, dtype=jnp.int32), forced.shape)
     agent, update_log, rows, after, lane_log = run(

@@ -185,7 +185,8 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
     execution.use_all_cores()
     if keeping.resume and run_folder.is_finished(out):
         run_folder.check_same(out, asked)
-        shutil.rmtree(out / PARTS, ignore_errors=True)  # in case it was killed just before it did this
+        if (out / PARTS).exists():  # it was killed before it did this
+            shutil.rmtree(out / PARTS)
         Console().print(f"the run in {out} is finished already", soft_wrap=True)
         return
     with Display.standard(settings.algorithm_name(asked.config)) as display:

@@ -98,8 +98,7 @@ class Program:
         self.algorithm, self.config, self.show, self.seeds, self.base_seed = algorithm, configs[0], show, seeds, base_seed
         self.agents = len(configs) * seeds
         self.layout = execution.choose_layout(self.agents, devices)
-        # the agents that fill up the devices are the first ones again
-        self.number = np.arange(self.layout.padded(self.agents)) % self.agents
+        self.number = np.arange(self.layout.padded(self.agents)) % self.agents  # the first ones again fill up the devices
         self.keys = self.layout.place(seed_keys(base_seed, seeds)[self.number % seeds])
         self.hyper, self.hyper_axes = _stacked(configs, self.number // seeds)
         self.state: Any = None
@@ -121,7 +120,6 @@ class Program:
         axes = self.algorithm.axes
         state, _ = jax.eval_shape(self._spread(self.algorithm.init, 0, (axes, 0)), self.keys, self.hyper)
         state = self.layout.placed(state, axes)
-        self.state_bytes = execution.bytes_per_seed(axes, state, len(self.number))
         made = (self._init(), self._fit(state), self._advance_chunk(state, self._rounds_of_a_chunk(0)))
         return max(each.bytes for each in made) * self.layout.mesh.size
 

@@ -138,16 +138,19 @@ class RunFolder:
 def create(
     path: Path, asked: Asked, command: str, packages: Sequence[str], every: float, keep: int, say: Callable[[str], None]
 ) -> RunFolder:
-    """Begin a run in a new folder, or in one that is empty. Arguments and errors as :func:`begin`, and these:
+    """Begin a run in a new folder, or in one that is empty.
 
     Args:
-      path: as there.
-      asked: as there.
-      command: as there.
-      packages: as there.
+      path: the folder.
+      asked: what the run is of.
+      command: the words that began it.
+      packages: whose versions the run depends on.
       every: seconds between checkpoints.
       keep: checkpoints that are kept.
       say: tells the person what goes wrong.
+
+    Raises:
+      ConfigError: the folder is in use, or cannot be made.
 
     """
     lock = begin(path, asked, command, packages, asked.seeds)
