@@ -15,7 +15,7 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax.config.fields import convert
 from mbrl_jax.imagination.horizon import CONTROLLERS
-from mbrl_jax.runs import command_line, execution, listing, metrics, results, runner
+from mbrl_jax.runs import command_line, listing, metrics, results, runner
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
@@ -134,7 +134,6 @@ def small(small_configs, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(small_configs)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "presets", lambda: {path.stem: path for path in small_configs.rglob("*.yaml")})
-    monkeypatch.setattr(execution, "use_all_cores", lambda: None)  # JAX has been used
     registered = dict(CONTROLLERS)
     yield tmp_path
     CONTROLLERS.clear()
@@ -195,10 +194,11 @@ def only_parsed(tmp_path, monkeypatch):
             if block.kind == "yaml" and (named := re.match(r"# (\S+\.yaml)\n", block.text)):
                 (tmp_path / named[1]).write_text(block.text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(execution, "use_all_cores", lambda: None)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
     for module, name in (
         (runner, "prepare"),  # train, compare
-        (runner, "check_memory"),  # sweep
+        (runner, "check_host_memory"),  # sweep
         (listing, "find"),
         (report, "write"),
         (results, "load_policies"),  # evaluate

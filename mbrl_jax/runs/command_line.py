@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from rich.console import Console
@@ -18,23 +16,23 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import comparison, execution, grid, interruption, listing, parts, results, run_folder, runner
+from mbrl_jax.runs import comparison, execution, grid, hosts, kept, listing, results, run_folder, runner
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.interruption import Interrupted
-from mbrl_jax.runs.journals import TensorBoard, WeightsAndBiases, require
-from mbrl_jax.runs.parts import Part
-from mbrl_jax.runs.program import Program
-from mbrl_jax.runs.results import PARTS
-from mbrl_jax.runs.run_folder import Asked, RunFolder
+from mbrl_jax.runs.kept import Keeping
+from mbrl_jax.runs.run_folder import Asked
 
+MACHINE: tuple[tuple[str, Any, Any], ...] = (("memory", float | None, None), ("devices", str, "all"))  # flags
 USAGE = """usage: mbrl-jax COMMAND …
 
   train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
       [--checkpoint-every SECONDS] [--checkpoints K] saves the run as it goes; --resume goes on with one that was stopped
       [--devices all|N] [--memory GB] how many devices and how much memory to use; seeds that do not fit go in batches
+      [--coordinator ADDRESS:PORT --process-id I --num-processes N | --coordinator slurm] this is one of several processes that
+      share the seeds, on one machine or many; all of them see DIR
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
-  sweep CONFIG --grid PATH=V1,V2,… [--grid PATH=…] --seeds N --out DIR [--seed BASE] [--any.other.setting VALUE …]
+  sweep CONFIG --grid PATH=V1,V2,… [--grid PATH=…] --seeds N --out DIR [--seed BASE] [--devices all|N] [--memory GB]
+      [--any.other.setting VALUE …]
       train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be
   compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume]
       train the model-based and the model-free arm on the same real data, and set them side by side
@@ -120,19 +118,6 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
     return given
 
 
-class Keeping(NamedTuple):
-    """How a run is kept while it goes on."""
-
-    resume: bool = False  # go on with the run in the folder, if there is one
-    resume_from: int | None = None  # the round of the checkpoint to go on from; none takes the last one
-    every: float = 300.0  # seconds between checkpoints
-    keep: int = 2  # checkpoints that are kept
-    tensorboard: bool = False
-    wandb: str | None = None  # the project
-    memory: int | None = None  # bytes that may be used, in place of what the devices have
-    devices: int | None = None  # how many; none uses all
-
-
 def _train(words: list[str]) -> None:
     given = _parse(
         "train",
@@ -144,11 +129,12 @@ def _train(words: list[str]) -> None:
         ("checkpoints", int, 2),
         ("tensorboard", bool, False),
         ("wandb", str | None, None),
-        ("memory", float | None, None),
-        ("devices", str, "all"),
+        *MACHINE,
+        ("coordinator", str | None, None),
+        ("process_id", int | None, None),
+        ("num_processes", int | None, None),
     )
-    if given.memory is not None and given.memory <= 0:
-        raise ConfigError(f"memory: {given.memory!r} is out of range; it must be a positive number of GB")
+    memory, devices = _machine(given)
     if given.checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every: {given.checkpoint_every!r} is out of range; it must be at least 0 seconds")
     if given.checkpoints < 1:
@@ -161,18 +147,22 @@ def _train(words: list[str]) -> None:
         given.checkpoints,
         given.tensorboard,
         given.wandb,
-        None if given.memory is None else max(1, int(1e9 * given.memory)),
-        _devices(given.devices),
+        memory,
+        devices,
+        hosts.host(given.coordinator, given.process_id, given.num_processes),
     )
     command = shlex.join(["mbrl-jax", "train", *words])
     train(Asked(given.config, given.seeds, given.seed, given.diagnose), given.out, keeping, command)
 
 
-def _devices(word: str) -> int | None:
-    """How many devices a word names, none for all."""
-    if word != "all" and not word.isdecimal():
-        raise ConfigError(f"devices: {word!r} does not fit; it must be all or a number")
-    return None if word == "all" else int(word)
+def _machine(given: Any) -> tuple[int | None, int | None]:
+    """How many bytes and how many devices may be used, none for all."""
+    memory, devices = given.memory, given.devices
+    if memory is not None and memory <= 0:
+        raise ConfigError(f"memory: {memory!r} is out of range; it must be a positive number of GB")
+    if devices != "all" and not devices.isdecimal():
+        raise ConfigError(f"devices: {devices!r} does not fit; it must be all or a number")
+    return None if memory is None else max(1, int(1e9 * memory)), None if devices == "all" else int(devices)
 
 
 def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
@@ -185,142 +175,20 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
     execution.use_all_cores()
     if keeping.resume and run_folder.is_finished(out):
         run_folder.check_same(out, asked)
-        if (out / PARTS).exists():  # it was killed before it did this
-            shutil.rmtree(out / PARTS)
+        kept.clear(out)
         Console().print(f"the run in {out} is finished already", soft_wrap=True)
         return
     with Display.standard(settings.algorithm_name(asked.config)) as display:
-        run = _keep(asked, out, keeping, command, display)
-    _print(run, results.read_summary(out), out)
-
-
-def _keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Display) -> runner.Run:
-    """A run that is kept while it goes on: it begins, or goes on with what is in its folder, and leaves its results there."""
-    algorithm = runner.make_train(asked.config)  # refuses what cannot work before a folder is made
-    runner.check_diagnosis(asked.diagnose, algorithm, asked.config)
-    if keeping.tensorboard:
-        require("tensorboardX", "tensorboard")
-    if keeping.wandb is not None:
-        require("wandb", "wandb")
-    if keeping.resume and not run_folder.is_untouched(out):
-        run_folder.check_same(out, asked)
-        at_once = run_folder.at_once(out)
-        program = Program(algorithm, [asked.config], at_once, asked.base_seed, display, keeping.devices)
+        run = kept.keep(asked, out, keeping, command, display)
+    if run is None:
+        Console().print(f"another process has finished the run in {out}", soft_wrap=True)
     else:
-        if keeping.resume:
-            display.say(f"there is no run in {out} yet: one begins")
-        program = _prepare(asked, out, keeping, display)
-    again = command if keeping.resume else f"{command} --resume"
-    batches = parts.split(asked.seeds, program.seeds)
-    if len(batches) == 1:
-        with _folder(asked, out, keeping, command, display) as folder:
-            run = _keep_part(program, asked, folder, keeping, display, again)
-            _write_kept(run, out, again)
-            folder.finished()
-        return run
-    return _keep_batches(program, batches, asked, out, keeping, command, display, again)
-
-
-def _prepare(asked: Asked, out: Path, keeping: Keeping, display: Display) -> Program:
-    """The compiled program of a run that begins; that the folder can be made is found out before."""
-    was_there = os.path.isdir(out)
-    results.make_folder(out)
-    try:
-        return runner.prepare(
-            asked.config,
-            asked.seeds,
-            base_seed=asked.base_seed,
-            display=display,
-            diagnose=asked.diagnose,
-            memory=keeping.memory,
-            devices=keeping.devices,
-        )
-    except BaseException:
-        if not was_there:
-            out.rmdir()
-        raise
-
-
-def _keep_batches(
-    program: Program,
-    batches: Sequence[Part],
-    asked: Asked,
-    out: Path,
-    keeping: Keeping,
-    command: str,
-    display: Display,
-    again: str,
-) -> runner.Run:
-    """A run whose seeds do not fit into memory at once: a folder for each batch of them, and in the end one for all."""
-    if keeping.resume_from is not None:
-        raise ConfigError(f"resume_from: {keeping.resume_from} does not fit a run in batches; go on with --resume")
-    goes_on = keeping.resume and not run_folder.is_untouched(out)
-    lock = run_folder.hold(out) if goes_on else run_folder.begin(out, asked, command, runner.PACKAGES, program.seeds)
-    try:
-        run_folder.clear(out)
-        places = [out / PARTS / f"{number:04d}" for number in range(len(batches))]
-        for place, part in zip(places, batches, strict=True):
-            if run_folder.is_finished(place):
-                continue
-            display.say(f"batch {place.name}: {part}")
-            its = asked._replace(seeds=part.seeds, first=part.first)
-            with _folder(its, place, keeping._replace(resume=True), command, display) as folder:
-                run = _keep_part(program, its, folder, keeping, display, again)
-                _write_kept(run, place, again, figures=False)
-                folder.finished()
-        whole = parts.joined([results.read(place) for place in places])
-        _write_kept(whole, out, again)
-        shutil.rmtree(out / PARTS)
-    finally:
-        os.close(lock)
-    return whole
-
-
-def _folder(asked: Asked, out: Path, keeping: Keeping, command: str, display: Display) -> RunFolder:
-    """The folder of a run that begins, or goes on."""
-    if keeping.resume and not run_folder.is_untouched(out):
-        return run_folder.take_up(out, asked, keeping.every, keeping.keep, display.say, keeping.resume_from)
-    return run_folder.create(out, asked, command, runner.PACKAGES, keeping.every, keeping.keep, display.say)
-
-
-def _keep_part(program: Program, asked: Asked, folder: RunFolder, keeping: Keeping, display: Display, again: str) -> runner.Run:
-    """Train the seeds of a folder."""
-    with interruption.watch(_asked_to_stop(display), display.leave) as told:
-        _add_journals(folder, asked, keeping)
-        part = Part(asked.first, asked.seeds)
-        try:
-            return runner.run_part(program, part, diagnose=asked.diagnose, keeper=folder, interruption=told)
-        except Interrupted as stopped:
-            display.say(f"{stopped}; round {folder.wait()} is saved. To go on: {again}")
-            raise SystemExit(130) from None
-
-
-def _write_kept(run: runner.Run, out: Path, again: str, figures: bool = True) -> None:
-    """Write the results of a run that can go on if that fails."""
-    try:
-        if figures:
-            _write(run, out)
-        else:
-            results.write(run, out)
-    except OSError as error:
-        raise ConfigError(f"out: the results cannot be written to {str(out)!r}: {error}. Then go on with: {again}") from error
-
-
-def _asked_to_stop(display: Display) -> Callable[[], None]:
-    return lambda: display.say("finishes the rounds in hand and saves; Ctrl-C again stops at once")
-
-
-def _add_journals(folder: RunFolder, asked: Asked, keeping: Keeping) -> None:
-    done = folder.found.round if folder.found else 0
-    if keeping.tensorboard:
-        folder.add(TensorBoard(folder.path, done * asked.config.round_steps))
-    if keeping.wandb is not None:
-        folder.add(WeightsAndBiases(keeping.wandb, folder.path, settings.to_dict(asked.config)))
+        _print(run, results.read_summary(out), out)
 
 
 def _sweep(words: list[str]) -> None:
-    given = _parse("sweep", words, ("grid", tyro.conf.UseAppendAction[tuple[str, ...]], ()))
-    grid.command(given.config, given.grid, given.seeds, given.out, given.seed)
+    given = _parse("sweep", words, ("grid", tyro.conf.UseAppendAction[tuple[str, ...]], ()), *MACHINE)
+    grid.command(given.config, given.grid, given.seeds, given.out, given.seed, *_machine(given))
 
 
 def _reference(words: list[str]) -> None:
@@ -340,17 +208,8 @@ def _reference(words: list[str]) -> None:
             device=given.device,
             display=display,
         )
-    _print(run, _write(run, folder), folder)
-
-
-def _write(run: runner.Run, folder: Path) -> dict[str, Any]:
-    """Draw a run and write its results, the summary last; returns the summary."""
-    from mbrl_jax.runs import figures, horizon_figures
-
-    figures.draw_run(run, folder / "curves.png")
-    if run.diagnosis is not None:
-        horizon_figures.draw_imagination(run, folder / "imagination.png")
-    return results.write(run, folder)
+    kept.write(run, folder)
+    _print(run, results.read_summary(folder), folder)
 
 
 def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
@@ -442,7 +301,8 @@ def compare(
                 display.say("is finished already")
                 runs.append(results.read(arm))
             else:
-                runs.append(_keep(asked, arm, keeping, command, display))
+                run = kept.keep(asked, arm, keeping, command, display)
+                runs.append(results.read(arm) if run is None else run)
     ours, theirs = runs
     measured = comparison.compare(ours, theirs)
     (out / "comparison.json").write_text(json.dumps(comparison.as_json(measured), indent=1) + "\n", encoding="utf-8")

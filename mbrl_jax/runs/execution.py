@@ -54,7 +54,12 @@ class Layout(NamedTuple):
 
 
 def use_all_cores() -> None:
-    """Make every CPU core a device of its own. Only possible before JAX has been used."""
+    """Make every CPU core a device of its own, unless JAX has been told how many there are.
+
+    Only possible before JAX has been used.
+    """
+    if jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
+        return
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 

@@ -90,8 +90,18 @@ def parse(words: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def run(made: Sequence[Cell], seeds: int, *, base_seed: int = 0, display: Display | None = None) -> list[Run]:
+def run(
+    made: Sequence[Cell],
+    seeds: int,
+    *,
+    base_seed: int = 0,
+    display: Display | None = None,
+    memory: int | None = None,
+    devices: int | None = None,
+) -> list[Run]:
     """Train ``seeds`` agents for every combination, those that differ in traced settings alone in one compiled program.
+
+    Arguments as of :func:`mbrl_jax.runs.runner.run_together`.
 
     Raises:
       ConfigError: as :func:`mbrl_jax.runs.runner.run_together`.
@@ -100,13 +110,30 @@ def run(made: Sequence[Cell], seeds: int, *, base_seed: int = 0, display: Displa
     runs: dict[int, Run] = {}
     for places in _groups(made):
         configs = [made[place].config for place in places]
-        together = runner.run_together(configs, seeds, base_seed=base_seed, display=display)
+        together = runner.run_together(configs, seeds, base_seed=base_seed, display=display, memory=memory, devices=devices)
         runs |= dict(zip(places, together, strict=True))
     return [runs[place] for place in range(len(made))]
 
 
-def command(config: ModelFreeQConfig, words: Sequence[str], seeds: int, out: Path, seed: int) -> None:
+def command(
+    config: ModelFreeQConfig,
+    words: Sequence[str],
+    seeds: int,
+    out: Path,
+    seed: int,
+    memory: int | None = None,
+    devices: int | None = None,
+) -> None:
     """Train a grid, print its figures, and write its folder.
+
+    Args:
+      config: what all combinations share.
+      words: of the grid.
+      seeds: for every combination.
+      out: a new folder.
+      seed: the base seed.
+      memory: as in :func:`run`.
+      devices: as in :func:`run`.
 
     Raises:
       ConfigError: as :func:`cells`, :func:`parse` and :func:`run`, or the folder cannot be used.
@@ -117,10 +144,11 @@ def command(config: ModelFreeQConfig, words: Sequence[str], seeds: int, out: Pat
     groups = _groups(made)
     for places in groups:  # refuse what cannot work before a folder is made
         algorithm = runner.make_train_together([made[place].config for place in places])
-        runner.check_memory(algorithm, seeds * len(places))
+        runner.check_host_memory(algorithm, made[places[0]].config, seeds * len(places))
+    execution.choose_layout(1, devices)
     folder = results.make_folder(out)
     with Display.standard("sweep") as display:
-        runs = run(made, seeds, base_seed=seed, display=display)
+        runs = run(made, seeds, base_seed=seed, display=display, memory=memory, devices=devices)
     summaries = []
     for cell, each in zip(made, runs, strict=True):
         (folder / cell.name).mkdir()

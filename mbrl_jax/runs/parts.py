@@ -1,7 +1,8 @@
-"""More seeds than fit into memory at once: parts of them, one after another.
+"""More agents than fit into memory at once: parts of them, one after another.
 
-A seed's numbers follow from the base seed and its own number alone, so the seeds may be cut anywhere. All parts are of one size
-but the last, which is filled up with seeds that are there already, so that one compiled program serves them all.
+An agent's numbers follow from its config, the base seed and its seed's own number alone, so the agents may be cut anywhere. All
+parts are of one size but the last, which is filled up with agents that are there already, so that one compiled program serves
+them all.
 """
 
 from __future__ import annotations
@@ -23,64 +24,68 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """Successive seeds that are trained together."""
+    """Successive agents that are trained together."""
 
     first: int
-    seeds: int
+    agents: int
 
     def __str__(self) -> str:
-        return f"seeds {self.first} to {self.first + self.seeds - 1}"
+        return f"seeds {self.first} to {self.first + self.agents - 1}"
 
 
-def split(seeds: int, most: int) -> list[Part]:
-    """All seeds in as few parts as can be, of ``most`` seeds at the most, and as equal as can be."""
-    count = -(-seeds // most)
-    size = -(-seeds // count)
-    return [Part(first, min(size, seeds - first)) for first in range(0, seeds, size)]
+def split(agents: int, most: int) -> list[Part]:
+    """All agents in as few parts as can be, of ``most`` at the most, and as equal as can be."""
+    count = -(-agents // most)
+    size = -(-agents // count)
+    return [Part(first, min(size, agents - first)) for first in range(0, agents, size)]
 
 
 def program_that_fits(
     algorithm: Train,
-    config: ModelFreeQConfig,
+    configs: Sequence[ModelFreeQConfig],
     seeds: int,
     base_seed: int,
     show: Display,
     memory: int | None = None,
     devices: int | None = None,
+    most: int | None = None,
 ) -> Program:
-    """The compiled program for as many of the seeds at once as memory holds.
+    """The compiled program for as many of the agents at once as memory holds.
 
-    How many is first taken from the shapes of what a seed holds, and then from what the compiler says that the program needs; for
-    fewer than that it is compiled once more.
+    How many is first taken from the shapes of what an agent holds, and then from what the compiler says that the program needs;
+    for fewer than that it is compiled once more.
 
     Args:
-      algorithm: what ``config`` configures.
-      config: its settings.
-      seeds: in all.
+      algorithm: what ``configs`` configure.
+      configs: their settings, that may differ in traced ones only.
+      seeds: of each config.
       base_seed: of all seeds.
       show: is told how many fit, if not all do.
       memory: bytes, in place of what the devices have.
       devices: how many to use; none uses all.
+      most: agents at once at the most, as where several hosts share them; none is all.
 
     Raises:
-      ConfigError: not even one seed fits.
+      ConfigError: not even one agent fits.
 
     """
-    layout = execution.choose_layout(seeds, devices)
+    agents = len(configs) * seeds
+    wanted = agents if most is None else min(most, agents)
+    layout = execution.choose_layout(wanted, devices)
     available = execution.memory(layout) if memory is None else memory
     state, _ = jax.eval_shape(algorithm.init, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
     held = execution.bytes_per_seed(algorithm.axes, state, 1)
-    most = available // held
-    while most:
-        size = split(seeds, most)[0].seeds
-        program = Program(algorithm, [config], size, base_seed, show, devices)
+    fitting = min(wanted, available // held)
+    while fitting:
+        size = split(agents, fitting)[0].agents
+        program = Program(algorithm, configs, seeds, base_seed, show, devices, size)
         needed = program.prepare()
         if needed <= available:
-            if size < seeds:
-                each, count = f"{needed / size / 1e6:,.2f} MB each of {available / 1e9:,.2f} GB", len(split(seeds, size))
-                show.say(f"{size} of {seeds} seeds fit into memory at once, {each}: they are trained in {count} batches")
+            if fitting < wanted:
+                each, count = f"{needed / size / 1e6:,.2f} MB each of {available / 1e9:,.2f} GB", len(split(agents, size))
+                show.say(f"{size} of {agents} seeds fit into memory at once, {each}: they are trained in {count} batches")
             return program
-        most = min(size - 1, len(program.number) * available // needed)
+        fitting = min(size - 1, len(program.number) * available // needed)
     raise ConfigError(
         f"memory: {available / 1e9:,.3f} GB do not hold one seed, which takes {held / 1e6:,.2f} MB between rounds, and more "
         "while it computes; try a smaller imagination.capacity or random_transitions"
@@ -88,7 +93,7 @@ def program_that_fits(
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """One run of all the seeds of several, which were its parts in order; seconds are the sums of theirs."""
+    """One run of all the agents of several, which were its parts in order; seconds are the sums of theirs."""
     if len(runs) == 1:
         return runs[0]
 

@@ -83,7 +83,9 @@ class SoFar:
 class Program:
     """An algorithm for many agents on this machine, its functions compiled as they are needed.
 
-    State lives on the devices, padded to a multiple of them; whatever is told or kept is on the host and of the agents alone.
+    Every config has the same seeds; agent n is seed ``n % seeds`` of config ``n // seeds``. Successive agents are trained at
+    once, all or some. State lives on the devices, padded to a multiple of them; whatever is told or kept is on the host and of
+    those agents alone.
     """
 
     def __init__(
@@ -94,26 +96,28 @@ class Program:
         base_seed: int,
         show: Display,
         devices: int | None = None,
+        at_once: int | None = None,
     ):
+        """For all agents at once, or for ``at_once`` of them."""
         self.algorithm, self.config, self.show, self.seeds, self.base_seed = algorithm, configs[0], show, seeds, base_seed
-        self.agents = len(configs) * seeds
-        self.layout = execution.choose_layout(self.agents, devices)
-        self.number = np.arange(self.layout.padded(self.agents)) % self.agents  # the first ones again fill up the devices
-        self.keys = self.layout.place(seed_keys(base_seed, seeds)[self.number % seeds])
-        self.hyper, self.hyper_axes = _stacked(configs, self.number // seeds)
-        self.state: Any = None
+        self.configs, self.at_once = list(configs), len(configs) * seeds if at_once is None else at_once
+        self.layout = execution.choose_layout(self.at_once, devices)
         self.state_bytes = self.temporary_bytes = 0
         self.compiling = 0.0  # seconds, since they were last told
         self._made: dict[str, execution.Compiled] = {}
+        self.turn_to(0, self.at_once)
 
-    def turn_to(self, first: int, seeds: int) -> None:
-        """Make the seeds from number ``first`` on, as many as the program is for or fewer, those that are trained next.
+    def turn_to(self, first: int, agents: int) -> None:
+        """Make the agents from number ``first`` on, as many as the program is for or fewer, those that are trained next.
 
-        Nothing is compiled anew. For a program of one config only.
+        Nothing is compiled anew.
         """
-        self.agents, self.state = seeds, None
-        self.number = np.arange(len(self.number)) % seeds
-        self.keys = self.layout.place(seed_keys(self.base_seed, seeds, first)[self.number])
+        self.agents = agents
+        self.number = np.arange(self.layout.padded(self.at_once)) % agents  # the first ones again fill up the devices
+        numbers = first + self.number
+        self.keys = self.layout.place(seed_keys(self.base_seed, self.seeds)[numbers % self.seeds])
+        self.hyper, self.hyper_axes = _stacked(self.configs, numbers // self.seeds)
+        self.state: Any = None
 
     def prepare(self) -> int:
         """Compile what a run needs from its beginning; the bytes that it takes at once, on all devices together."""

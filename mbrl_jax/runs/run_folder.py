@@ -29,6 +29,14 @@ from mbrl_jax.runs.results import CHECKPOINTS, FORMAT, RUN
 LINES = "metrics.jsonl"
 
 
+class InUseError(ConfigError):
+    """Another process works on the run."""
+
+
+class FinishedError(ConfigError):
+    """Another process has just finished the run."""
+
+
 class Asked(NamedTuple):
     """What a run is of. Two processes that ask for the same may take turns at it."""
 
@@ -178,7 +186,7 @@ def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_on
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.link(temporary, path / RUN)  # fails if another process was first
     except FileExistsError:
-        raise ConfigError(f"out: another process has just begun a run in {str(path)!r}; name a new folder") from None
+        raise InUseError(f"out: another process has just begun a run in {str(path)!r}; name a new folder") from None
     except OSError as error:
         raise ConfigError(f"out: nothing can be written to {str(path)!r}: {error}") from error
     finally:
@@ -186,8 +194,13 @@ def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_on
     return hold(path)
 
 
-def hold(path: Path) -> int:
+def hold(path: Path, *, shared: bool = False, wait: bool = False) -> int:
     """A descriptor of ``run.json`` that holds a lock until it is closed, by whatever end the process comes to.
+
+    Args:
+      path: the folder.
+      shared: with others who share it, as they work on parts of the run; otherwise nobody else has it.
+      wait: until those that have it give it up, instead of being refused.
 
     Raises:
       ConfigError: there is no run, or another process holds it.
@@ -200,10 +213,13 @@ def hold(path: Path) -> int:
     except OSError as error:
         raise ConfigError(f"out: {str(path / RUN)!r} cannot be opened: {error}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
         os.close(descriptor)
-        raise ConfigError(f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder") from None
+        raise InUseError(f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -213,13 +229,15 @@ def take_up(
     """Go on with the run in a folder, from its last checkpoint or that of round ``number``.
 
     Raises:
-      ConfigError: there is no such run, it is of something else, another process works on it, or its checkpoint is damaged or
-        gone.
+      ConfigError: there is no such run, it is of something else, another process works on it or has just finished it, or its
+        checkpoint is damaged or gone.
 
     """
     lock = hold(path)
     try:
         check_same(path, asked)
+        if is_finished(path):
+            raise FinishedError(f"out: another process has just finished the run in {str(path)!r}; there is nothing left to do")
         clear(path)
         found = _find(path, number)
         if found is None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mbrl_jax.algorithms import dyna_q, model_free_q
-from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
+from mbrl_jax.algorithms.training import Outcome, Result, Train
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
@@ -15,7 +15,7 @@ from mbrl_jax.runs import execution, parts
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interruption
 from mbrl_jax.runs.parts import Part
-from mbrl_jax.runs.program import Keeper, Program, Seconds, SoFar
+from mbrl_jax.runs.program import Keeper, Program, Seconds
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions figures depend on
 
@@ -78,17 +78,6 @@ def check_diagnosis(diagnose: bool, algorithm: Train, config: ModelFreeQConfig) 
     """
     if diagnose and algorithm.diagnose is None:
         raise ConfigError(f"diagnose: {diagnose!r} does not fit; {algorithm_name(config)!r} has no model that could be wrong")
-
-
-def check_memory(algorithm: Train, agents: int) -> None:
-    """Refuse more agents than memory holds, as :func:`run` would, but before anything is begun.
-
-    Raises:
-      ConfigError: what they hold between two rounds is more than there is.
-
-    """
-    state, _ = jax.eval_shape(algorithm.init, jax.eval_shape(lambda: seed_keys(0, 1)[0]))
-    execution.check_memory(execution.bytes_per_seed(algorithm.axes, state, 1), agents)
 
 
 def check_host_memory(algorithm: Train, config: ModelFreeQConfig, seeds: int) -> None:
@@ -170,9 +159,9 @@ def run(
         memory=memory,
         devices=devices,
     )
-    batches = parts.split(seeds, program.seeds)
+    batches = parts.split(seeds, program.at_once)
     if len(batches) > 1 and (keeper is not None or interruption is not None):
-        raise ConfigError(f"seeds: {seeds} do not fit into memory; of a run that is kept it must be at most {program.seeds}")
+        raise ConfigError(f"seeds: {seeds} do not fit into memory; of a run that is kept it must be at most {program.at_once}")
     runs = [run_part(program, part, diagnose=diagnose, keeper=keeper, interruption=interruption) for part in batches]
     return parts.joined(runs)
 
@@ -187,8 +176,12 @@ def prepare(
     diagnose: bool = False,
     memory: int | None = None,
     devices: int | None = None,
+    most: int | None = None,
 ) -> Program:
-    """The program of :func:`run`, compiled for as many of the seeds as fit into memory at once. Arguments and errors as there."""
+    """The program of :func:`run`, compiled for as many of the seeds as fit into memory at once, or for ``most`` of them.
+
+    Other arguments and errors as there.
+    """
     check_seeds(seeds, base_seed)
     if memory is not None and memory < 1:
         raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
@@ -196,7 +189,7 @@ def prepare(
     algorithm = make_train(config, controller)
     check_diagnosis(diagnose, algorithm, config)
     check_host_memory(algorithm, config, seeds)
-    return parts.program_that_fits(algorithm, config, seeds, base_seed, show, memory, devices)
+    return parts.program_that_fits(algorithm, [config], seeds, base_seed, show, memory, devices, most)
 
 
 def run_part(
@@ -207,11 +200,11 @@ def run_part(
     keeper: Keeper | None = None,
     interruption: Interruption | None = None,
 ) -> Run:
-    """Train the seeds of one part.
+    """Train the agents of one part.
 
     Args:
-      program: of one config, for as many seeds as the part has or more.
-      part: which seeds.
+      program: for as many agents as the part has or more.
+      part: which agents; the run's config is the program's first one.
       diagnose: as in :func:`run`.
       keeper: keeps what the run has come to, and where it goes on from; none keeps nothing.
       interruption: asks the run to stop before its end; none never does.
@@ -221,7 +214,19 @@ def run_part(
 
     """
     program.turn_to(*part)
-    return _finish(program, [program.config], part.seeds, program.train(keeper, interruption), diagnose)[0]
+    so_far = program.train(keeper, interruption)
+    outcome, diagnosis = program.finish(so_far, diagnose)
+    program.show.phase("done")
+    return Run(
+        config=program.config,
+        base_seed=program.base_seed,
+        result=Result(outcome, so_far.collected, so_far.fit, so_far.metrics()),
+        seconds=Seconds(**so_far.seconds),
+        backend=Backend("jax", execution.device(), f"float32, matrix products {program.config.precision}", PACKAGES),
+        state_bytes_per_seed=program.state_bytes,
+        temporary_bytes_per_seed=program.temporary_bytes,
+        diagnosis=diagnosis,
+    )
 
 
 def run_together(
@@ -232,11 +237,13 @@ def run_together(
     display: Display | None = None,
     controller: HorizonController | None = None,
     diagnose: bool = False,
+    memory: int | None = None,
     devices: int | None = None,
 ) -> list[Run]:
     """Train ``seeds`` agents for each of ``configs``, all in one compiled program; seed i has the same key for each.
 
-    Seconds are the whole program's, shared out equally over the configs.
+    Where memory does not hold all of them at once they are trained in equal batches. Seconds are the whole program's, shared out
+    equally over the configs.
 
     Args:
       configs: at least one; they may differ in traced settings only.
@@ -245,35 +252,34 @@ def run_together(
       display: as in :func:`run`.
       controller: as in :func:`run`.
       diagnose: as in :func:`run`.
+      memory: as in :func:`run`.
       devices: as in :func:`run`.
 
     Raises:
-      ConfigError: the settings cannot work, or differ in a static one, or there are no seeds, or more than fit into memory.
+      ConfigError: as :func:`run`, or the configs differ in a static setting.
 
     """
     check_seeds(seeds, base_seed)
     show = Display.silent() if display is None else display
     algorithm = make_train_together(configs, controller)
     check_diagnosis(diagnose, algorithm, configs[0])
-    program = Program(algorithm, configs, seeds, base_seed, show, devices)
-    return _finish(program, configs, seeds, program.train(None, None), diagnose)
-
-
-def _finish(program: Program, configs: Sequence[ModelFreeQConfig], seeds: int, so_far: SoFar, diagnose: bool) -> list[Run]:
-    """The end of a run that has gone through all rounds, of ``seeds`` agents for each config."""
-    outcome, diagnosis = program.finish(so_far, diagnose)
-    program.show.phase("done")
-    result = Result(outcome, so_far.collected, so_far.fit, so_far.metrics())
-    seconds = Seconds(*(so_far.seconds[name] / len(configs) for name in Seconds._fields))
-    backend = Backend("jax", execution.device(), f"float32, matrix products {program.config.precision}", PACKAGES)
+    check_host_memory(algorithm, configs[0], len(configs) * seeds)
+    program = parts.program_that_fits(algorithm, configs, seeds, base_seed, show, memory, devices)
+    batches = parts.split(len(configs) * seeds, program.at_once)
+    whole = parts.joined([run_part(program, part, diagnose=diagnose) for part in batches])
+    seconds = Seconds(*(each / len(configs) for each in whole.seconds))
 
     def of_config(place: int, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[place * seeds : (place + 1) * seeds], tree)
 
-    memory = (program.state_bytes, program.temporary_bytes)
     return [
-        Run(each, program.base_seed, of_config(place, result), seconds, backend, *memory, of_config(place, diagnosis))
-        for place, each in enumerate(configs)
+        whole._replace(
+            config=config,
+            result=of_config(place, whole.result),
+            diagnosis=of_config(place, whole.diagnosis),
+            seconds=seconds,
+        )
+        for place, config in enumerate(configs)
     ]
 
 

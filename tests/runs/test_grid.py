@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import command_line, execution, grid, runner
+from mbrl_jax.runs import command_line, grid, runner
 
 LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
 
@@ -100,8 +100,7 @@ def test_static_settings_of_every_type_are_put_in(tiny):
         ([LENGTH + "=0"], "length: 0.0 is out of range"),
     ],
 )
-def test_what_is_no_grid_is_refused_in_the_command_and_makes_no_folder(tmp_path, capsys, monkeypatch, words, message):
-    monkeypatch.setattr(execution, "use_all_cores", lambda: None)  # JAX has been used already
+def test_what_is_no_grid_is_refused_in_the_command_and_makes_no_folder(tmp_path, capsys, words, message):
     flags = [part for word in words for part in ("--grid", word)]
     with pytest.raises(SystemExit):
         command_line.main(["sweep", "smoke", *flags, "--seeds", "1", "--out", str(tmp_path / "new")])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, save
-from mbrl_jax.runs import command_line, execution, listing, parts, results, run_folder, runner
+from mbrl_jax.runs import command_line, execution, kept, listing, parts, results, run_folder, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.parts import Part, split
 
@@ -37,7 +37,7 @@ def test_parts_are_as_few_and_as_equal_as_can_be():
     assert split(8, 3) == [Part(0, 3), Part(3, 3), Part(6, 2)]
     assert split(9, 8) == [Part(0, 5), Part(5, 4)]
     assert split(5, 5) == [Part(0, 5)]
-    assert sum(part.seeds for part in split(100_000, 999)) == 100_000
+    assert sum(part.agents for part in split(100_000, 999)) == 100_000
 
 
 def test_a_run_in_batches_gives_each_seed_the_numbers_of_the_run_at_once_and_compiles_once(tiny, whole, room, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_run_in_batches_that_was_killed_goes_on(words, whole, moment, monkeypa
         elif moment == "while results are joined":
             patch.setattr(parts, "joined", kill)
         else:
-            patch.setattr(command_line.shutil, "rmtree", kill)
+            patch.setattr(kept.shutil, "rmtree", kill)
         with pytest.raises(Killed):
             command_line.main(command)
     told = listing.find(out)
@@ -162,3 +162,42 @@ def test_what_one_seed_holds_must_fit(tiny):
     wide = replace(tiny, random_transitions=40)
     with pytest.raises(ConfigError, match="memory: 0.000 GB do not hold one seed"):
         runner.run(wide, 2, memory=2_000)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+def test_a_run_on_several_devices_gives_each_seed_the_numbers_of_the_run_on_one(tiny, devices):
+    one, several = (runner.run(tiny, SEEDS, base_seed=3, devices=number) for number in (1, devices))
+    close(several.result, one.result)
+
+
+def test_several_configs_in_batches_have_the_numbers_of_each_config_alone(tiny, room):
+    configs = [replace(tiny, agent=replace(tiny.agent, learning_rate=rate)) for rate in (1e-3, 1e-2, 1e-4)]
+    told, display = [], Display.silent()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(display, "say", told.append)
+        together = runner.run_together(configs, 3, base_seed=3, diagnose=True, memory=room, display=display)
+    assert "2 of 9 seeds fit into memory at once" in told[0]  # so that batches cut through the seeds of a config
+    for config, found in zip(configs, together, strict=True):
+        alone = runner.run(config, 3, base_seed=3, diagnose=True)
+        assert found.config == config
+        close(found.result, alone.result)
+        close(found.diagnosis, alone.diagnosis)
+
+
+def test_the_command_line_sweeps_in_batches(tiny, room, tmp_path, capsys):
+    save(tiny, tmp_path / "tiny.yaml")
+    words = ["sweep", str(tmp_path / "tiny.yaml"), "--grid", "agent.learning_rate=1e-3,1e-2", "--seeds", "2"]
+    command_line.main([*words, "--memory", str(room / 1e9), "--devices", "2", "--out", str(tmp_path / "out")])
+    assert "2 of 4 seeds fit into memory at once" in capsys.readouterr().err
+    assert results.read_summary(tmp_path / "out" / "agent.learning_rate=0.01")["seeds"] == 2
+
+
+def test_a_sweep_that_cannot_be_is_refused_before_a_folder_is_made(tiny, tmp_path, capsys):
+    save(tiny, tmp_path / "tiny.yaml")
+    words = ["sweep", str(tmp_path / "tiny.yaml"), "--grid", "agent.learning_rate=1e-3", "--out", str(tmp_path / "out")]
+    bad = {("--devices", "9", "--seeds", "2"): "devices: 9 is out of range", ("--seeds", "1000000000"): "do not fit into memory"}
+    for flags, message in bad.items():
+        with pytest.raises(SystemExit):
+            command_line.main([*words, *flags])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
