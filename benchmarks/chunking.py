@@ -52,15 +52,15 @@ def unbroken(config: Any, seeds: int) -> Any:
     algorithm, layout = runner.make_train(config), execution.choose_layout(seeds)
     keys = layout.place(seed_keys(0, layout.padded(seeds)))
     axes, none = algorithm.axes, jax.tree.map(lambda _: None, config)
-    init = execution.compile_(execution.spread(algorithm.init, (0, none), (axes, 0), layout), keys, config)
+    init = execution.lower(execution.spread(algorithm.init, (0, none), (axes, 0), layout), keys, config).compile()
     state, _ = init.call(keys, config)
-    fit = execution.compile_(execution.spread(algorithm.fit, (axes, none), (axes, 0), layout), state, config)
+    fit = execution.lower(execution.spread(algorithm.fit, (axes, none), (axes, 0), layout), state, config).compile()
     state, _ = fit.call(state, config)
 
     def train(state: Any, hyper: Any) -> Any:
         return jax.lax.scan(lambda state, _: algorithm.advance(state, hyper), state, None, length=algorithm.rounds)
 
-    scan = execution.compile_(execution.spread(train, (axes, none), (axes, 0), layout), state, config)
+    scan = execution.lower(execution.spread(train, (axes, none), (axes, 0), layout), state, config).compile()
 
     def timed() -> float:
         start = time.perf_counter()

@@ -79,7 +79,7 @@ def errors(config: DynaQConfig, seeds: int) -> np.ndarray:
         return jnp.stack(found)
 
     layout = execution.choose_layout(seeds)
-    each = execution.compile_(execution.spread(one, (0,), 0, layout), layout.place(seed_keys(0, layout.padded(seeds))))
+    each = execution.lower(execution.spread(one, (0,), 0, layout), layout.place(seed_keys(0, layout.padded(seeds)))).compile()
     return np.asarray(each.call(layout.place(seed_keys(0, layout.padded(seeds)))))[:seeds]
 
 

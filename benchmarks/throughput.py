@@ -206,11 +206,11 @@ class Point:
     def compiled(self, phase: str, function: Callable[..., Any], in_axes: Any, out_axes: Any, first: Any) -> execution.Compiled:
         """Compile cold, then again from the persistent cache."""
         spread = execution.spread(function, (in_axes, self.shared), out_axes, self.layout)
-        cold = execution.compile_(spread, first, self.config)
+        cold = execution.lower(spread, first, self.config).compile()
         self.told["compile"][phase] = cold.seconds
         jax.clear_caches()
         spread = execution.spread(function, (in_axes, self.shared), out_axes, self.layout)
-        warm = execution.compile_(spread, first, self.config)
+        warm = execution.lower(spread, first, self.config).compile()
         self.told["from_cache"][phase] = warm.seconds
         self.temporary = max(self.temporary, warm.temporary_bytes * self.layout.mesh.size // self.padded)
         return warm

@@ -198,7 +198,7 @@ def only_parsed(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     for module, name in (
         (runner, "prepare"),  # train, compare
-        (runner, "check_host_memory"),  # sweep
+        (runner, "run_together"),  # sweep
         (listing, "find"),
         (report, "write"),
         (results, "load_policies"),  # evaluate

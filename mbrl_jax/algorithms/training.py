@@ -130,8 +130,13 @@ def stream(key: Array, which: Stream, time: Array | int = 0) -> Array:
 
 def seed_keys(base: int, seeds: int, first: int = 0) -> Array:
     """[seeds] typed threefry keys; seed i has the same one however many there are."""
+    return keys_of(base, jnp.arange(first, first + seeds))
+
+
+def keys_of(base: int, numbers: Array) -> Array:
+    """[n] the keys of the seeds with these numbers [n]."""
     root = jax.random.key(base, impl="threefry2x32")
-    return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.arange(first, first + seeds))
+    return jax.vmap(lambda number: jax.random.fold_in(root, number))(numbers)
 
 
 # --------------------------------------------------------------------------------------------- acting in the real environment

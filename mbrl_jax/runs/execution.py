@@ -137,32 +137,42 @@ class Compiled(NamedTuple):
     """A compiled function and what compiling it took."""
 
     call: Callable[..., Any]
-    seconds: float
+    seconds: float  # tracing included
     temporary_bytes: int  # per device
     bytes: int  # per device: of arguments, results and what is in between, all that is there at once
     out: Any  # shapes and dtypes of what it returns
 
 
-def compile_(
-    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), check: Callable[[Any], None] | None = None
-) -> Compiled:
-    """Compile for these arguments; those numbered in ``donate`` give up their memory when it is called.
+class Lowered(NamedTuple):
+    """A function that has been traced and can be compiled."""
 
-    ``check`` is shown the shapes and dtypes of the result before anything is compiled, and may refuse them.
-    """
+    stage: jax.stages.Lowered
+    seconds: float
+
+    @property
+    def out(self) -> Any:
+        """Shapes and dtypes of what it returns."""
+        return self.stage.out_info
+
+    def compile(self) -> Compiled:
+        """The compiled function."""
+        start = time.perf_counter()
+        executable = self.stage.compile(compiler_options=COMPILER_OPTIONS.get(jax.local_devices()[0].platform))
+        seconds = self.seconds + time.perf_counter() - start
+        analysis = executable.memory_analysis()
+        temporary = in_all = 0
+        if analysis is not None:
+            temporary = analysis.temp_size_in_bytes
+            passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+            in_all = temporary + passed
+        return Compiled(executable, seconds, temporary, in_all, self.out)
+
+
+def lower(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Lowered:
+    """Trace for these arguments, or for others of their shapes; those numbered in ``donate`` give up their memory."""
     start = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
-    if check is not None:
-        check(lowered.out_info)
-    executable = lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.local_devices()[0].platform))
-    seconds = time.perf_counter() - start
-    analysis = executable.memory_analysis()
-    temporary = in_all = 0
-    if analysis is not None:
-        temporary = analysis.temp_size_in_bytes
-        passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        in_all = temporary + passed
-    return Compiled(executable, seconds, temporary, in_all, lowered.out_info)
+    stage = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    return Lowered(stage, time.perf_counter() - start)
 
 
 def check_memory(bytes_per_seed: int, seeds: int) -> None:

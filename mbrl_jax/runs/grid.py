@@ -142,12 +142,9 @@ def command(
     made = cells(config, parse(words))
     execution.use_all_cores()
     groups = _groups(made)
-    for places in groups:  # refuse what cannot work before a folder is made
-        algorithm = runner.make_train_together([made[place].config for place in places])
-        runner.check_host_memory(algorithm, made[places[0]].config, seeds * len(places))
-    execution.choose_layout(1, devices)
-    folder = results.make_folder(out)
-    with Display.standard("sweep") as display:
+    for places in groups:  # refuse what cannot work before anything is trained
+        runner.make_train_together([made[place].config for place in places])
+    with results.new_folder(out) as folder, Display.standard("sweep") as display:
         runs = run(made, seeds, base_seed=seed, display=display, memory=memory, devices=devices)
     summaries = []
     for cell, each in zip(made, runs, strict=True):

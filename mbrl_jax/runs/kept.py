@@ -5,6 +5,7 @@ left; then whoever comes first makes one run of them. What a process that died h
 checkpoint. Locks say who works where, and a process that ends in whatever way gives up its own.
 """
 
+import contextlib
 import os
 import shutil
 import time
@@ -113,10 +114,7 @@ def _prepare(asked: Asked, out: Path, keeping: Keeping, display: Display) -> Pro
         raise ConfigError(
             f"num_processes: {host.processes} does not fit; for {asked.seeds} seeds it must be at most {asked.seeds}"
         )
-    was_there = os.path.isdir(out)
-    if host is None or host.number == 0:
-        results.make_folder(out)
-    elif not run_folder.is_untouched(out):
+    if host is not None and host.number and not run_folder.is_untouched(out):
         raise ConfigError(f"out: {str(out)!r} exists already and is left as it is; name a new folder, or go on with --resume")
 
     def program(most: int | None) -> Program:
@@ -131,17 +129,13 @@ def _prepare(asked: Asked, out: Path, keeping: Keeping, display: Display) -> Pro
             most=most,
         )
 
-    try:
+    with contextlib.nullcontext() if host is not None and host.number else results.new_folder(out):
         if host is None:
             return program(None)
         made = program(-(-asked.seeds // host.processes))
         display.phase(f"waiting for the other{'s' if host.processes > 2 else ''}")
         at_once = hosts.agree(host, asked.settings(), made.at_once)
         return made if at_once == made.at_once else program(at_once)
-    except BaseException:
-        if not was_there and (host is None or host.number == 0):
-            out.rmdir()
-        raise
 
 
 class _Work(NamedTuple):

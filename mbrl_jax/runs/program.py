@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax.algorithms.training import Train, seed_keys
+from mbrl_jax.algorithms.training import Train, keys_of
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig
 from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.checkpoint import Checkpoint
@@ -104,7 +104,8 @@ class Program:
         self.layout = execution.choose_layout(self.at_once, devices)
         self.state_bytes = self.temporary_bytes = 0
         self.compiling = 0.0  # seconds, since they were last told
-        self._made: dict[str, execution.Compiled] = {}
+        self._lowered: dict[str, execution.Lowered] = {}
+        self._compiled: dict[str, execution.Compiled] = {}
         self.turn_to(0, self.at_once)
 
     def turn_to(self, first: int, agents: int) -> None:
@@ -115,16 +116,20 @@ class Program:
         self.agents = agents
         self.number = np.arange(self.layout.padded(self.at_once)) % agents  # the first ones again fill up the devices
         numbers = first + self.number
-        self.keys = self.layout.place(seed_keys(self.base_seed, self.seeds)[numbers % self.seeds])
+        self.keys = self.layout.place(keys_of(self.base_seed, jnp.asarray(numbers % self.seeds, jnp.int32)))
         self.hyper, self.hyper_axes = _stacked(self.configs, numbers // self.seeds)
         self.state: Any = None
 
     def prepare(self) -> int:
-        """Compile what a run needs from its beginning; the bytes that it takes at once, on all devices together."""
-        axes = self.algorithm.axes
-        state, _ = jax.eval_shape(self._spread(self.algorithm.init, 0, (axes, 0)), self.keys, self.hyper)
-        state = self.layout.placed(state, axes)
-        made = (self._init(), self._fit(state), self._advance_chunk(state, self._rounds_of_a_chunk(0)))
+        """Compile what a run needs from its beginning; the bytes that it takes at once, on all devices together.
+
+        Raises:
+          ConfigError: the results of all agents are more than the host has memory for.
+
+        """
+        chunk = self._rounds_of_a_chunk(0)
+        self._check_host_memory(chunk)
+        made = (self._compile(name, chunk) for name in ("init", "fit", "advance"))
         return max(each.bytes for each in made) * self.layout.mesh.size
 
     def train(self, keeper: Keeper | None, interruption: Interruption | None) -> SoFar:
@@ -134,7 +139,7 @@ class Program:
         else:
             so_far, found = self._restore(keeper.found), keeper.found
         chunk = self._rounds_of_a_chunk(so_far.done)
-        advance = self._advance_chunk(self.state, chunk)
+        advance = self._compile("advance", chunk)
         if found is not None and found.round:
             so_far.rounds = [self._refill(advance.out[1], found, "metrics", 0)]
         so_far.seconds["compile"] += self.compiling
@@ -145,20 +150,18 @@ class Program:
 
     def finish(self, so_far: SoFar, diagnose: bool) -> tuple[Any, Any]:
         """The outcome and, if it is wanted, the diagnosis."""
-        axes = self.algorithm.axes
-        call = self._compile("finish", self.algorithm.finish, axes, 0, self.state).call
+        call = self._compile("finish").call
         outcome, diagnosis = self._timed("evaluating", so_far, "evaluate", call, self.state), None
-        if diagnose and self.algorithm.diagnose is not None:
-            call = self._compile("diagnose", self.algorithm.diagnose, axes, 0, self.state).call
-            diagnosis = self._timed("diagnosing", so_far, None, call, self.state)
+        if diagnose:
+            diagnosis = self._timed("diagnosing", so_far, None, self._compile("diagnose").call, self.state)
         so_far.seconds["compile"] += self.compiling
         self.compiling = 0.0
         return self._to_host(outcome, 0), self._to_host(diagnosis, 0)
 
     def _begin(self) -> SoFar:
         so_far = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0))
-        self.state, collected = self._timed("collecting", so_far, "collect", self._init().call, self.keys)
-        fit = self._fit(self.state)
+        self.state, collected = self._timed("collecting", so_far, "collect", self._compile("init").call, self.keys)
+        fit = self._compile("fit")
         phase = "fitting" if isinstance(self.config, DynaQConfig) else "starting"
         self.state, log = self._timed(phase, so_far, "fit", fit.call, self.state)
         so_far.collected, so_far.fit = self._to_host(collected, 0), self._to_host(log, 0)
@@ -167,9 +170,7 @@ class Program:
     def _restore(self, found: Checkpoint) -> SoFar:
         """Take up what :meth:`_arrays` gave."""
         axes = self.algorithm.axes
-        state, collected = jax.eval_shape(self._spread(self.algorithm.init, 0, (axes, 0)), self.keys, self.hyper)
-        self._check_memory((state, collected))
-        _, log = jax.eval_shape(self._spread(self.algorithm.fit, axes, (axes, 0)), state, self.hyper)
+        (state, collected), (_, log) = self._lower("init").out, self._lower("fit").out
         self.state = self._to_devices(self._refill(state, found, "state", axes), state)
         return SoFar(
             collected=self._refill(collected, found, "collected", 0),
@@ -246,47 +247,44 @@ class Program:
     def _about(self, so_far: SoFar) -> dict[str, Any]:
         return {"seconds": so_far.seconds, "keys": "threefry2x32", "device": execution.device()}
 
-    def _spread(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
-        return execution.spread(function, (in_axes, self.hyper_axes), out_axes, self.layout)
+    def _lower(self, name: str, chunk: int = 0) -> execution.Lowered:
+        """One of the algorithm's functions for all agents, traced, unless that has been done; ``chunk`` rounds of ``advance``."""
+        place = f"{name} {chunk}" if name == "advance" else name
+        if place not in self._lowered:
+            self.show.phase("compiling")
+            algorithm, axes = self.algorithm, self.algorithm.axes
 
-    def _init(self) -> execution.Compiled:
-        axes = self.algorithm.axes
-        return self._compile("init", self.algorithm.init, 0, (axes, 0), self.keys, check=self._check_memory)
+            def advance(state: Any, hyper: Any) -> Any:
+                return jax.lax.scan(lambda state, _: algorithm.advance(state, hyper), state, None, length=chunk)
 
-    def _fit(self, state: Any) -> execution.Compiled:
-        axes = self.algorithm.axes
-        return self._compile("fit", self.algorithm.fit, axes, (axes, 0), state, donate=True)
+            functions: dict[str, Any] = {
+                "init": (algorithm.init, 0, (axes, 0)),
+                "fit": (algorithm.fit, axes, (axes, 0)),
+                "advance": (advance, axes, (axes, 0)),
+                "finish": (algorithm.finish, axes, 0),
+                "diagnose": (algorithm.diagnose, axes, 0),
+            }
+            function, in_axes, out_axes = functions[name]
+            first = self.keys if name == "init" else self.layout.placed(self._lower("init").out[0], axes)
+            spread = execution.spread(function, (in_axes, self.hyper_axes), out_axes, self.layout)
+            made = execution.lower(spread, first, self.hyper, donate=(0,) if name in ("fit", "advance") else ())
+            self.compiling += made.seconds
+            self._lowered[place] = made
+            if name == "init":
+                self._check_memory(made.out)
+        return self._lowered[place]
 
-    def _advance_chunk(self, state: Any, chunk: int) -> execution.Compiled:
-        """``chunk`` rounds at once."""
-
-        def advance(state: Any, hyper: Any) -> Any:
-            return jax.lax.scan(lambda state, _: self.algorithm.advance(state, hyper), state, None, length=chunk)
-
-        axes = self.algorithm.axes
-        return self._compile(f"advance {chunk}", advance, axes, (axes, 0), state, donate=True)
-
-    def _compile(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        in_axes: Any,
-        out_axes: Any,
-        first: Any,
-        *,
-        donate: bool = False,
-        check: Callable[[Any], None] | None = None,
-    ) -> execution.Compiled:
-        """Compile a function of ``first``, with axes ``in_axes``, and the settings, unless that has been done."""
-        if name in self._made:
-            return self._made[name]
-        self.show.phase("compiling")
-        spread = self._spread(function, in_axes, out_axes)
-        made = execution.compile_(spread, first, self.hyper, donate=(0,) if donate else (), check=check)
-        self.compiling += made.seconds
-        self.temporary_bytes = max(self.temporary_bytes, made.temporary_bytes * self.layout.mesh.size // len(self.number))
-        self._made[name] = made
-        return made
+    def _compile(self, name: str, chunk: int = 0) -> execution.Compiled:
+        """The same, compiled."""
+        place = f"{name} {chunk}" if name == "advance" else name
+        if place not in self._compiled:
+            lowered = self._lower(name, chunk)
+            self.show.phase("compiling")
+            made = lowered.compile()
+            self.compiling += made.seconds - lowered.seconds
+            self.temporary_bytes = max(self.temporary_bytes, made.temporary_bytes * self.layout.mesh.size // len(self.number))
+            self._compiled[place] = made
+        return self._compiled[place]
 
     def _timed(self, phase: str, so_far: SoFar, name: str | None, call: Callable[..., Any], first: Any) -> Any:
         self.show.phase(phase)
@@ -299,6 +297,20 @@ class Program:
     def _check_memory(self, made: Any) -> None:
         self.state_bytes = execution.bytes_per_seed(self.algorithm.axes, made[0], len(self.number))
         execution.check_memory(self.state_bytes, self.agents)
+
+    def _check_host_memory(self, chunk: int) -> None:
+        """Refuse more agents than the host can hold the results of: collected returns, metrics and networks of all."""
+        (_, collected), (_, log), outcome = self._lower("init").out, self._lower("fit").out, self._lower("finish").out
+        measured = self._lower("advance", chunk).out[1]
+        once, each_chunk = (execution.bytes_per_seed(0, tree, len(self.number)) for tree in ((collected, log, outcome), measured))
+        held, available = once + each_chunk * self.algorithm.rounds // chunk, execution.host_memory()
+        agents = len(self.configs) * self.seeds
+        if agents * held > available:
+            raise ConfigError(
+                f"seeds: {agents} do not fit into memory: the results of each take {held / 1e6:,.2f} MB, and the host has "
+                f"{available / 1e9:,.1f} GB; it must be at most {available // held}. Train them in several runs, each with "
+                "another --seed"
+            )
 
     def _to_host(self, tree: Any, axes: Any) -> Any:
         """A copy on the host of what the agents have, and of what all share; keys as their data."""

@@ -61,6 +61,19 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """The same, removed again if it was not there before and an error comes before anything is in it."""
+    was_there = Path(path).is_dir()
+    folder = make_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        if not was_there and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
 def per_seed(returns: Any) -> np.ndarray:
     """[seeds] mean returns of episodes [seeds, n]."""
     return np.asarray(returns, np.float64).mean(axis=1)

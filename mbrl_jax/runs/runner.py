@@ -80,28 +80,6 @@ def check_diagnosis(diagnose: bool, algorithm: Train, config: ModelFreeQConfig) 
         raise ConfigError(f"diagnose: {diagnose!r} does not fit; {algorithm_name(config)!r} has no model that could be wrong")
 
 
-def check_host_memory(algorithm: Train, config: ModelFreeQConfig, seeds: int) -> None:
-    """Refuse more seeds than the host can hold the results of.
-
-    Raises:
-      ConfigError: collected returns, metrics and networks of all seeds are more than there is memory for.
-
-    """
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-    state, collected = jax.eval_shape(algorithm.init, key)
-    _, log = jax.eval_shape(algorithm.fit, state, config)
-    _, measured = jax.eval_shape(algorithm.advance, state, config)
-    outcome = jax.eval_shape(algorithm.finish, state, config)
-    once, each_round = (execution.bytes_per_seed(0, tree, 1) for tree in ((collected, log, outcome), measured))
-    held, available = once + algorithm.rounds * each_round, execution.host_memory()
-    if seeds * held > available:
-        raise ConfigError(
-            f"seeds: {seeds} do not fit into memory: the results of each take {held / 1e6:,.2f} MB, and the host has "
-            f"{available / 1e9:,.1f} GB; it must be at most {available // held}. Train them in several runs, each with another "
-            "--seed"
-        )
-
-
 def check_seeds(seeds: int, base_seed: int) -> None:
     """Refuse seeds that cannot be.
 
@@ -188,7 +166,6 @@ def prepare(
     show = Display.silent() if display is None else display
     algorithm = make_train(config, controller)
     check_diagnosis(diagnose, algorithm, config)
-    check_host_memory(algorithm, config, seeds)
     return parts.program_that_fits(algorithm, [config], seeds, base_seed, show, memory, devices, most)
 
 
@@ -263,7 +240,6 @@ def run_together(
     show = Display.silent() if display is None else display
     algorithm = make_train_together(configs, controller)
     check_diagnosis(diagnose, algorithm, configs[0])
-    check_host_memory(algorithm, configs[0], len(configs) * seeds)
     program = parts.program_that_fits(algorithm, configs, seeds, base_seed, show, memory, devices)
     batches = parts.split(len(configs) * seeds, program.at_once)
     whole = parts.joined([run_part(program, part, diagnose=diagnose) for part in batches])

@@ -31,7 +31,7 @@ def program(preset):
     layout = execution.choose_layout(1)._replace(batch=None)
     shared = jax.tree.map(lambda _: None, config)
     advance = execution.spread(algorithm.advance, (axes, shared), (axes, 0), layout)
-    return execution.compile_(advance, state, config, donate=(0,)).call.as_text()
+    return execution.lower(advance, state, config, donate=(0,)).compile().call.as_text()
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def test_every_way_of_spreading_gives_each_seed_its_own_numbers(batch, seeds):
     layout = execution.choose_layout(seeds)._replace(batch=batch)
     padded = layout.padded(seeds)
     own = layout.place(jnp.arange(padded, dtype=jnp.float32))
-    made = execution.compile_(execution.spread(step, AXES, AXES, layout), jnp.asarray(3, jnp.int32), own)
+    made = execution.lower(execution.spread(step, AXES, AXES, layout), jnp.asarray(3, jnp.int32), own).compile()
     shared, result = made.call(jnp.asarray(3, jnp.int32), own)
     assert int(shared) == 4
     np.testing.assert_array_equal(result, 3.0 * np.arange(padded))

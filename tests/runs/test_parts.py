@@ -41,13 +41,13 @@ def test_parts_are_as_few_and_as_equal_as_can_be():
 
 
 def test_a_run_in_batches_gives_each_seed_the_numbers_of_the_run_at_once_and_compiles_once(tiny, whole, room, monkeypatch):
-    compiled, compile_ = [], execution.compile_
+    compiled, compile_ = [], execution.Lowered.compile
 
-    def counted(function, *arguments, **settings):
-        compiled.append(function)
-        return compile_(function, *arguments, **settings)
+    def counted(lowered):
+        compiled.append(lowered)
+        return compile_(lowered)
 
-    monkeypatch.setattr(execution, "compile_", counted)
+    monkeypatch.setattr(execution.Lowered, "compile", counted)
     told, display = [], Display.silent()
     monkeypatch.setattr(display, "say", told.append)
     run = runner.run(tiny, SEEDS, base_seed=3, diagnose=True, memory=room, display=display)
