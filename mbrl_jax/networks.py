@@ -31,6 +31,11 @@ def adam_step(params: Any, optimizer: Any, gradients: Any, learning_rate: Array 
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), optimizer
 
 
+def all_finite(tree: Any) -> Array:
+    """[] bool, whether every number of every leaf is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 @jax.custom_vjp
 def product(x: Array, kernel: Array) -> Array:
     """``x @ kernel``, [B, outputs] from [B, inputs] and [inputs, outputs], to be differentiated in reverse mode only.

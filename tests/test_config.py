@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from mbrl_jax.config import (
+    ALGORITHMS,
     ConfigError,
     DynaQConfig,
     EnvironmentConfig,
@@ -52,7 +53,7 @@ def test_a_saved_config_loads_back_equal(tiny, tmp_path):
     assert load(tmp_path / "preset.yaml") != tiny
 
 
-@pytest.mark.parametrize("cls", [DynaQConfig, ModelFreeQConfig])
+@pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_the_defaults_of_every_algorithm_are_valid_and_survive_yaml(cls, tmp_path):
     check(cls())
     save(cls(), tmp_path / "preset.yaml")

@@ -9,7 +9,7 @@ from jax import Array
 
 from mbrl_jax.config import ConfigError, QLearningConfig
 from mbrl_jax.environment import EnvironmentSpec
-from mbrl_jax.networks import ADAM, MLP, Params, adam_step
+from mbrl_jax.networks import ADAM, MLP, Params, adam_step, all_finite
 from mbrl_jax.replay import Rows
 
 MEMBER_TARGETS = ("quantile", "mean_std", "steve")  # targets that ask every member of the dynamics ensemble
@@ -123,7 +123,7 @@ class QLearner(NamedTuple):
         online, optimizer = adam_step(state.online, state.optimizer, gradients, learning_rate)
         target = jax.tree.map(lambda t, p: t + self.config.target_rate * (p - t), state.target, online)
         after = QState(online, target, optimizer, state.frozen, state.updates + 1)
-        frozen = state.frozen | ~_all_finite(online)
+        frozen = state.frozen | ~all_finite(online)
         after = jax.tree.map(lambda new, old: jnp.where(frozen, old, new), after, state)
         return after._replace(frozen=frozen), log
 
@@ -221,8 +221,3 @@ def _pick(values: Array, action: Array) -> Array:
     """values[..., action] [...], from values [..., A] and actions [...] int32."""
     chosen = jax.nn.one_hot(action, values.shape[-1], dtype=values.dtype)
     return jnp.sum(values * chosen, axis=-1)
-
-
-def _all_finite(tree: Any) -> Array:
-    """[] bool, whether every number of every leaf is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

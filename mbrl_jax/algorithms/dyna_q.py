@@ -20,11 +20,12 @@ from jax import Array
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
 from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner
-from mbrl_jax.algorithms import training
+from mbrl_jax.algorithms import selection, training
+from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import ConfigError, DynaQConfig, check, holdout_stride
+from mbrl_jax.config import DynaQConfig, check, holdout_stride
 from mbrl_jax.environment import Environment, EnvironmentState, make_environment
-from mbrl_jax.evaluation import play, play_imagined, sample_first_observations
+from mbrl_jax.evaluation import play
 from mbrl_jax.imagination import diagnosis
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
@@ -37,13 +38,6 @@ from mbrl_jax.model.ensemble import Ensemble
 from mbrl_jax.model.fitting import FitLog, ModelState
 from mbrl_jax.networks import Params
 from mbrl_jax.replay import Replay
-
-
-class Snapshot(NamedTuple):
-    """A policy and the mean return of its imagined episodes."""
-
-    params: Params
-    score: Array  # []
 
 
 class State(NamedTuple):
@@ -162,11 +156,9 @@ def make_train(
 
     def calibrated(state: State, hyper: DynaQConfig) -> State:
         """Let the horizon controller see the model that has just been fitted."""
-        ensemble = ensemble_of(hyper)
-        members = fitting.members(ensemble, state.model)
-        valid = jnp.arange(state.real.rows.shape[0], dtype=jnp.int32) < replay.size(state.real)
-        new = controller_for(hyper).calibrate(state.lanes.controller, ensemble, members, state.real.rows, valid)
-        return state._replace(lanes=state.lanes._replace(controller=new))
+        ensemble, members = ensemble_of(hyper), fitting.members(ensemble_of(hyper), state.model)
+        lanes = lanes_.calibrated(state.lanes, controller_for(hyper), ensemble, members, state.real)
+        return state._replace(lanes=lanes)
 
     def advance(state: State, hyper: DynaQConfig) -> tuple[State, Metrics]:
         learner = make_q_learner(hyper.agent, task.spec)
@@ -229,31 +221,19 @@ def make_train(
         return state, Metrics(update_log, lane_log, curve, score, state.chosen.score, is_chosen, refit_log, agent.frozen)
 
     def choose(state: State, hyper: DynaQConfig) -> tuple[State, Array, Array]:
-        """Keep the better of the chosen snapshot and the present target network, as imagination scores them.
-
-        A refit changes the world that scores, so in the interactive protocol the chosen snapshot is scored anew beside its
-        challenger, from the same starts and with the same noise.
-        """
-        learner = make_q_learner(hyper.agent, task.spec)
-        ensemble = ensemble_of(hyper)
-        members = fitting.members(ensemble, state.model)
-        key_start, key_noise = jax.random.split(stream(state.key, Stream.SELECTION, state.time))
-        first = sample_first_observations(state.real, draws_.bits(key_start, (config.selection.episodes,)))
-
-        def score_of(params: Params) -> Array:
-            returns = play_imagined(
-                ensemble, members, lambda s: learner.greedy(params, s), first, key_noise, config.selection.steps
-            )
-            return jnp.mean(returns)
-
-        challenger = Snapshot(state.agent.target, score_of(state.agent.target))
-        incumbent = state.chosen
-        if interactive:
-            never = jnp.isneginf(incumbent.score)
-            incumbent = incumbent._replace(score=jnp.where(never, -jnp.inf, score_of(incumbent.params)))
-        better = challenger.score > incumbent.score
-        chosen = jax.tree.map(lambda new, old: jnp.where(better, new, old), challenger, incumbent)
-        return state._replace(chosen=chosen), challenger.score, better
+        """Keep the better of the chosen snapshot and the present target network, as imagination scores them."""
+        chosen, score, is_chosen = selection.choose(
+            config.selection,
+            ensemble_of(hyper),
+            fitting.members(ensemble_of(hyper), state.model),
+            make_q_learner(hyper.agent, task.spec).greedy,
+            state.agent.target,
+            state.chosen,
+            state.real,
+            stream(state.key, Stream.SELECTION, state.time),
+            anew=interactive,
+        )
+        return state._replace(chosen=chosen), score, is_chosen
 
     def finish(state: State, hyper: DynaQConfig) -> Outcome:
         learner = make_q_learner(hyper.agent, task.spec)
@@ -271,27 +251,22 @@ def make_train(
 
     def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
         """How wrong the members are along the rollouts that would come next, and over the state space."""
-        if task.dynamics is None:
-            raise ConfigError(f"environment.name: {task.spec.name!r} does not fit; a diagnosis needs known real dynamics")
         learner, ensemble = make_q_learner(hyper.agent, task.spec), ensemble_of(hyper)
-        members = fitting.members(ensemble, state.model)
 
         def policy(observation: Array, explore: Array, random_action: Array) -> Array:
             return learner.act(state.agent.online, observation, hyper.imagination.epsilon, explore, random_action)
 
-        rows = diagnosis.roll(
+        return diagnosis.diagnose(
             hyper.imagination,
             ensemble,
             controller_for(hyper),
             state.lanes,
-            members,
+            fitting.members(ensemble, state.model),
             policy,
             state.real,
             state.time,
             stream(state.key, Stream.DIAGNOSIS),
             task.dynamics,
         )
-        by_depth = diagnosis.judge(ensemble, members, task.dynamics, rows)
-        return Diagnosis(by_depth, diagnosis.error_map(ensemble, members, task.dynamics))
 
     return training.assemble(config, init, fit, advance, finish, policies, AXES, diagnose)

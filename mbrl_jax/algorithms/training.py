@@ -12,7 +12,7 @@ from jax import Array
 
 from mbrl_jax import draws, replay
 from mbrl_jax import environment as env
-from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, RunConfig
 from mbrl_jax.environment import Environment, EnvironmentState, Transition
 from mbrl_jax.evaluation import play
 from mbrl_jax.model.ensemble import Members
@@ -71,7 +71,7 @@ class Train(NamedTuple):
 
 
 def assemble(
-    config: ModelFreeQConfig,
+    config: RunConfig,
     init: Callable[..., tuple[Any, Array]],
     fit: Callable[[Any, Any], tuple[Any, Any]],
     advance: Callable[[Any, Any], tuple[Any, Any]],

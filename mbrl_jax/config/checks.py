@@ -5,10 +5,10 @@ import typing
 from typing import Any
 
 from mbrl_jax.config.fields import ConfigError, Limits, convert
-from mbrl_jax.config.schema import DynaQConfig, ModelFreeQConfig
+from mbrl_jax.config.schema import DynaQConfig, ModelBasedConfig, ModelFreePGConfig, ModelFreeQConfig, RunConfig
 
 
-def check(config: ModelFreeQConfig) -> None:
+def check(config: RunConfig) -> None:
     """Refuse a configuration that cannot work.
 
     Raises:
@@ -45,7 +45,7 @@ def _field_problems(config: Any, prefix: str) -> typing.Iterator[str]:
                 yield f"{path}{name}: {number!r} is out of range; it must be {limits}"
 
 
-def _joint_problems(config: ModelFreeQConfig) -> list[str]:
+def _joint_problems(config: RunConfig) -> list[str]:
     problems = []
 
     def require(holds: bool, path: str, value: Any, right: str) -> None:
@@ -71,22 +71,32 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         noise,
         f"in the {config.protocol!r} protocol it must be 0",
     )
-    require(
-        config.agent.target != "steve" or config.agent.members > 1,
-        "agent.members",
-        config.agent.members,
-        "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
-    )
-    if config.kernels != "xla":
-        for path, (value, right) in _what_kernels_lack(config).items():
-            problems.append(f"{path}: {value!r} does not fit; with kernels {config.kernels!r} it must be {right}")
-    if not isinstance(config, DynaQConfig):
+    if isinstance(config, ModelFreeQConfig):
         require(
-            config.agent.target in ("max", "double"),
+            config.agent.target != "steve" or config.agent.members > 1,
+            "agent.members",
+            config.agent.members,
+            "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
+        )
+        if config.kernels != "xla":
+            for path, (value, right) in _what_kernels_lack(config).items():
+                problems.append(f"{path}: {value!r} does not fit; with kernels {config.kernels!r} it must be {right}")
+        require(
+            isinstance(config, DynaQConfig) or config.agent.target in ("max", "double"),
             "agent.target",
             config.agent.target,
             "without a model it must be 'max' or 'double'",
         )
+    if isinstance(config, ModelFreePGConfig):
+        require(config.protocol == "interactive", "protocol", config.protocol, "a policy that learns from its own steps acts")
+        require(config.random_transitions == 0, "random_transitions", config.random_transitions, "here it must be 0")
+        require(
+            config.metric_steps % config.segment_steps == 0,
+            "segment_steps",
+            config.segment_steps,
+            f"it must divide metric_steps ({config.metric_steps})",
+        )
+    if not isinstance(config, ModelBasedConfig):
         return problems
 
     model, imagination = config.model, config.imagination
@@ -118,19 +128,21 @@ def _joint_problems(config: ModelFreeQConfig) -> list[str]:
         config.selection.episodes,
         f"episodes are dealt evenly to members, so it must be a multiple of {elites}",
     )
-    require(
-        imagination.capacity % imagination.lanes == 0,
-        "imagination.capacity",
-        imagination.capacity,
-        f"the replay is written in blocks of lanes, so it must be a multiple of {imagination.lanes}",
-    )
     per_step = imagination.lanes * imagination.steps
-    require(
-        imagination.capacity >= per_step,
-        "imagination.capacity",
-        imagination.capacity,
-        f"it must hold one real step's {per_step} imagined rows",
-    )
+    if isinstance(config, DynaQConfig):
+        capacity = config.imagination.capacity
+        require(
+            capacity % imagination.lanes == 0,
+            "imagination.capacity",
+            capacity,
+            f"the replay is written in blocks of lanes, so it must be a multiple of {imagination.lanes}",
+        )
+        require(
+            capacity >= per_step,
+            "imagination.capacity",
+            capacity,
+            f"it must hold one real step's {per_step} imagined rows",
+        )
     require(
         config.steps * per_step < 2**31,
         "steps",
@@ -187,6 +199,6 @@ def _what_kernels_lack(config: ModelFreeQConfig) -> dict[str, tuple[Any, str]]:
     return {path: (value, " or ".join(map(repr, fits))) for path, (value, fits) in does.items() if value not in fits}
 
 
-def holdout_stride(config: ModelFreeQConfig) -> int:
+def holdout_stride(config: RunConfig) -> int:
     """Every how manieth real row is held out: min(20 %, 5,000) of all rows that the run will ever see."""
     return max(5, -(-config.real_transitions // 5_000))

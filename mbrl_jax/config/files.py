@@ -10,10 +10,10 @@ import yaml
 
 from mbrl_jax.config.checks import check
 from mbrl_jax.config.fields import ConfigError, convert
-from mbrl_jax.config.schema import ALGORITHMS, ModelFreeQConfig, algorithm_name
+from mbrl_jax.config.schema import ALGORITHMS, RunConfig, algorithm_name
 
 
-def load(path: str | Path) -> ModelFreeQConfig:
+def load(path: str | Path) -> RunConfig:
     """Read a preset: a YAML mapping with an ``algorithm`` and any of that algorithm's settings.
 
     A preset may name another as its ``base``, by a path from its own folder: it then holds only what differs. Groups of settings
@@ -65,12 +65,12 @@ def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def save(config: ModelFreeQConfig, path: str | Path) -> None:
+def save(config: RunConfig, path: str | Path) -> None:
     """Write ``config`` as a preset that :func:`load` reads back to an equal one."""
     Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
-def to_dict(config: ModelFreeQConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """``config`` as plain nested dictionaries, lists and scalars, the algorithm's name first."""
 
     def plain(value: Any) -> Any:
@@ -81,7 +81,7 @@ def to_dict(config: ModelFreeQConfig) -> dict[str, Any]:
     return {"algorithm": algorithm_name(config), **plain(dataclasses.asdict(config))}
 
 
-def from_dict(content: Mapping[str, Any]) -> ModelFreeQConfig:
+def from_dict(content: Mapping[str, Any]) -> RunConfig:
     """The configuration that :func:`to_dict` describes; missing settings take their defaults.
 
     Raises:
@@ -92,7 +92,7 @@ def from_dict(content: Mapping[str, Any]) -> ModelFreeQConfig:
     name = content.pop("algorithm", None)
     if not isinstance(name, str) or name not in ALGORITHMS:
         raise ConfigError(f"algorithm: {name!r} is not known; it must be one of {', '.join(ALGORITHMS)}")
-    config: ModelFreeQConfig = _build(ALGORITHMS[name], content, "")
+    config: RunConfig = _build(ALGORITHMS[name], content, "")
     return config
 
 

@@ -1,7 +1,7 @@
 """Every setting there is, with its default and its limits."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from mbrl_jax.config.fields import Limits, group, settings, static, traced
 
@@ -71,7 +71,7 @@ class ModelConfig:
 
 
 @settings
-class ImaginationConfig:
+class LanesConfig:
     """K lanes of imagined rollouts, H steps of each per real step."""
 
     lanes: int = static(25, minimum=1)
@@ -85,10 +85,6 @@ class ImaginationConfig:
     sampling: Literal["ts1", "ts_infinity", "mean", "fused", "infoprop"] = static("ts1")
     """Who predicts: a freshly dealt member each step, a lane's own member, the mean of all members, their precision-weighted
     fusion, or a dealt member's sample pulled towards that fusion by what the members agree on (Infoprop)."""
-    epsilon: float = traced(0.1, minimum=0, maximum=1)
-    """Share of random actions in imagination."""
-    capacity: int = static(20_000, minimum=1)
-    """Rows of the imagined replay."""
     controller: str = static("fixed")
     """The horizon controller's registered name."""
     controller_settings: dict[str, float] = dataclasses.field(
@@ -102,6 +98,16 @@ class ImaginationConfig:
     controller stops, everything: the row becomes a terminal (MOReL)."""
     penalty_weight: float = traced(0.0, minimum=0)
     """Weight of that penalty; for the halt, the terminal's reward is minus this."""
+
+
+@settings
+class ImaginationConfig(LanesConfig):
+    """Lanes whose rows go to a replay."""
+
+    epsilon: float = traced(0.1, minimum=0, maximum=1)
+    """Share of random actions in imagination."""
+    capacity: int = static(20_000, minimum=1)
+    """Rows of the imagined replay."""
 
 
 @settings
@@ -143,6 +149,35 @@ class QLearningConfig:
 
 
 @settings
+class PolicyGradientConfig:
+    """The actor, and the critic if it has one."""
+
+    hidden: tuple[int, ...] = static((64, 64), minimum=1)
+    """Widths of the hidden layers, of the actor and of the critic."""
+    activation: Literal["tanh", "silu", "gelu", "relu"] = static("tanh")
+    """Nonlinearity between layers."""
+    learning_rate: float = traced(1e-3, above=0)
+    """Adam's step size for the actor, at the first update."""
+    critic_learning_rate: float = traced(3e-3, above=0)
+    """The same for the critic."""
+    learning_rate_decay: float = traced(0.0, minimum=0, maximum=1)
+    """Share of both step sizes which is gone, linearly, by the run's last update."""
+    discount: float = traced(0.99, minimum=0, maximum=1)
+    """Discount factor, gamma."""
+    baseline: Literal["value", "none"] = static("value")
+    """Whether a critic's value is subtracted from the returns, and stands for what comes after a segment (actor-critic); or there
+    is none, and a return is what the segment holds of it (REINFORCE)."""
+    decay: float = traced(0.95, minimum=0, maximum=1)
+    """Lambda of the lambda-returns (baseline: value): 0 looks one step ahead, 1 to the segment's end."""
+    normalise: bool = static(True)
+    """Whether advantages are brought to mean 0 and deviation 1 over a segment."""
+    entropy_weight: float = traced(0.01, minimum=0)
+    """Weight of the policy's entropy, nats, in what the actor makes larger."""
+    target_rate: float = traced(0.05, above=0, maximum=1)
+    """Share of the online networks that the target networks take over at each update, tau."""
+
+
+@settings
 class ExplorationConfig:
     """Epsilon-greedy behaviour in the real environment (interactive protocol), annealed linearly."""
 
@@ -173,8 +208,8 @@ class EvaluationConfig:
 
 
 @settings
-class ModelFreeQConfig:
-    """Q-learning from real transitions alone."""
+class RunConfig:
+    """What a run of any algorithm has."""
 
     protocol: Literal["batch", "interactive"] = static("batch")
     """Whether all real data are collected at random beforehand, or the agent goes on acting."""
@@ -189,11 +224,6 @@ class ModelFreeQConfig:
     """Steps over which the logged losses are averaged."""
     precision: Literal["default", "highest"] = static("default")
     """Precision of matrix products: the backend's default, or full float32."""
-    kernels: Literal["xla", "pallas", "pallas_interpret"] = static("xla")
-    """What runs a round's steps: XLA's own kernels; one fused kernel on an NVIDIA GPU, which does less; or that one interpreted,
-    on any device and slowly, to check it."""
-    agent: QLearningConfig = group(QLearningConfig)
-    exploration: ExplorationConfig = group(ExplorationConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
 
     @property
@@ -201,19 +231,85 @@ class ModelFreeQConfig:
         """Real transitions that a run uses in all."""
         return self.random_transitions + (self.steps if self.protocol == "interactive" else 0)
 
+    @property
+    def updates(self) -> int:
+        """The agent's updates in all."""
+        return self.steps
+
 
 @settings
-class DynaQConfig(ModelFreeQConfig):
-    """Q-learning from rollouts imagined by a learned dynamics ensemble (Dyna, Sutton 1991; MBPO, Janner et al. 2019)."""
+class ModelBasedConfig(RunConfig):
+    """What a run has that learns a model and imagines with it."""
 
     model: ModelConfig = group(ModelConfig)
-    imagination: ImaginationConfig = group(ImaginationConfig)
+    imagination: LanesConfig = group(LanesConfig)
     selection: SelectionConfig = group(SelectionConfig)
 
 
-ALGORITHMS: dict[str, type[ModelFreeQConfig]] = {"dyna_q": DynaQConfig, "model_free_q": ModelFreeQConfig}
+@settings
+class ModelFreeQConfig(RunConfig):
+    """Q-learning from real transitions alone."""
+
+    kernels: Literal["xla", "pallas", "pallas_interpret"] = static("xla")
+    """What runs a round's steps: XLA's own kernels; one fused kernel on an NVIDIA GPU, which does less; or that one interpreted,
+    on any device and slowly, to check it."""
+    agent: QLearningConfig = group(QLearningConfig)
+    exploration: ExplorationConfig = group(ExplorationConfig)
+
+    @property
+    def updates(self) -> int:
+        """The agent's updates in all."""
+        return self.steps * self.agent.updates_per_step
 
 
-def algorithm_name(config: ModelFreeQConfig) -> str:
+@settings
+class DynaQConfig(ModelBasedConfig, ModelFreeQConfig):
+    """Q-learning from rollouts imagined by a learned dynamics ensemble (Dyna, Sutton 1991; MBPO, Janner et al. 2019)."""
+
+    imagination: ImaginationConfig = group(ImaginationConfig)
+
+
+def _long_lanes() -> LanesConfig:
+    make: Any = LanesConfig
+    return make(lanes=50, steps=16, cap=100, controller_settings={"length": 100})
+
+
+@settings
+class ImaginedPGConfig(ModelBasedConfig):
+    """A policy gradient on segments of rollouts imagined by a learned dynamics ensemble."""
+
+    agent: PolicyGradientConfig = group(PolicyGradientConfig)
+    imagination: LanesConfig = group(_long_lanes)
+
+
+@settings
+class ModelFreePGConfig(RunConfig):
+    """A policy gradient from real transitions alone."""
+
+    protocol: Literal["batch", "interactive"] = static("interactive")
+    """It learns from what it does itself, so it must be interactive."""
+    random_transitions: int = static(0, minimum=0)
+    """None: it could learn nothing from them."""
+    metric_steps: int = static(50, minimum=1)
+    """Steps over which the logged losses are averaged."""
+    segment_steps: int = static(50, minimum=1)
+    """Successive real steps that an update is made of."""
+    agent: PolicyGradientConfig = group(PolicyGradientConfig)
+
+    @property
+    def updates(self) -> int:
+        """The agent's updates in all."""
+        return self.steps // self.segment_steps
+
+
+ALGORITHMS: dict[str, type[RunConfig]] = {
+    "dyna_q": DynaQConfig,
+    "model_free_q": ModelFreeQConfig,
+    "imagined_pg": ImaginedPGConfig,
+    "model_free_pg": ModelFreePGConfig,
+}
+
+
+def algorithm_name(config: RunConfig) -> str:
     """The name of the algorithm that ``config`` configures, as a preset's ``algorithm`` key has it."""
     return next(name for name, cls in ALGORITHMS.items() if type(config) is cls)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax import replay
-from mbrl_jax.config import ImaginationConfig
+from mbrl_jax.config import ConfigError, LanesConfig
 from mbrl_jax.imagination import disagreement, lanes
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.imagination.lanes import Act, Dynamics
@@ -46,6 +46,30 @@ class Diagnosis(NamedTuple):
     map: ErrorMap
 
 
+def diagnose(
+    config: LanesConfig,
+    ensemble: Ensemble,
+    controller: HorizonController,
+    state: lanes.Lanes,
+    members: Members,
+    act: Act,
+    real: Replay,
+    time: Array,
+    key: Array,
+    dynamics: Dynamics | None,
+) -> Diagnosis:
+    """How wrong the members are along the rollouts that would come next, and over the state space; arguments as of :func:`roll`.
+
+    Raises:
+      ConfigError: the task does not tell its real dynamics.
+
+    """
+    if dynamics is None:
+        raise ConfigError(f"environment.name: {ensemble.spec.name!r} does not fit; a diagnosis needs known real dynamics")
+    rows = roll(config, ensemble, controller, state, members, act, real, time, key, dynamics)
+    return Diagnosis(judge(ensemble, members, dynamics, rows), error_map(ensemble, members, dynamics))
+
+
 def error(imagined: Array, true: Array, members: Members) -> Array:
     """[...] distance of states [..., D] in normalised units."""
     size = imagined.shape[-1]
@@ -54,7 +78,7 @@ def error(imagined: Array, true: Array, members: Members) -> Array:
 
 
 def roll(
-    config: ImaginationConfig,
+    config: LanesConfig,
     ensemble: Ensemble,
     controller: HorizonController,
     state: lanes.Lanes,

@@ -15,7 +15,7 @@ from jax import Array
 
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
-from mbrl_jax.config import ConfigError, ImaginationConfig
+from mbrl_jax.config import ConfigError, LanesConfig
 from mbrl_jax.imagination.disagreement import fuse, variance
 from mbrl_jax.imagination.horizon import HorizonController, View
 from mbrl_jax.model import ensemble as ens
@@ -61,13 +61,19 @@ class LaneLog(NamedTuple):
     histogram: Array  # [10] rows kept as a share of all, by depth in the bins of DEPTH_EDGES, the root's first step counting 1
 
 
-def init(config: ImaginationConfig, controller: HorizonController, ensemble: Ensemble) -> Lanes:
+def init(config: LanesConfig, controller: HorizonController, ensemble: Ensemble) -> Lanes:
     """K lanes, each about to take its first root."""
     lanes, zeros = config.lanes, jnp.zeros((config.lanes, ensemble.spec.observation_size))
     return Lanes(zeros, zeros, jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, bool), controller.init(lanes, ensemble))
 
 
-def draw(config: ImaginationConfig, ensemble: Ensemble, key: Array, shape: tuple[int, ...]) -> LaneDraws:
+def calibrated(lanes: Lanes, controller: HorizonController, ensemble: Ensemble, members: Members, real: replay.Replay) -> Lanes:
+    """The lanes after their horizon controller has seen a model that has just been fitted."""
+    valid = jnp.arange(real.rows.shape[0], dtype=jnp.int32) < replay.size(real)
+    return lanes._replace(controller=controller.calibrate(lanes.controller, ensemble, members, real.rows, valid))
+
+
+def draw(config: LanesConfig, ensemble: Ensemble, key: Array, shape: tuple[int, ...]) -> LaneDraws:
     """Draw all that :func:`advance` consumes, with leading axes ``shape``; what the settings never use is left empty."""
     keys = jax.random.split(key, 5)
     full = (*shape, config.steps, config.lanes)
@@ -86,7 +92,7 @@ def draw(config: ImaginationConfig, ensemble: Ensemble, key: Array, shape: tuple
 
 
 def advance(
-    config: ImaginationConfig,
+    config: LanesConfig,
     ensemble: Ensemble,
     controller: HorizonController,
     lanes: Lanes,
@@ -193,7 +199,7 @@ def _truth(dynamics: Dynamics | None, observation: Array, action: Array) -> Arra
 
 
 def _ask(
-    config: ImaginationConfig,
+    config: LanesConfig,
     ensemble: Ensemble,
     members: Members,
     observation: Array,
@@ -239,7 +245,7 @@ def _ask(
     return prediction, member, None
 
 
-def _fused(config: ImaginationConfig, everyone: Prediction, own: Prediction, noise: Array) -> Prediction:
+def _fused(config: LanesConfig, everyone: Prediction, own: Prediction, noise: Array) -> Prediction:
     """The fusion of every member's prediction [M, K, ...], for Infoprop corrected by the sample of each lane's own [K, ...].
 
     A learned reward is the fusion's and a learned termination the members' mean; only the state is corrected.

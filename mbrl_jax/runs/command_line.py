@@ -15,7 +15,7 @@ from rich.table import Table
 import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
-from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, RunConfig
 from mbrl_jax.runs import comparison, execution, grid, hosts, kept, listing, results, run_folder, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.kept import Keeping
@@ -86,7 +86,7 @@ def presets() -> dict[str, Path]:
     return {}
 
 
-def read_preset(name: str) -> ModelFreeQConfig:
+def read_preset(name: str) -> RunConfig:
     """The settings in a YAML file, or of a shipped preset.
 
     Raises:
@@ -197,8 +197,8 @@ def _reference(words: list[str]) -> None:
     from mbrl_jax.runs import reference
 
     runner.make_train(given.config)  # refuses what cannot work before a folder is made
-    folder = results.make_folder(given.out)
-    with Display.standard(f"reference, {settings.algorithm_name(given.config)}") as display:
+    title = f"reference, {settings.algorithm_name(given.config)}"
+    with results.new_folder(given.out) as folder, Display.standard(title) as display:
         run = reference.run(
             given.config,
             given.seeds,
@@ -270,8 +270,8 @@ def _compare(words: list[str]) -> None:
 
 
 def compare(
-    model_based: ModelFreeQConfig,
-    model_free: ModelFreeQConfig,
+    model_based: RunConfig,
+    model_free: RunConfig,
     seeds: int,
     out: Path,
     seed: int,
@@ -378,7 +378,7 @@ def _write_report(words: list[str]) -> None:
     tyro.cli(flags, args=words, prog="mbrl-jax report")
 
 
-def _check(config: ModelFreeQConfig, seeds: int, seed: int) -> None:
+def _check(config: RunConfig, seeds: int, seed: int) -> None:
     settings.check(config)
     runner.check_seeds(seeds, seed)
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mbrl_jax.config import DynaQConfig
+from mbrl_jax.config import DynaQConfig, ModelBasedConfig, ModelFreeQConfig, RunConfig
 from mbrl_jax.runs.results import per_seed
 from mbrl_jax.runs.runner import Run, chosen_so_far
 from mbrl_jax.statistics import SUCCESS_MARKS, interquartile_mean, running_interval
@@ -63,27 +63,33 @@ def draw_profile(ax: Axes, arms: dict[str, tuple[np.ndarray, str]]) -> None:
     ax.set_ylim(0, 1.02)
 
 
+def loss_name(config: RunConfig) -> str:
+    """What is called the loss of an update."""
+    return "TD loss" if isinstance(config, ModelFreeQConfig) else "critic's loss"
+
+
 def draw_loss(ax: Axes, run: Run) -> None:
-    """The imagined TD loss against imagined transitions, with the tutorial's mark, and the loss over the targets' variance."""
-    config = run.config
-    assert isinstance(config, DynaQConfig)
+    """The imagined loss against imagined transitions, and over the targets' variance; for Dyna-Q with the tutorial's mark."""
+    config, name = run.config, loss_name(run.config)
+    assert isinstance(config, ModelBasedConfig)
     seeds = len(run.result.metrics.score)
     per_step = config.imagination.lanes * config.imagination.steps
     loss = run.result.metrics.update.loss.reshape(seeds, -1)
     scaled = run.result.metrics.update.scaled_loss.reshape(seeds, -1)
     x = (np.arange(loss.shape[1]) + 1) * config.metric_steps * per_step
     for curves, label, colour in (
-        (loss, "TD loss", COLOURS["chosen"]),
-        (scaled, "TD loss / variance of target", COLOURS["last"]),
+        (loss, name, COLOURS["chosen"]),
+        (scaled, f"{name} / variance of target", COLOURS["last"]),
     ):
         low, middle, high = np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
         ax.plot(x, middle, color=colour, label=label, linewidth=1.2)
         ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    ax.axhline(LOSS_MARK, color="0.4", linewidth=0.8, linestyle=":")
-    ax.axvline(LOSS_MARK_TRANSITIONS, color="0.4", linewidth=0.8, linestyle=":")
-    ax.annotate(
-        f"{LOSS_MARK} by {LOSS_MARK_TRANSITIONS:,}", (x[0], LOSS_MARK), xytext=(0, 3), textcoords="offset points", fontsize=7
-    )
+    if isinstance(config, DynaQConfig):
+        ax.axhline(LOSS_MARK, color="0.4", linewidth=0.8, linestyle=":")
+        ax.axvline(LOSS_MARK_TRANSITIONS, color="0.4", linewidth=0.8, linestyle=":")
+        ax.annotate(
+            f"{LOSS_MARK} by {LOSS_MARK_TRANSITIONS:,}", (x[0], LOSS_MARK), xytext=(0, 3), textcoords="offset points", fontsize=7
+        )
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("imagined transitions")
@@ -91,9 +97,9 @@ def draw_loss(ax: Axes, run: Run) -> None:
 
 
 def draw_run(run: Run, path: Path) -> None:
-    """One run: its learning curve and final returns; with a model also the TD loss and how well imagination predicts."""
+    """One run: its learning curve and final returns; with a model also the loss and how well imagination predicts."""
     outcome = run.result.outcome
-    with_model = isinstance(run.config, DynaQConfig)
+    with_model = isinstance(run.config, ModelBasedConfig)
     figure, axes = new_figure(2, 2 if with_model else 1)
     draw_learning_curve(axes[0], run, last="last policy", colour=COLOURS["last"])
     arms = {"last policy": (per_seed(outcome.returns_last), COLOURS["last"])}

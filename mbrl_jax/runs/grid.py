@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name, check, from_dict, to_dict
+from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig, algorithm_name, check, from_dict, to_dict
 from mbrl_jax.runs import execution, figures, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
     """A combination."""
 
     settings: dict[str, Any]  # by dotted path, in the order in which they were given
-    config: ModelFreeQConfig
+    config: RunConfig
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
         return ",".join(f"{path}={_text(value)}" for path, value in self.settings.items())
 
 
-def cells(config: ModelFreeQConfig, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
+def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
     """Every combination of the values of some settings, put into ``config``.
 
     Raises:
@@ -116,7 +116,7 @@ def run(
 
 
 def command(
-    config: ModelFreeQConfig,
+    config: RunConfig,
     words: Sequence[str],
     seeds: int,
     out: Path,
@@ -161,7 +161,7 @@ def command(
 
 def as_table(made: Sequence[Cell], runs: Sequence[Run]) -> Table:
     """The figures of a grid for a terminal: a row for each combination."""
-    based = any(isinstance(cell.config, DynaQConfig) for cell in made)
+    based = any(isinstance(cell.config, ModelBasedConfig) for cell in made)
     seeds, config = len(runs[0].result.outcome.frozen), made[0].config
     table = Table(
         title=f"{algorithm_name(config)}, {config.protocol}, {seeds} seeds for each row",

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mbrl_jax.algorithms import dyna_q, model_free_q
-from mbrl_jax.config import DynaQConfig, ModelFreeQConfig
+from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax.config import ModelBasedConfig, RunConfig
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.model.fitting import FitLog
 from mbrl_jax.statistics import interquartile_mean
@@ -46,8 +46,9 @@ COLUMNS: dict[str, Column] = {
     "model.loss": Column("nats", "mean training loss of a member over the minibatches of an epoch or a refit"),
     "model.holdout_mse": Column("squared deviations", "a member's squared error on held-out rows, normalised, summed over axes"),
     "model.holdout_nll": Column("nats", "a member's negative log-likelihood of held-out rows, without the constant"),
-    "update.loss": Column("squared return", "mean TD loss of the updates"),
-    "update.scaled_loss": Column("1", "TD loss over the variance of its targets"),
+    "update.loss": Column("squared return", "mean loss of the updates: the Q-networks' TD loss, or the critic's"),
+    "update.scaled_loss": Column("1", "that loss over the variance of its targets"),
+    "update.entropy": Column("nats", "mean entropy of the policy in the states of the updates"),
     "lanes.depth": Column("imagined steps", "mean depth of the imagined rows that were kept, a root's first step counting 1"),
     "lanes.kept": Column("share", "imagined rows that were kept"),
     "lanes.stopped": Column("share", "imagined steps at which the horizon controller ended a lane"),
@@ -68,7 +69,7 @@ def describe(column: str) -> Column:
     return COLUMNS[_base(column)]
 
 
-def as_table(config: ModelFreeQConfig, collected: Any, fit: Any, metrics: Any) -> pa.Table:
+def as_table(config: RunConfig, collected: Any, fit: Any, metrics: Any) -> pa.Table:
     """The table of a run.
 
     Args:
@@ -93,7 +94,7 @@ def write(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def read(path: Path, config: ModelFreeQConfig) -> tuple[Any, Any, Any]:
+def read(path: Path, config: RunConfig) -> tuple[Any, Any, Any]:
     """What :func:`as_table` was made of: the returns of random episodes, the fit's log, and the metrics.
 
     Raises:
@@ -108,9 +109,9 @@ def read(path: Path, config: ModelFreeQConfig) -> tuple[Any, Any, Any]:
     ended = rows["collect"]
     collected[ended["seed"].to_numpy(), ended["step"].to_numpy() - 1] = ended["episode_return"].to_numpy()
     rounds = config.steps // config.round_steps
-    kind: Any = dyna_q.Metrics if isinstance(config, DynaQConfig) else model_free_q.Metrics
+    kind = algorithm_of(config).metrics
     metrics = _build(kind, "", rows["train"], (seeds, rounds))
-    fit = _build(FitLog, "model.", rows["fit"], (seeds, -1)) if isinstance(config, DynaQConfig) else ()
+    fit = _build(FitLog, "model.", rows["fit"], (seeds, -1)) if isinstance(config, ModelBasedConfig) else ()
     return collected, fit, metrics
 
 
@@ -128,7 +129,7 @@ class Entry(NamedTuple):
         return {**self._asdict(), "values": {name: float(f"{value:.6g}") for name, value in self.values.items()}}
 
 
-def entry(config: ModelFreeQConfig, number: int, metrics: Any, seconds: float) -> Entry:
+def entry(config: RunConfig, number: int, metrics: Any, seconds: float) -> Entry:
     """Reduce the metrics [seeds, ...] of round ``number``, from 1, over seeds."""
     values = {}
     for name, leaf in _leaves(metrics):
@@ -180,7 +181,7 @@ def _fit_rows(fit: FitLog) -> pa.Table:
     return pa.table(_rows("fit", len(seed), **columns))
 
 
-def _train_rows(config: ModelFreeQConfig, metrics: Any) -> pa.Table:
+def _train_rows(config: RunConfig, metrics: Any) -> pa.Table:
     seeds, rounds, blocks = np.asarray(metrics.update.loss).shape
     number = np.arange(seeds * rounds * blocks, dtype=np.int32)
     in_run = number % (rounds * blocks)

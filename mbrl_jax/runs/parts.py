@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mbrl_jax.algorithms.training import Train
-from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, RunConfig
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.program import Program, Seconds
@@ -42,7 +42,7 @@ def split(agents: int, most: int) -> list[Part]:
 
 def program_that_fits(
     algorithm: Train,
-    configs: Sequence[ModelFreeQConfig],
+    configs: Sequence[RunConfig],
     seeds: int,
     base_seed: int,
     show: Display,

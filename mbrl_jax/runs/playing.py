@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax.agents.q_learning import make_q_learner
+from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, RunConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.evaluation import play
 from mbrl_jax.runs import results
@@ -24,12 +24,12 @@ class Policy:
 
     """
 
-    def __init__(self, config: ModelFreeQConfig, params: Any):
+    def __init__(self, config: RunConfig, params: Any):
         """Made by :func:`load_policy`."""
         self.config, self.params = config, jax.tree.map(jnp.asarray, params)
-        learner = make_q_learner(config.agent, make_environment(config.environment).spec)
-        self._one = jax.jit(lambda params, seed, s: learner.greedy(jax.tree.map(lambda leaf: leaf[seed], params), s))
-        self._all = jax.jit(jax.vmap(learner.greedy))
+        greedy = algorithm_of(config).greedy(config, make_environment(config.environment).spec)
+        self._one = jax.jit(lambda params, seed, s: greedy(jax.tree.map(lambda leaf: leaf[seed], params), s))
+        self._all = jax.jit(jax.vmap(greedy))
 
     def __len__(self) -> int:
         """How many seeds there are."""
@@ -69,7 +69,7 @@ def load_policy(folder: str | Path, which: Literal["chosen", "last"] | None = No
 
 
 def play_policies(
-    config: ModelFreeQConfig, params: Any, episodes: int, simulator: Literal["gymnax", "gymnasium"], seed: int
+    config: RunConfig, params: Any, episodes: int, simulator: Literal["gymnax", "gymnasium"], seed: int
 ) -> np.ndarray:
     """Returns [seeds, episodes] of greedy episodes of every seed's policy.
 
@@ -89,21 +89,20 @@ def play_policies(
     if simulator == "gymnasium":
         return _play_gymnasium(config, params, episodes, seed)
     task = make_environment(config.environment)
-    learner = make_q_learner(config.agent, task.spec)
+    greedy = algorithm_of(config).greedy(config, task.spec)
     seeds = len(jax.tree.leaves(params)[0])
 
     def one(params: Any, key: jax.Array) -> jax.Array:
-        return play(task, lambda s: learner.greedy(params, s), task.draw_resets(key, (episodes,)))
+        return play(task, lambda s: greedy(params, s), task.draw_resets(key, (episodes,)))
 
     return np.asarray(jax.jit(jax.vmap(one))(params, seed_keys(seed, seeds)))
 
 
-def _play_gymnasium(config: ModelFreeQConfig, params: Any, episodes: int, seed: int) -> np.ndarray:
+def _play_gymnasium(config: RunConfig, params: Any, episodes: int, seed: int) -> np.ndarray:
     import gymnasium
 
     task = make_environment(config.environment)
-    learner = make_q_learner(config.agent, task.spec)
-    greedy = jax.jit(jax.vmap(learner.greedy))
+    greedy = jax.jit(jax.vmap(algorithm_of(config).greedy(config, task.spec)))
     seeds = len(jax.tree.leaves(params)[0])
     environments = gymnasium.make_vec(
         config.environment.name,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax.algorithms.training import Train, keys_of
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig
 from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.display import Display
@@ -91,7 +91,7 @@ class Program:
     def __init__(
         self,
         algorithm: Train,
-        configs: Sequence[ModelFreeQConfig],
+        configs: Sequence[RunConfig],
         seeds: int,
         base_seed: int,
         show: Display,
@@ -162,7 +162,7 @@ class Program:
         so_far = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0))
         self.state, collected = self._timed("collecting", so_far, "collect", self._compile("init").call, self.keys)
         fit = self._compile("fit")
-        phase = "fitting" if isinstance(self.config, DynaQConfig) else "starting"
+        phase = "fitting" if isinstance(self.config, ModelBasedConfig) else "starting"
         self.state, log = self._timed(phase, so_far, "fit", fit.call, self.state)
         so_far.collected, so_far.fit = self._to_host(collected, 0), self._to_host(log, 0)
         return so_far
@@ -186,7 +186,7 @@ class Program:
         Between two calls all devices wait for the slowest, so a call should take a second or more; but a run has at least
         ``CHUNKS`` of them, and a person who asks it to stop waits for the end of one.
         """
-        updates = len(self.number) * self.config.round_steps * self.config.agent.updates_per_step / self.layout.mesh.size
+        updates = len(self.number) * self.config.updates / self.algorithm.rounds / self.layout.mesh.size
         return chunk_of(self.algorithm.rounds, min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / updates)), done)
 
     def _advance(
@@ -230,7 +230,7 @@ class Program:
         """What a person wants to see of a round."""
         steps = rounds_per_second * self.config.round_steps * self.agents
         parts = [f"IQM {entry.values['curve_return']:.0f}", f"{steps:,.0f} steps/s"]
-        if isinstance(self.config, DynaQConfig):
+        if isinstance(self.config, ModelBasedConfig):
             parts.append(f"{steps * self.config.imagination.lanes * self.config.imagination.steps:,.0f} imagined/s")
         if entry.frozen:
             parts.append(f"{entry.frozen} of {self.agents} seeds frozen")
@@ -358,7 +358,7 @@ class Program:
         return jax.tree.unflatten(structure, filled)
 
 
-def _stacked(configs: Sequence[ModelFreeQConfig], which: np.ndarray) -> tuple[Any, Any]:
+def _stacked(configs: Sequence[RunConfig], which: np.ndarray) -> tuple[Any, Any]:
     """One config for all agents, agent i having the numbers of ``configs[which[i]]``, and its axes.
 
     Where all configs agree the number is shared, with None for its axis.

@@ -17,7 +17,7 @@ import numpy as np
 from mbrl_jax.agents.q_learning import UpdateLog
 from mbrl_jax.algorithms import dyna_q, model_free_q
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, check
+from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, RunConfig, algorithm_name, check
 from mbrl_jax.imagination.lanes import LaneLog
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.model.fitting import FitLog
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "gymnasium", "numpy")
 
 
 def run(
-    config: ModelFreeQConfig,
+    config: RunConfig,
     seeds: int,
     *,
     base_seed: int = 0,
@@ -53,10 +53,15 @@ def run(
       display: shows progress; none is silent.
 
     Raises:
-      ConfigError: the settings cannot work, there are no seeds or no processes, or PyTorch is not installed.
+      ConfigError: the settings cannot work, there are no seeds or no processes, the reference does not have that algorithm, or
+        PyTorch is not installed.
 
     """
     check(config)
+    if not isinstance(config, ModelFreeQConfig):
+        raise ConfigError(
+            f"algorithm: {algorithm_name(config)!r} does not fit; the reference has whole runs of 'dyna_q' and 'model_free_q'"
+        )
     check_seeds(seeds, base_seed)
     if processes < 1:
         raise ConfigError(f"processes: {processes!r} is out of range; it must be at least 1")

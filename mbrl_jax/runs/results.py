@@ -29,7 +29,7 @@ import numpy as np
 
 from mbrl_jax import statistics
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name, from_dict, load, save, to_dict
+from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig, algorithm_name, from_dict, load, save, to_dict
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.runs import checkpoint, metrics
@@ -91,7 +91,7 @@ def summarise(run: Run) -> dict[str, Any]:
     arms = {"last": last, "chosen": chosen}
     seeds = len(last)
     imagined = 0
-    if isinstance(config, DynaQConfig):
+    if isinstance(config, ModelBasedConfig):
         imagined = config.steps * config.imagination.lanes * config.imagination.steps
 
     def for_each(statistic: Callable[[np.ndarray], Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "frozen_seeds": frozen_seeds(outcome),
         "real_transitions": config.real_transitions,
         "imagined_transitions": imagined,
-        "updates": config.steps * config.agent.updates_per_step,
+        "updates": config.updates,
         "random_return": None if np.all(np.isnan(collected)) else float(np.nanmean(collected)),
         "return_last": last.tolist(),
         "return_chosen": None if chosen is None else chosen.tolist(),
@@ -206,7 +206,7 @@ def read(folder: str | Path) -> Run:
     )
 
 
-def flat_settings(config: ModelFreeQConfig) -> dict[str, Any]:
+def flat_settings(config: RunConfig) -> dict[str, Any]:
     """Every setting of a config by its dotted path."""
     flat: dict[str, Any] = {}
 
@@ -227,7 +227,7 @@ def written_by(content: Mapping[str, Any]) -> str:
     return f"it was written by mbrl-jax {version}, this is {importlib.metadata.version('mbrl-jax')}"
 
 
-def read_config(folder: Path) -> ModelFreeQConfig:
+def read_config(folder: Path) -> RunConfig:
     """The settings of a finished run.
 
     Raises:
@@ -258,7 +258,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def load_policies(folder: str | Path) -> tuple[ModelFreeQConfig, dict[str, Any]]:
+def load_policies(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
     """The settings of a run and its policies, ``last`` and perhaps ``chosen``, as parameters [seeds, ...].
 
     Of a run that is not finished, those of its last checkpoint.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from mbrl_jax.config import ConfigError, ModelFreeQConfig, algorithm_name, from_dict, to_dict
+from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, to_dict
 from mbrl_jax.runs import checkpoint, results
 from mbrl_jax.runs.checkpoint import Checkpoint, DamagedError
 from mbrl_jax.runs.journals import Journal, JsonLines, read_lines
@@ -40,7 +40,7 @@ class FinishedError(ConfigError):
 class Asked(NamedTuple):
     """What a run is of. Two processes that ask for the same may take turns at it."""
 
-    config: ModelFreeQConfig
+    config: RunConfig
     seeds: int
     base_seed: int
     diagnose: bool

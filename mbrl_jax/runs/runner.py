@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mbrl_jax.algorithms import dyna_q, model_free_q
+from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Outcome, Result, Train
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, algorithm_name
+from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution, parts
@@ -32,7 +32,7 @@ class Backend(NamedTuple):
 class Run(NamedTuple):
     """A finished run of many seeds: numpy arrays with a leading axis of seeds."""
 
-    config: ModelFreeQConfig
+    config: RunConfig
     base_seed: int
     result: Result  # leaves [seeds, ...]; metrics [seeds, rounds, ...]
     seconds: Seconds
@@ -42,21 +42,22 @@ class Run(NamedTuple):
     diagnosis: Diagnosis | None = None  # leaves [seeds, ...], of the final model under the last policy, if it was asked for
 
 
-def make_train(config: ModelFreeQConfig, controller: HorizonController | None = None) -> Train:
+def make_train(config: RunConfig, controller: HorizonController | None = None) -> Train:
     """The algorithm that ``config`` configures, with ``controller`` in place of the horizon controller that it names.
 
     Raises:
       ConfigError: the settings cannot work, or there is a controller and nothing is imagined.
 
     """
-    if isinstance(config, DynaQConfig):
-        return dyna_q.make_train(config, controller=controller)
+    make = algorithm_of(config).make_train
+    if isinstance(config, ModelBasedConfig):
+        return make(config, controller=controller)
     if controller is not None:
         raise ConfigError(f"controller: one does not fit; {algorithm_name(config)!r} imagines nothing, so it must be none")
-    return model_free_q.make_train(config)
+    return make(config)
 
 
-def make_train_together(configs: Sequence[ModelFreeQConfig], controller: HorizonController | None = None) -> Train:
+def make_train_together(configs: Sequence[RunConfig], controller: HorizonController | None = None) -> Train:
     """The first config's algorithm, whose ``hyper`` may be any of ``configs``.
 
     Raises:
@@ -69,7 +70,7 @@ def make_train_together(configs: Sequence[ModelFreeQConfig], controller: Horizon
     return algorithms[0]
 
 
-def check_diagnosis(diagnose: bool, algorithm: Train, config: ModelFreeQConfig) -> None:
+def check_diagnosis(diagnose: bool, algorithm: Train, config: RunConfig) -> None:
     """Refuse to diagnose what cannot be.
 
     Raises:
@@ -94,7 +95,7 @@ def check_seeds(seeds: int, base_seed: int) -> None:
 
 
 def run(
-    config: ModelFreeQConfig,
+    config: RunConfig,
     seeds: int,
     *,
     base_seed: int = 0,
@@ -145,7 +146,7 @@ def run(
 
 
 def prepare(
-    config: ModelFreeQConfig,
+    config: RunConfig,
     seeds: int,
     *,
     base_seed: int = 0,
@@ -207,7 +208,7 @@ def run_part(
 
 
 def run_together(
-    configs: Sequence[ModelFreeQConfig],
+    configs: Sequence[RunConfig],
     seeds: int,
     *,
     base_seed: int = 0,
@@ -259,7 +260,7 @@ def run_together(
     ]
 
 
-def traced_settings(config: ModelFreeQConfig) -> dict[str, float]:
+def traced_settings(config: RunConfig) -> dict[str, float]:
     """The traced settings by their dotted paths."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(config)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -273,7 +274,7 @@ def frozen_seeds(outcome: Outcome) -> list[int]:
 def chosen_so_far(run: Run) -> np.ndarray | None:
     """[seeds, rounds] the curve return of the snapshot that was the chosen one at the end of each round; none without a model."""
     metrics = run.result.metrics
-    if not isinstance(run.config, DynaQConfig):
+    if not isinstance(run.config, ModelBasedConfig):
         return None
     rounds = np.arange(metrics.is_chosen.shape[1])
     since = np.maximum.accumulate(np.where(metrics.is_chosen, rounds[None], 0), axis=1)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mbrl_jax.config import ConfigError, ModelFreeQConfig, check
+from mbrl_jax.config import ConfigError, RunConfig, check
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import runner
 from mbrl_jax.runs.display import Display
@@ -15,7 +15,7 @@ from mbrl_jax.runs.runner import Run, traced_settings
 
 
 def sweep(
-    config: ModelFreeQConfig,
+    config: RunConfig,
     settings: Mapping[str, Sequence[float]],
     seeds: int,
     *,
@@ -53,7 +53,7 @@ def sweep(
     return runner.run_together(configs, seeds, base_seed=base_seed, display=display, controller=controller, diagnose=diagnose)
 
 
-def vary(config: ModelFreeQConfig, settings: Mapping[str, Sequence[float]]) -> list[ModelFreeQConfig]:
+def vary(config: RunConfig, settings: Mapping[str, Sequence[float]]) -> list[RunConfig]:
     """``config`` with the first values of all ``settings`` put in, with the second ones, and so on.
 
     Raises:
@@ -79,7 +79,7 @@ def vary(config: ModelFreeQConfig, settings: Mapping[str, Sequence[float]]) -> l
     return configs
 
 
-def _check_path(config: ModelFreeQConfig, path: str) -> None:
+def _check_path(config: RunConfig, path: str) -> None:
     """Refuse what is not the path of a traced setting."""
     known = traced_settings(config)
     if path in known:
@@ -98,7 +98,7 @@ def _check_path(config: ModelFreeQConfig, path: str) -> None:
     )
 
 
-def _put(config: ModelFreeQConfig, values: Mapping[str, float]) -> ModelFreeQConfig:
+def _put(config: RunConfig, values: Mapping[str, float]) -> RunConfig:
     """``config`` with other numbers at some paths; a whole number becomes a float where the setting is one."""
 
     def choose(path: Any, leaf: float) -> float:
@@ -110,7 +110,7 @@ def _put(config: ModelFreeQConfig, values: Mapping[str, float]) -> ModelFreeQCon
     return jax.tree_util.tree_map_with_path(choose, config)
 
 
-def _kind(config: ModelFreeQConfig, path: str) -> type:
+def _kind(config: RunConfig, path: str) -> type:
     """The type of a traced setting."""
     *groups, name = path.split(".")
     place: Any = config

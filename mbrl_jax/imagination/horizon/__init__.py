@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from mbrl_jax.config import ConfigError, ImaginationConfig
+from mbrl_jax.config import ConfigError, LanesConfig
 from mbrl_jax.imagination.horizon.depth import fixed, schedule
 from mbrl_jax.imagination.horizon.infoprop import infoprop
 from mbrl_jax.imagination.horizon.m2ac import m2ac
@@ -77,7 +77,7 @@ def make_controller(name: str, numbers: Mapping[str, Array | float], measure: st
     return CONTROLLERS[name](**numbers, **({"measure": measure} if "measure" in parameters else {}))
 
 
-def controller_of(config: ImaginationConfig, controller: HorizonController | None = None) -> HorizonController:
+def controller_of(config: LanesConfig, controller: HorizonController | None = None) -> HorizonController:
     """The controller that the settings name, or the one given in its place, with the penalty that they name.
 
     Raises:
@@ -90,7 +90,7 @@ def controller_of(config: ImaginationConfig, controller: HorizonController | Non
 
 
 def check_controller(
-    controller: HorizonController, config: ImaginationConfig, ensemble: Ensemble, dynamics: Callable[..., Any] | None
+    controller: HorizonController, config: LanesConfig, ensemble: Ensemble, dynamics: Callable[..., Any] | None
 ) -> None:
     """Refuse a controller that asks for what there is not, before anything compiles.
 

@@ -11,7 +11,7 @@ from mbrl_jax.reference.model.ensemble import World
 from mbrl_jax.reference.replay import Transition
 
 if TYPE_CHECKING:
-    from mbrl_jax.config import ImaginationConfig
+    from mbrl_jax.config import LanesConfig
 
 PENALTIES = ("none", "mopo", "disagreement", "halt")
 UNDRAWN = ("mean", "fused")
@@ -62,7 +62,7 @@ def penalised(controller: Controller, kind: str, weight: float, measure: str = "
     return controller if kind == "none" else Penalised(controller, kind, weight, measure)
 
 
-def controller_of(config: "ImaginationConfig") -> Controller:
+def controller_of(config: "LanesConfig") -> Controller:
     """The controller of these settings with their penalty.
 
     Raises:

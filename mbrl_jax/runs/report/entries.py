@@ -10,7 +10,7 @@ import jax
 import matplotlib
 import numpy as np
 
-from mbrl_jax.config import ConfigError, DynaQConfig
+from mbrl_jax.config import ConfigError, ModelBasedConfig
 from mbrl_jax.networks import Params
 from mbrl_jax.runs import results
 from mbrl_jax.runs.results import per_seed
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     @property
     def has_model(self) -> bool:
         """Whether a model was learned."""
-        return isinstance(self.run.config, DynaQConfig)
+        return isinstance(self.run.config, ModelBasedConfig)
 
     @property
     def task(self) -> str:

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mbrl_jax import statistics
-from mbrl_jax.config import DynaQConfig
+from mbrl_jax.config import DynaQConfig, ModelBasedConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.diagnosis import map_axes
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
-from mbrl_jax.runs.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss
+from mbrl_jax.runs.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss, loss_name
 from mbrl_jax.runs.horizon_figures import draw_map
 from mbrl_jax.runs.report import markup
 from mbrl_jax.runs.report.entries import Entry, left_out, only, seeds_of
@@ -55,19 +55,22 @@ def _none(what: str) -> str:
 
 
 def _loss(entry: Entry, figures: Figures) -> str:
-    update = entry.run.result.metrics.update
-    kept = finite_seeds(*update)
+    update, name = entry.run.result.metrics.update, loss_name(entry.run.config)
+    kept = finite_seeds(update.loss, update.scaled_loss)
     if not kept.any():
-        return _none(f"the TD loss of {entry.label}")
+        return _none(f"the {name} of {entry.label}")
     figure, (ax,) = new_axes()
     draw_loss(ax, only(entry.run, kept))
     markup.legend(figure, columns=2)
+    mark = ""
+    if isinstance(entry.run.config, DynaQConfig):
+        told = f"a loss of {LOSS_MARK} by {LOSS_MARK_TRANSITIONS:,} transitions, the mark of the tutorial that the method is from"
+        mark = f" Dotted: {told}."
     return figures.add(
         figure,
-        f"Imagined TD loss of {entry.label} against imagined transitions",
-        f"{entry.label}: TD loss on imagined minibatches against imagined transitions, and the same over the variance of its "
-        f"targets, which takes out their growth; median and quartiles of {kept.sum()} seeds. Dotted: a loss of {LOSS_MARK} by "
-        f"{LOSS_MARK_TRANSITIONS:,} transitions, the mark of the tutorial that the method is from.{left_out(kept)}",
+        f"Imagined {name} of {entry.label} against imagined transitions",
+        f"{entry.label}: {name} on imagined transitions against their number, and the same over the variance of its targets, "
+        f"which takes out their growth; median and quartiles of {kept.sum()} seeds.{mark}{left_out(kept)}",
     )
 
 
@@ -115,14 +118,14 @@ def _horizons(entries: Sequence[Entry], figures: Figures) -> str:
 def realised_horizons(entry: Entry) -> np.ndarray:
     """[seeds, rounds] mean length of rollouts; where none ended in a round, as many steps as a round's lanes were advanced by."""
     config = entry.run.config
-    assert isinstance(config, DynaQConfig)
+    assert isinstance(config, ModelBasedConfig)
     ended = np.asarray(entry.run.result.metrics.lanes.ended, np.float64).mean(axis=2)
     return 1 / np.maximum(ended, 1 / (config.round_steps * config.imagination.steps))
 
 
 def _controller(entry: Entry) -> str:
     config = entry.run.config
-    assert isinstance(config, DynaQConfig)
+    assert isinstance(config, ModelBasedConfig)
     numbers = ", ".join(f"{name} {value:g}" for name, value in config.imagination.controller_settings.items())
     return f"{config.imagination.controller}{f' ({numbers})' if numbers else ''}, cap {config.imagination.cap}"
 
@@ -178,7 +181,7 @@ def _scores(entry: Entry, figures: Figures) -> str:
     ax.set_xlabel("imagined return of a snapshot")
     ax.set_ylabel("its real return")
     config = entry.run.config
-    assert isinstance(config, DynaQConfig)
+    assert isinstance(config, ModelBasedConfig)
     return figures.add(
         figure,
         f"Imagined against real return of the snapshots of {entry.label}",

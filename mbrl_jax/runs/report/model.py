@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mbrl_jax import statistics
-from mbrl_jax.config import DynaQConfig
+from mbrl_jax.config import ModelBasedConfig
 from mbrl_jax.model.fitting import FitLog
 from mbrl_jax.runs.figures import draw_band
 from mbrl_jax.runs.report import markup, measures, rollouts
@@ -78,7 +78,7 @@ def _draw_fit(entry: Entry, log: FitLog, x: np.ndarray, label: str, figures: Fig
     if not kept.any():
         return [markup.paragraph(f"No seed has a finite error {when}, so there is nothing to draw.")]
     loss, mse, nll = (np.asarray(leaf, np.float64)[kept].mean(axis=2) for leaf in log)
-    gaussian = isinstance(entry.run.config, DynaQConfig) and entry.run.config.model.kind == "gaussian"
+    gaussian = isinstance(entry.run.config, ModelBasedConfig) and entry.run.config.model.kind == "gaussian"
     told = f"mean over members, IQM over seeds with its 95 % bootstrap interval, {kept.sum()} seeds.{left_out(kept)}"
 
     figure, (ax,) = new_axes()
@@ -113,7 +113,7 @@ def _draw_fit(entry: Entry, log: FitLog, x: np.ndarray, label: str, figures: Fig
 
 def _calibration(entry: Entry, figures: Figures) -> str:
     config, model = entry.run.config, entry.run.result.outcome.model
-    if not isinstance(config, DynaQConfig) or model is None:
+    if not isinstance(config, ModelBasedConfig) or model is None:
         return markup.paragraph(f"The model of {entry.label} was not saved, so its predictions cannot be checked.")
     if config.model.kind == "deterministic":
         return markup.paragraph(

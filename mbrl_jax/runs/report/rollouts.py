@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array
 
 from mbrl_jax import environment as env
-from mbrl_jax.agents.q_learning import make_q_learner
+from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import DynaQConfig, ModelFreeQConfig
+from mbrl_jax.config import ModelBasedConfig, RunConfig
 from mbrl_jax.environment import Environment, Transition, make_environment
 from mbrl_jax.evaluation import Greedy
 from mbrl_jax.model import ensemble as ens
@@ -41,7 +41,7 @@ class Episode(NamedTuple):
     imagined: list[np.ndarray]  # M of [at most n + 1, D], by mean predictions; one ends early where the member terminates
 
 
-def calibration(config: DynaQConfig, policies: Params, members: Members) -> dict[str, Predicted]:
+def calibration(config: ModelBasedConfig, policies: Params, members: Members) -> dict[str, Predicted]:
     """Predictions of Gaussian members on states of every seed's own greedy policy and of the random one.
 
     Args:
@@ -52,11 +52,11 @@ def calibration(config: DynaQConfig, policies: Params, members: Members) -> dict
     """
     task = make_environment(config.environment)
     ensemble = ensemble_of(config, task)
-    learner = make_q_learner(config.agent, task.spec)
+    greedy = algorithm_of(config).greedy(config, task.spec)
 
     def one(params: Params, members: Members, key: Array) -> tuple[Any, Any]:
         key_policy, key_random = jax.random.split(key)
-        own = play_on(task, lambda s: learner.greedy(params, s), key_policy, CALIBRATION_STEPS)
+        own = play_on(task, lambda s: greedy(params, s), key_policy, CALIBRATION_STEPS)
         _, random, _ = env.collect(task, env.draw_collection(task, key_random, CALIBRATION_STEPS))
         return _predict(ensemble, members, own), _predict(ensemble, members, random)
 
@@ -66,7 +66,7 @@ def calibration(config: DynaQConfig, policies: Params, members: Members) -> dict
     return {"own policy": Predicted(*map(np.asarray, on_policy)), "random policy": Predicted(*map(np.asarray, on_random))}
 
 
-def episode(config: ModelFreeQConfig, policy: Params, members: Members | None) -> Episode:
+def episode(config: RunConfig, policy: Params, members: Members | None) -> Episode:
     """A real episode of one seed's greedy policy and, if there are members, the same one as each imagines it.
 
     Args:
@@ -76,28 +76,28 @@ def episode(config: ModelFreeQConfig, policy: Params, members: Members | None) -
 
     """
     task = make_environment(config.environment)
-    learner = make_q_learner(config.agent, task.spec)
+    greedy = algorithm_of(config).greedy(config, task.spec)
     key = seed_keys(BASE_SEED, 1)[0]
     limit = task.spec.time_limit
     policy = jax.tree.map(jnp.asarray, policy)
-    played = jax.jit(lambda params: play_on(task, lambda s: learner.greedy(params, s), key, limit))(policy)
+    played = jax.jit(lambda params: play_on(task, lambda s: greedy(params, s), key, limit))(policy)
     ended = np.flatnonzero(np.asarray(played.terminated | played.truncated))
     length = int(ended[0]) + 1 if len(ended) else limit
     real = np.concatenate([np.asarray(played.observation[:1]), np.asarray(played.next_observation[:length])])
     terminated = bool(played.terminated[length - 1])
     if members is None:
         return Episode(real, terminated, [])
-    assert isinstance(config, DynaQConfig)
+    assert isinstance(config, ModelBasedConfig)
     ensemble = ensemble_of(config, task)
 
     def dream(params: Params, members: Members, start: Array) -> tuple[Array, Array]:
-        return imagine(ensemble, members, lambda s: learner.greedy(params, s), start, limit)
+        return imagine(ensemble, members, lambda s: greedy(params, s), start, limit)
 
     states, over = jax.jit(dream)(policy, jax.tree.map(jnp.asarray, members), jnp.asarray(real[0]))
     return Episode(real, terminated, [_until(states[:, m], over[:, m], real) for m in range(states.shape[1])])
 
 
-def ensemble_of(config: DynaQConfig, task: Environment) -> Ensemble:
+def ensemble_of(config: ModelBasedConfig, task: Environment) -> Ensemble:
     """The shape of the run's world model."""
     return Ensemble(config.model, task.spec, task.reward, task.terminated)
 

@@ -1,0 +1,212 @@
+"""Policy gradients: an actor that learns from segments of trajectories, imagined or real, beside a critic or without one."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax import replay
+from mbrl_jax.config import PolicyGradientConfig
+from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.networks import ADAM, MLP, Params, adam_step, all_finite
+from mbrl_jax.replay import Rows
+
+
+class ActorCritic(NamedTuple):
+    """Parameters."""
+
+    actor: Params
+    critic: Params
+
+
+class PGState(NamedTuple):
+    """The learner. Once an update would make it non-finite it is frozen at its last finite parameters."""
+
+    online: ActorCritic
+    target: ActorCritic  # follows the online one; its critic values next states, its actor is the policy that is judged
+    optimizer: Any  # of the actor and of the critic
+    frozen: Array  # [] bool
+    updates: Array  # [] int32, updates made before it was frozen
+
+
+class Segment(NamedTuple):
+    """T successive steps of K trajectories side by side."""
+
+    rows: Rows  # leaves [T, K, ...]
+    ended: Array  # [T, K] bool, the trajectory ended with this step, for whatever reason: the next row is of another
+
+
+class PolicyGradientLog(NamedTuple):
+    """How an update went."""
+
+    loss: Array  # [] the critic's weighted mean squared error, in units of the return; 0 without a critic
+    scaled_loss: Array  # [] the same over the variance of its targets
+    entropy: Array  # [] weighted mean entropy of the policy, nats
+
+
+def segment_of(packed: Array, lanes: int) -> Segment:
+    """The segment that rows [T * K, 2 D + 5] of K lanes make, in the order of time.
+
+    A lane that ended is told by the next row's depth of 0. Of the last rows it does not matter: what follows them is not here.
+    """
+    rows = replay.unpack(packed.reshape(-1, lanes, packed.shape[-1]))
+    begins = jnp.concatenate([rows.depth[1:] == 0, jnp.ones((1, lanes), bool)])
+    return Segment(rows, begins)
+
+
+def lambda_returns(
+    reward: Array, terminated: Array, ended: Array, next_value: Array, discount: Array | float, decay: Array | float
+) -> Array:
+    """[T, K] returns that mix all numbers of steps (Sutton 1988; as GAE, Schulman et al. 2016, arXiv:1506.02438, plus the value).
+
+    ``R[t] = r[t] + discount * (1 - terminated[t]) * ((1 - decay) * v(s'[t]) + decay * R[t + 1])``, and where the trajectory ends
+    or the segment does, ``v(s'[t])`` in place of the mixture: a truncation bootstraps, a termination does not.
+
+    Args:
+      reward: [T, K].
+      terminated: [T, K] bool.
+      ended: [T, K] bool.
+      next_value: [T, K] of s'.
+      discount: [] or a number.
+      decay: [] or a number, lambda: 0 looks one step ahead, 1 as far as the segment goes.
+
+    """
+    chex.assert_equal_shape([reward, terminated, ended, next_value])
+
+    def back(later: Array, step: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        reward, terminated, ended, value = step
+        follows = jnp.where(ended, value, (1 - decay) * value + decay * later)
+        now = reward + discount * (1 - terminated.astype(reward.dtype)) * follows
+        return now, now
+
+    _, returns = jax.lax.scan(back, next_value[-1], (reward, terminated, ended, next_value), reverse=True)
+    return returns
+
+
+class PolicyGradient(NamedTuple):
+    """The learner's settings and the task's sizes, with the functions of an agent: ``init``, ``act`` and ``update``."""
+
+    config: PolicyGradientConfig
+    spec: EnvironmentSpec
+
+    @property
+    def actor(self) -> MLP:
+        """Maps scaled observations [..., D] to logits [..., A]."""
+        return MLP(hidden=self.config.hidden, outputs=self.spec.action_count, activation=self.config.activation)
+
+    @property
+    def critic(self) -> MLP:
+        """Maps scaled observations [..., D] to a value [..., 1], in units of the reward."""
+        return MLP(hidden=self.config.hidden, outputs=1, activation=self.config.activation)
+
+    @property
+    def horizon(self) -> Array | float:
+        """Steps that the discounted sum of rewards is about: what the critic's output is multiplied by."""
+        return 1 / jnp.maximum(1 - jnp.asarray(self.config.discount), 1e-3)
+
+    def init(self, key: Array) -> PGState:
+        """A fresh learner, whose policy is nearly uniform."""
+        key_actor, key_critic = jax.random.split(key)
+        blank = jnp.zeros((1, self.spec.observation_size))
+        actor = self.actor.init(key_actor, blank)
+        last = f"Dense_{len(self.config.hidden)}"
+        small = {**actor["params"][last], "kernel": 0.01 * actor["params"][last]["kernel"]}
+        params = ActorCritic({"params": {**actor["params"], last: small}}, self.critic.init(key_critic, blank))
+        optimizer = ActorCritic(*(ADAM.init(each) for each in params))
+        return PGState(params, params, optimizer, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+
+    def logits(self, actor: Params, observation: Array) -> Array:
+        """[..., A] log-probabilities of the actions in observations [..., D]."""
+        return jax.nn.log_softmax(jnp.asarray(self.actor.apply(actor, self._scaled(observation))), axis=-1)
+
+    def values(self, critic: Params, observation: Array) -> Array:
+        """[...] values of observations [..., D]."""
+        return self.horizon * jnp.asarray(self.critic.apply(critic, self._scaled(observation)))[..., 0]
+
+    def act(self, actor: Params, observation: Array, uniform: Array) -> Array:
+        """Actions [...] int32 drawn from the policy, by uniform draws [...] and the inverse of its distribution function."""
+        below = jnp.cumsum(jnp.exp(self.logits(actor, observation)), axis=-1)[..., :-1]
+        return jnp.sum((uniform[..., None] >= below).astype(jnp.int32), axis=-1, dtype=jnp.int32)
+
+    def greedy(self, actor: Params, observation: Array) -> Array:
+        """The most probable actions [...] int32 in observations [..., D]."""
+        return jnp.argmax(self.logits(actor, observation), axis=-1).astype(jnp.int32)
+
+    def returns(self, critic: Params, segment: Segment) -> Array:
+        """[T, K] what the policy is to make larger: lambda-returns, or without a critic the rewards that the segment has."""
+        rows = segment.rows
+        if self.config.baseline == "none":
+            nothing = jnp.zeros_like(rows.reward)
+            return lambda_returns(rows.reward, rows.terminated, segment.ended, nothing, self.config.discount, 1.0)
+        value = self.values(critic, rows.next_observation)
+        return lambda_returns(rows.reward, rows.terminated, segment.ended, value, self.config.discount, self.config.decay)
+
+    def advantages(self, params: ActorCritic, segment: Segment, returns: Array) -> Array:
+        """[T, K] what the log-probabilities' gradients are weighted by."""
+        advantage = returns
+        if self.config.baseline == "value":
+            advantage = advantage - self.values(params.critic, segment.rows.observation)
+        if not self.config.normalise:
+            return advantage
+        weight = segment.rows.weight
+        mean = _mean(advantage, weight)
+        return (advantage - mean) / jnp.sqrt(_mean(jnp.square(advantage - mean), weight) + 1e-8)
+
+    def score_loss(self, actor: Params, segment: Segment, advantages: Array) -> tuple[Array, Array]:
+        """[] whose gradient is minus the score-function estimate (REINFORCE, Williams 1992), with an entropy bonus, and []
+        the entropy.
+        """
+        rows, logits = segment.rows, self.logits(actor, segment.rows.observation)
+        chosen = jnp.sum(logits * jax.nn.one_hot(rows.action, logits.shape[-1], dtype=logits.dtype), axis=-1)
+        entropy = _mean(-jnp.sum(jnp.exp(logits) * logits, axis=-1), rows.weight)
+        return -_mean(chosen * advantages, rows.weight) - self.config.entropy_weight * entropy, entropy
+
+    def critic_loss(self, critic: Params, segment: Segment, returns: Array) -> Array:
+        """[] the mean squared error of the values, in units of the return."""
+        return _mean(jnp.square(self.values(critic, segment.rows.observation) - returns), segment.rows.weight)
+
+    def update(self, state: PGState, segment: Segment, progress: Array | float = 0.0) -> tuple[PGState, PolicyGradientLog]:
+        """One gradient step of the actor and of the critic, and one step of the target networks.
+
+        Args:
+          state: the learner.
+          segment: that the online policy has made.
+          progress: share of the run that is done, by which the learning rates decay.
+
+        """
+        config = self.config
+        left = 1 - config.learning_rate_decay * progress
+        returns = jax.lax.stop_gradient(self.returns(state.target.critic, segment))
+        advantages = jax.lax.stop_gradient(self.advantages(state.online, segment, returns))
+        gradient, entropy = jax.grad(self.score_loss, has_aux=True)(state.online.actor, segment, advantages)
+        actor, actor_optimizer = adam_step(state.online.actor, state.optimizer.actor, gradient, config.learning_rate * left)
+        critic, critic_optimizer, loss = state.online.critic, state.optimizer.critic, jnp.zeros_like(entropy)
+        if config.baseline == "value":
+            scale = jnp.square(self.horizon)  # so that the step does not depend on the discount
+
+            def scaled(critic: Params) -> tuple[Array, Array]:
+                loss = self.critic_loss(critic, segment, returns)
+                return loss / scale, loss
+
+            gradient, loss = jax.grad(scaled, has_aux=True)(critic)
+            critic, critic_optimizer = adam_step(critic, critic_optimizer, gradient, config.critic_learning_rate * left)
+        online = ActorCritic(actor, critic)
+        target = jax.tree.map(lambda t, p: t + config.target_rate * (p - t), state.target, online)
+        after = PGState(online, target, ActorCritic(actor_optimizer, critic_optimizer), state.frozen, state.updates + 1)
+        frozen = state.frozen | ~all_finite(online)
+        after = jax.tree.map(lambda new, old: jnp.where(frozen, old, new), after, state)
+        mean = _mean(returns, segment.rows.weight)
+        variance = _mean(jnp.square(returns - mean), segment.rows.weight)
+        return after._replace(frozen=frozen), PolicyGradientLog(loss, loss / jnp.maximum(variance, 1e-8), entropy)
+
+    def _scaled(self, observation: Array) -> Array:
+        """Observations [..., D] over the task's own scale."""
+        scale = jnp.asarray(self.spec.observation_scale, observation.dtype)
+        return observation / scale.reshape((1,) * (observation.ndim - 1) + (-1,))
+
+
+def _mean(x: Array, weight: Array) -> Array:
+    """[] the mean of x by its weights, 0 if none has any."""
+    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)

@@ -1,0 +1,69 @@
+"""Choosing among snapshots of a policy in imagination, which costs no real transition."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax import draws
+from mbrl_jax.config import SelectionConfig
+from mbrl_jax.evaluation import play_imagined, sample_first_observations
+from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.networks import Params
+from mbrl_jax.replay import Replay
+
+GreedyOf = Callable[[Params, Array], Array]  # (parameters, s [..., D]) -> actions [...]
+
+
+class Snapshot(NamedTuple):
+    """A policy and the mean return of its imagined episodes."""
+
+    params: Params
+    score: Array  # []
+
+
+def choose(
+    config: SelectionConfig,
+    ensemble: Ensemble,
+    members: Members,
+    greedy: GreedyOf,
+    params: Params,
+    incumbent: Snapshot,
+    real: Replay,
+    key: Array,
+    *,
+    anew: bool,
+) -> tuple[Snapshot, Array, Array]:
+    """The better of the snapshot chosen so far and the present policy, as imagination scores them.
+
+    Args:
+      config: how many episodes, and of how many steps.
+      ensemble: the shape of the world model.
+      members: M of them.
+      greedy: what a policy of given parameters does.
+      params: the present policy.
+      incumbent: chosen so far; its score is -inf if there is none.
+      real: in whose first states the imagined episodes begin.
+      key: of this choice alone.
+      anew: score the incumbent again beside its challenger, from the same starts and with the same noise, as it must be where the
+        model has been refitted: another world scores.
+
+    Returns:
+      The snapshot, the present policy's score, and whether it is the one chosen.
+
+    """
+    key_start, key_noise = jax.random.split(key)
+    first = sample_first_observations(real, draws.bits(key_start, (config.episodes,)))
+
+    def score_of(params: Params) -> Array:
+        return jnp.mean(play_imagined(ensemble, members, lambda s: greedy(params, s), first, key_noise, config.steps))
+
+    challenger = Snapshot(params, score_of(params))
+    if anew:
+        never = jnp.isneginf(incumbent.score)
+        incumbent = incumbent._replace(score=jnp.where(never, -jnp.inf, score_of(incumbent.params)))
+    better = challenger.score > incumbent.score
+    chosen = jax.tree.map(lambda new, old: jnp.where(better, new, old), challenger, incumbent)
+    return chosen, challenger.score, better

@@ -1,0 +1,170 @@
+"""The policy gradient with a model and without one."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from algorithms import probes
+
+from mbrl_jax.algorithms import imagined_pg, model_free_pg
+from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax.algorithms.training import seed_keys
+from mbrl_jax.config import (
+    ConfigError,
+    EnvironmentConfig,
+    EvaluationConfig,
+    ImaginedPGConfig,
+    LanesConfig,
+    ModelConfig,
+    ModelFreePGConfig,
+    PolicyGradientConfig,
+    SelectionConfig,
+    check,
+)
+
+SEEDS = 2
+AGENT = PolicyGradientConfig(hidden=(16, 16), learning_rate=1e-2, critic_learning_rate=1e-2)
+COMMON = {"agent": AGENT, "evaluation": EvaluationConfig(episodes=3, curve_episodes=2)}
+SHORT = {"steps": 20, "round_steps": 10, "metric_steps": 5, "environment": EnvironmentConfig(time_limit=30), **COMMON}
+WITHOUT = ModelFreePGConfig(**SHORT, segment_steps=5)
+WITH = ImaginedPGConfig(
+    **SHORT,
+    random_transitions=100,
+    model=ModelConfig(members=2, hidden=(8, 8), batch_size=16, epochs=2, refit_batches=2),
+    imagination=LanesConfig(lanes=4, steps=3, cap=5, controller_settings={"length": 5}),
+    selection=SelectionConfig(episodes=4, steps=20),
+)
+CONFIGS = {"batch": WITH, "interactive": replace(WITH, protocol="interactive"), "without a model": WITHOUT}
+
+
+def make(config, environment=None):
+    return algorithm_of(config).make_train(config, environment=environment)
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_run_in_chunks_is_the_whole_run(name):
+    config, keys = CONFIGS[name], seed_keys(0, SEEDS)
+    algorithm = make(config)
+    axes = algorithm.axes
+    whole = jax.jit(jax.vmap(algorithm.train))(keys)
+    state, collected = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
+    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
+    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+    for number in range(algorithm.rounds):
+        state, metrics = advance(state, config)
+        close(metrics, jax.tree.map(lambda leaf, number=number: leaf[:, number], whole.metrics), rtol=1e-3, atol=1e-4)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
+    close(outcome, whole.outcome, rtol=1e-3, atol=1e-4)
+    assert collected.shape == (SEEDS, config.random_transitions)
+    assert outcome.updates.tolist() == [config.updates] * SEEDS
+    assert int(state.time) == config.steps
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_seed_alone_gives_the_numbers_it_gives_among_others(name):
+    train = make(CONFIGS[name]).train
+    among = jax.jit(jax.vmap(train))(seed_keys(0, SEEDS))
+    alone = jax.jit(train)(seed_keys(0, 1, first=1)[0])
+    close(alone.outcome.last, jax.tree.map(lambda leaf: leaf[1], among.outcome.last), rtol=1e-3, atol=1e-4)
+    assert not np.allclose(*among.outcome.last["params"]["Dense_0"]["kernel"])
+
+
+def test_the_batch_protocol_never_touches_the_environment_again():
+    algorithm = make(WITH)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    state, _ = jax.jit(algorithm.fit)(state, WITH)
+    after, _ = jax.jit(algorithm.advance)(state, WITH)
+    np.testing.assert_array_equal(state.real.rows, after.real.rows)
+    close(state.episode, after.episode, rtol=0)
+
+
+def test_in_the_interactive_protocol_every_step_is_one_more_real_transition_by_the_policy():
+    config = CONFIGS["interactive"]
+    algorithm = make(config)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    state, _ = jax.jit(algorithm.fit)(state, config)
+    state, metrics = jax.jit(algorithm.advance)(state, config)
+    assert int(state.real.written) == config.random_transitions + config.round_steps
+    assert metrics.refit.loss.shape == (config.model.members,)
+
+
+def test_an_imagined_policy_gradient_and_dyna_q_are_given_the_same_real_data(tiny):
+    ours = make(replace(WITH, random_transitions=tiny.random_transitions))
+    theirs = make(tiny)
+    key = seed_keys(3, 1)[0]
+    np.testing.assert_array_equal(jax.jit(ours.init)(key)[0].real.rows, jax.jit(theirs.init)(key)[0].real.rows)
+
+
+PROBE = {"steps": 300, "round_steps": 300, "metric_steps": 100, **COMMON}
+
+
+@pytest.mark.parametrize("baseline", ["value", "none"])
+@pytest.mark.parametrize("make_probe", [probes.action_value, probes.observation_and_action])
+@pytest.mark.parametrize("with_model", [True, False])
+def test_the_policy_finds_the_action_that_is_rewarded(with_model, make_probe, baseline):
+    agent, task = replace(AGENT, baseline=baseline, entropy_weight=0.0), make_probe()
+    if with_model:
+        config = ImaginedPGConfig(
+            **{**PROBE, "agent": agent},
+            random_transitions=200,
+            model=ModelConfig(members=2, hidden=(16, 16), batch_size=32, epochs=20, kind="deterministic"),
+            imagination=LanesConfig(lanes=8, steps=2, cap=2, controller_settings={"length": 2}),
+            selection=SelectionConfig(episodes=2, steps=5),
+        )
+    else:
+        config = ModelFreePGConfig(**{**PROBE, "steps": 3_000, "round_steps": 3_000, "agent": agent}, segment_steps=10)
+    outcome = jax.jit(make(config, task).train)(seed_keys(0, 1)[0]).outcome
+    np.testing.assert_allclose(outcome.returns_last, 1.0)
+
+
+def test_a_critic_learns_the_known_value_through_time_limits():
+    discount = 0.8
+    agent = replace(AGENT, discount=discount, decay=0.9)
+    config = ModelFreePGConfig(**{**PROBE, "steps": 15_000, "round_steps": 15_000, "agent": agent}, segment_steps=10)
+    algorithm = make(config, probes.endless())
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    state, _ = jax.jit(algorithm.advance)(state, config)
+    learner = model_free_pg.PolicyGradient(agent, probes.endless().spec)
+    assert float(learner.values(state.agent.online.critic, jnp.array([1.0, 0.0]))) == pytest.approx(1 / (1 - discount), rel=0.05)
+
+
+@pytest.mark.parametrize("controller", [("threshold", {"mark": 0.1}), ("fixed", {"length": 2})])
+def test_any_horizon_controller_ends_the_lanes(controller):
+    name, numbers = controller
+    config = replace(WITH, imagination=replace(WITH.imagination, controller=name, controller_settings=numbers))
+    metrics = jax.jit(make(config).train)(seed_keys(0, 1)[0]).metrics
+    assert float(np.max(metrics.lanes.ended)) > 0
+    assert np.isfinite(np.asarray(metrics.update.loss)).all()
+
+
+def test_a_diagnosis_asks_how_wrong_the_model_is():
+    algorithm = make(WITH)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    state, _ = jax.jit(algorithm.fit)(state, WITH)
+    told = jax.jit(algorithm.diagnose)(state, WITH)
+    assert float(jnp.sum(told.by_depth.rows)) > 0
+    assert make(WITHOUT).diagnose is None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(WITHOUT, protocol="batch"), "protocol: 'batch' does not fit"),
+        (replace(WITHOUT, random_transitions=5), "random_transitions: 5 does not fit; here it must be 0"),
+        (replace(WITHOUT, segment_steps=3), r"segment_steps: 3 does not fit; it must divide metric_steps \(5\)"),
+        (replace(WITH, imagination=replace(WITH.imagination, lanes=5)), "imagination.lanes: 5 does not fit"),
+        (replace(WITH, agent=replace(AGENT, decay=1.5)), "agent.decay: 1.5 is out of range"),
+        (replace(WITH, random_transitions=0), "random_transitions: 0 is out of range; it must be at least 2"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+    with pytest.raises(ConfigError, match=message):
+        (imagined_pg if isinstance(config, ImaginedPGConfig) else model_free_pg).make_train(config)
