@@ -1,12 +1,13 @@
 """Policies learned by policy gradients in imagination, over seeds, beside their twin on real transitions alone.
 
-    python benchmarks/policy_gradient.py learning data
+    python benchmarks/policy_gradient.py tuning learning data
 
+tuning    the twin's learning rate, on seeds that no other stage uses
 learning  CartPole-v1, 5,000 real transitions: actor and critic in imagination, REINFORCE in imagination, and the same actor and
           critic on what the policy itself does in the real environment
 data      actor and critic in imagination against the number of random real transitions
 
-Each writes a JSON file and a figure into benchmarks/results/policy_gradient/, and prints a table.
+Each writes a JSON file, and most a figure, into benchmarks/results/policy_gradient/, and prints a table.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "policy_gradient"
+TUNING_SEED = 1_000_000  # no seed of the tuning is a seed of another stage
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 DATA_SIZES = (100, 250, 500, 1_000, 2_000, 5_000)
 
 
@@ -33,9 +36,9 @@ def preset(name: str) -> Any:
     return load(ROOT / "configs" / f"{name}.yaml")
 
 
-def run(name: str, config: RunConfig, seeds: int) -> runner.Run:
+def run(name: str, config: RunConfig, seeds: int, base_seed: int = 0) -> runner.Run:
     with Display.standard(name) as display:
-        return runner.run(config, seeds, display=display)
+        return runner.run(config, seeds, base_seed=base_seed, display=display)
 
 
 def arms() -> dict[str, RunConfig]:
@@ -126,7 +129,20 @@ def write(stage: str, content: dict[str, Any]) -> None:
     (OUT / f"{stage}.json").write_text(json.dumps({"stage": stage, **content}, indent=1) + "\n", encoding="utf-8")
 
 
-STAGES = {"learning": stage_learning, "data": stage_data}
+def stage_tuning(seeds: int) -> None:
+    """The learning rate of the twin on real transitions; its preset holds the winner."""
+    config = preset("cartpole_pg_model_free")
+    table, told = new_table(f"actor and critic on real transitions, {seeds} seeds"), []
+    for rate in RATES:
+        tried = dataclasses.replace(config, agent=dataclasses.replace(config.agent, learning_rate=rate))
+        summary = results.summarise(run(f"rate {rate:g}", tried, seeds, TUNING_SEED))
+        told.append({"learning_rate": rate, "chosen": rate == config.agent.learning_rate, **summary})
+        table.add_row(*row(f"learning rate {rate:g}", summary))
+    write("tuning", {"runs": told})
+    Console(width=140).print(table)
+
+
+STAGES = {"tuning": stage_tuning, "learning": stage_learning, "data": stage_data}
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ def _split(name: str, leaf: np.ndarray, lead: int) -> Iterator[tuple[str, np.nda
 
 
 def _rows(phase: str, count: int, **columns: Any) -> dict[str, Any]:
-    return {**columns, "phase": pa.array([phase] * count).dictionary_encode()}
+    return {**columns, "phase": pa.array([phase] * count, pa.string()).dictionary_encode()}
 
 
 def _collect_rows(collected: np.ndarray) -> pa.Table:
