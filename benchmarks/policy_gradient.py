@@ -130,7 +130,7 @@ def write(stage: str, content: dict[str, Any]) -> None:
 
 
 def stage_tuning(seeds: int) -> None:
-    """The learning rate of the twin on real transitions; its preset holds the winner."""
+    """The learning rate of the twin on real transitions; its preset holds one of the best, which do not differ."""
     config = preset("cartpole_pg_model_free")
     table, told = new_table(f"actor and critic on real transitions, {seeds} seeds"), []
     for rate in RATES:
