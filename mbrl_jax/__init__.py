@@ -6,9 +6,9 @@
 >>> result = jax.jit(jax.vmap(train))(mbrl_jax.seed_keys(0, seeds=64))
 """
 
-from mbrl_jax.algorithms import dyna_q, model_free_q
+from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q
 from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, load, save
+from mbrl_jax.config import ConfigError, DynaQConfig, ImaginedPGConfig, ModelFreePGConfig, ModelFreeQConfig, load, save
 from mbrl_jax.environment import Environment, make_environment
 from mbrl_jax.imagination.horizon import Decision, HorizonController, View
 from mbrl_jax.runs.playing import Policy, load_policy
@@ -21,6 +21,8 @@ __all__ = [
     "DynaQConfig",
     "Environment",
     "HorizonController",
+    "ImaginedPGConfig",
+    "ModelFreePGConfig",
     "ModelFreeQConfig",
     "Outcome",
     "Policy",
@@ -29,10 +31,12 @@ __all__ = [
     "Train",
     "View",
     "dyna_q",
+    "imagined_pg",
     "load",
     "load_policy",
     "load_run",
     "make_environment",
+    "model_free_pg",
     "model_free_q",
     "run",
     "save",

@@ -64,7 +64,7 @@ def make_folder(path: str | Path) -> Path:
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """The same, removed again if it was not there before and an error comes before anything is in it."""
-    was_there = Path(path).is_dir()
+    was_there = os.path.isdir(path)  # and not an error where it cannot be looked at
     folder = make_folder(path)
     try:
         yield folder

@@ -536,14 +536,14 @@ FAULTS = {
         "algorithms.training:exploration_rate", "config.start + progress", "config.end - progress", short_run, ("interactive",)
     ),
     "the worst snapshot chosen": Fault(
-        "algorithms.dyna_q:make_train",
+        "algorithms.selection:choose",
         "challenger.score > incumbent.score",
         "challenger.score < incumbent.score",
         short_run,
         ("batch",),
     ),
     "an incumbent judged by a world that is gone": Fault(
-        "algorithms.dyna_q:make_train", "score_of(incumbent.params)", "incumbent.score", short_run, ("interactive",)
+        "algorithms.selection:choose", "score_of(incumbent.params)", "incumbent.score", short_run, ("interactive",)
     ),
     "real rows in place of imagined ones": Fault(
         "algorithms.dyna_q:make_train",

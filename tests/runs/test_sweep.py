@@ -15,13 +15,13 @@ LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
 def compiled(monkeypatch):
     """What is compiled from here on, counted."""
     calls = []
-    original = execution.compile_
+    original = execution.Lowered.compile
 
-    def counted(*arguments, **options):
-        calls.append(arguments[0])
-        return original(*arguments, **options)
+    def counted(lowered):
+        calls.append(lowered)
+        return original(lowered)
 
-    monkeypatch.setattr(execution, "compile_", counted)
+    monkeypatch.setattr(execution.Lowered, "compile", counted)
     return calls
 
 
