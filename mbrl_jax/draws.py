@@ -29,6 +29,13 @@ def uniform(key: Array, shape: Shape) -> Array:
     return _flat(jax.random.uniform, key, shape)
 
 
+def symmetric(key: Array, shape: Shape) -> Array:
+    """``shape`` uniform in (-1, 1), both ends left out, in the default float type."""
+    dtype = jnp.zeros(()).dtype
+    lowest = jnp.nextafter(jnp.asarray(-1, dtype), jnp.asarray(0, dtype))
+    return _flat(lambda key, shape: jax.random.uniform(key, shape, dtype, lowest, 1.0), key, shape)
+
+
 def normal(key: Array, shape: Shape) -> Array:
     """``shape`` standard normal, in the default float type."""
     return _flat(jax.random.normal, key, shape)

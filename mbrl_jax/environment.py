@@ -18,13 +18,29 @@ from mbrl_jax.config import ConfigError, EnvironmentConfig
 
 
 class EnvironmentSpec(NamedTuple):
-    """What a learner must know of a task before it starts."""
+    """What a learner must know of a task before it starts.
+
+    An action is one int32 below ``action_count``, or, where that is 0, ``action_size`` numbers from -1 to 1, which the task
+    brings to its own units. Wherever a docstring has actions [...], the latter are [..., A].
+    """
 
     name: str
     observation_size: int  # D
-    action_count: int  # A
+    action_count: int  # A discrete actions, 0 where actions are continuous
     time_limit: int  # steps until truncation
     observation_scale: tuple[float, ...]  # D positive numbers that bring each axis to about [-1, 1]
+    action_size: int = 0  # A numbers of a continuous action, 0 where actions are discrete
+    observation_limits: tuple[float, ...] | None = None  # D magnitudes that no axis exceeds, so that imagination need not either
+
+    @property
+    def continuous(self) -> bool:
+        """Whether actions are numbers from -1 to 1."""
+        return self.action_size > 0
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Of one action: () or (A,)."""
+        return (self.action_size,) if self.continuous else ()
 
 
 class EnvironmentState(NamedTuple):
@@ -38,7 +54,7 @@ class Transition(NamedTuple):
     """One real step. Leading axes are those of the states stepped, none inside ``step``."""
 
     observation: Array  # [D] s
-    action: Array  # [] int32
+    action: Array  # [] int32, or [A] from -1 to 1
     reward: Array  # [] r
     next_observation: Array  # [D] s', the true one also at an episode's end
     terminated: Array  # [] bool, the task itself ended: nothing follows
@@ -55,9 +71,9 @@ class Environment(NamedTuple):
       step: ``(state, action, fresh) -> (state, Transition)``; the state that comes back is ``fresh`` where the episode ended.
       reward: ``(s [..., D], a [...], s' [..., D]) -> [...]``, the task's known reward.
       terminated: ``(s [..., D], a [...], s' [..., D]) -> [...] bool``, the task's known termination, judged on s'.
-      dynamics: ``(s [..., D], a [...] int32) -> s' [..., D]``, the real dynamics, without gradients. To measure a model with and
-        for an oracle that bounds what a horizon controller can reach; a method that asked it would no longer be one. None where
-        an observation does not tell the state.
+      dynamics: ``(s [..., D], a [...]) -> s' [..., D]``, the real dynamics, which can be differentiated if actions are
+        continuous. To measure a model with and for an oracle that bounds what a horizon controller can reach; a method that
+        asked it would no longer be one. None where an observation does not tell the state.
 
     """
 
@@ -76,11 +92,14 @@ class _Task(NamedTuple):
     reward: Callable[[Array, Array, Array], Array]
     terminated: Callable[[Array, Array, Array], Array]
     inner: Callable[[Array], Mapping[str, Array]]  # from s [D], the fields of the simulator's state, without its time
+    action_scale: tuple[float, ...] = ()  # what 1 is in the task's own units, for each number of a continuous action
+    observation_limits: tuple[float, ...] | None = None
 
 
 CARTPOLE_X = 2.4  # metres
 CARTPOLE_THETA = 12 * 2 * jnp.pi / 360  # radians
 MOUNTAIN_CAR_GOAL = 0.5
+PENDULUM_TORQUE = 2.0  # newton metres
 
 
 def _cartpole_terminated(s: Array, a: Array, s2: Array) -> Array:
@@ -96,6 +115,10 @@ def _mountain_car_terminated(s: Array, a: Array, s2: Array) -> Array:
     return (s2[..., 0] >= MOUNTAIN_CAR_GOAL) & (s2[..., 1] >= 0.0)
 
 
+def _never(s: Array, a: Array, s2: Array) -> Array:
+    return jnp.zeros(s2.shape[:-1], bool)
+
+
 def _one_per_step(s: Array, a: Array, s2: Array) -> Array:
     return jnp.ones_like(s2[..., 0])
 
@@ -106,6 +129,11 @@ def _minus_one_per_step(s: Array, a: Array, s2: Array) -> Array:
 
 def _acrobot_reward(s: Array, a: Array, s2: Array) -> Array:
     return jnp.where(_acrobot_terminated(s, a, s2), 0.0, _minus_one_per_step(s, a, s2))
+
+
+def _pendulum_reward(s: Array, a: Array, s2: Array) -> Array:
+    cost = jnp.square(jnp.arctan2(s[..., 1], s[..., 0])) + 0.1 * jnp.square(s[..., 2])  # of the angle from upright, and its rate
+    return -(cost + 0.001 * jnp.square(PENDULUM_TORQUE * jnp.clip(a[..., 0], -1.0, 1.0)))
 
 
 def _cartpole_inner(s: Array) -> Mapping[str, Array]:
@@ -121,10 +149,15 @@ def _mountain_car_inner(s: Array) -> Mapping[str, Array]:
     return {"position": s[0], "velocity": s[1]}
 
 
+def _pendulum_inner(s: Array) -> Mapping[str, Array]:
+    return {"theta": jnp.arctan2(s[1], s[0]), "theta_dot": s[2]}
+
+
 _TASKS = {
     "CartPole-v1": _Task((2.4, 2.0, 0.21, 2.0), _one_per_step, _cartpole_terminated, _cartpole_inner),
     "Acrobot-v1": _Task((1.0, 1.0, 1.0, 1.0, 12.57, 28.27), _acrobot_reward, _acrobot_terminated, _acrobot_inner),
     "MountainCar-v0": _Task((1.2, 0.07), _minus_one_per_step, _mountain_car_terminated, _mountain_car_inner),
+    "Pendulum-v1": _Task((1.0, 1.0, 8.0), _pendulum_reward, _never, _pendulum_inner, (PENDULUM_TORQUE,), (1.0, 1.0, 8.0)),
 }
 
 
@@ -141,15 +174,22 @@ def make_environment(config: EnvironmentConfig) -> Environment:
 
     task = _TASKS[config.name]
     simulator, parameters = gymnax.make(config.name)
+    if task.action_scale:
+        simulator = simulator.with_transition_gradients()
     if config.time_limit is not None:
         parameters = parameters.replace(max_steps_in_episode=config.time_limit)
     spec = EnvironmentSpec(
         name=config.name,
         observation_size=simulator.observation_space(parameters).shape[0],
-        action_count=simulator.num_actions,
+        action_count=0 if task.action_scale else simulator.num_actions,
         time_limit=parameters.max_steps_in_episode,
         observation_scale=task.observation_scale,
+        action_size=len(task.action_scale),
+        observation_limits=task.observation_limits,
     )
+
+    def in_units(action: Array) -> Array:
+        return action * jnp.asarray(task.action_scale, action.dtype) if task.action_scale else action
 
     def draw_resets(key: Array, shape: tuple[int, ...]) -> EnvironmentState:
         count = 1
@@ -163,7 +203,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     def step(state: EnvironmentState, action: Array, fresh: EnvironmentState) -> tuple[EnvironmentState, Transition]:
         unused = jax.random.key(0)  # none of these tasks has noise in its dynamics
         with jax.numpy_dtype_promotion("standard"):
-            observation, inner, reward, terminated, _ = simulator.step_env(unused, state.inner, action, parameters)
+            observation, inner, reward, terminated, _ = simulator.step_env(unused, state.inner, in_units(action), parameters)
             truncated = simulator.is_truncated(inner, parameters)
         transition = Transition(
             observation=state.observation,
@@ -182,12 +222,13 @@ def make_environment(config: EnvironmentConfig) -> Environment:
             key = jax.random.key(0)  # neither what a reset draws nor noise that is not there gets into the result
             with jax.numpy_dtype_promotion("standard"):
                 inner = simulator.reset_env(key, parameters)[1].replace(**task.inner(observation))
-                following = simulator.step_env(key, inner, action, parameters)[0]
+                following = simulator.step_env(key, inner, in_units(action), parameters)[0]
             return following.astype(observation.dtype)
 
-        lead = jnp.broadcast_shapes(observation.shape[:-1], action.shape)
+        own = spec.action_shape
+        lead = jnp.broadcast_shapes(observation.shape[:-1], action.shape[: action.ndim - len(own)])
         observations = jnp.broadcast_to(observation, (*lead, observation.shape[-1])).reshape(-1, observation.shape[-1])
-        following = jax.vmap(one)(observations, jnp.broadcast_to(action, lead).reshape(-1))
+        following = jax.vmap(one)(observations, jnp.broadcast_to(action, (*lead, *own)).reshape(-1, *own))
         return following.reshape(*lead, observation.shape[-1])
 
     return Environment(spec, draw_resets, step, task.reward, task.terminated, dynamics)
@@ -196,6 +237,13 @@ def make_environment(config: EnvironmentConfig) -> Environment:
 def restart(state: EnvironmentState, fresh: EnvironmentState, ended: Array) -> EnvironmentState:
     """``fresh`` where the scalar ``ended`` holds, else ``state``."""
     return jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, state)
+
+
+def draw_actions(spec: EnvironmentSpec, key: Array, shape: tuple[int, ...]) -> Array:
+    """Actions ``shape`` of the uniform random policy: int32, or [*shape, A] strictly between -1 and 1."""
+    if not spec.continuous:
+        return draws.integers(key, shape, spec.action_count)
+    return draws.symmetric(key, (*shape, spec.action_size))
 
 
 def _strong(x: Array) -> Array:
@@ -210,7 +258,7 @@ class CollectionDraws(NamedTuple):
     """The random numbers of a collection of N transitions."""
 
     first: EnvironmentState  # [] where it begins
-    actions: Array  # [N] int32
+    actions: Array  # [N]
     resets: EnvironmentState  # [N] where to go on if the episode ends at that step
 
 
@@ -219,7 +267,7 @@ def draw_collection(environment: Environment, key: Array, transitions: int) -> C
     key_first, key_actions, key_resets = jax.random.split(key, 3)
     return CollectionDraws(
         first=environment.draw_resets(key_first, ()),
-        actions=draws.integers(key_actions, (transitions,), environment.spec.action_count),
+        actions=draw_actions(environment.spec, key_actions, (transitions,)),
         resets=environment.draw_resets(key_resets, (transitions,)),
     )
 

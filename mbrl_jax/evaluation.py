@@ -14,7 +14,7 @@ from mbrl_jax.model.ensemble import Ensemble, Members
 
 BLOCK = 25  # steps after which it is asked whether an episode still runs
 
-Greedy = Callable[[Array], Array]  # observations [..., D] -> actions [...] int32
+Greedy = Callable[[Array], Array]  # observations [..., D] -> actions [...]
 
 
 def play(environment: Environment, greedy: Greedy, starts: EnvironmentState) -> Array:
@@ -82,7 +82,7 @@ def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: A
       steps: after which an episode is cut.
 
     """
-    count, size = ensemble.sampling_members, first.shape[-1]
+    count, size, own = ensemble.sampling_members, first.shape[-1], ensemble.spec.action_shape
     noise = None
     if ensemble.config.kind == "gaussian":
         noise = draws.normal(key, (steps, *first.shape))
@@ -90,7 +90,7 @@ def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: A
     def step(carry: tuple[Array, Array, Array], time: Array) -> tuple[Array, Array, Array]:
         observation, running, returns = carry  # one axis of rows, member after member
         action = greedy(observation)
-        prediction = ens.predict(ensemble, members, observation.reshape(count, -1, size), action.reshape(count, -1))
+        prediction = ens.predict(ensemble, members, observation.reshape(count, -1, size), action.reshape(count, -1, *own))
         prediction = jax.tree.map(lambda leaf: leaf.reshape(first.shape[0], *leaf.shape[2:]), prediction)
         now = None if noise is None else noise[jnp.minimum(time, steps - 1)]
         imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, now)

@@ -20,7 +20,7 @@ class Rows(NamedTuple):
 
     observation: Array  # [..., D] s
     next_observation: Array  # [..., D] s', true also at an episode's end
-    action: Array  # [...] int32
+    action: Array  # [...] int32, or [..., A] floats
     reward: Array  # [...]
     terminated: Array  # [...] bool; a truncation is not one
     weight: Array  # [...] 1 where the row counts, 0 where it was not to be kept
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
 class Replay(NamedTuple):
     """A ring of rows. The first ``min(written, capacity)`` places hold data."""
 
-    rows: Array  # [capacity, 2 D + 5]
+    rows: Array  # [capacity, 2 D + 5], with continuous actions [capacity, 2 D + 4 + A]
     written: Array  # [] int32, rows written so far in all, shared by all seeds
 
 
@@ -38,31 +38,41 @@ AXES = Replay(rows=0, written=None)  # type: ignore[arg-type]
 """The axes to vmap a replay over: rows per seed, one counter for all."""
 
 
-def width(observation_size: int) -> int:
-    """Numbers in a packed row."""
-    return 2 * observation_size + 5
+def width(observation_size: int, action_size: int = 0) -> int:
+    """Numbers in a packed row, with ``action_size`` of a continuous action or a discrete one."""
+    return 2 * observation_size + 4 + max(action_size, 1)
 
 
-def create(capacity: int, observation_size: int) -> Replay:
+def create(capacity: int, observation_size: int, action_size: int = 0) -> Replay:
     """An empty replay of ``capacity`` rows in the default float type."""
-    return Replay(rows=jnp.zeros((capacity, width(observation_size))), written=jnp.zeros((), jnp.int32))
+    return Replay(rows=jnp.zeros((capacity, width(observation_size, action_size))), written=jnp.zeros((), jnp.int32))
 
 
 def pack(rows: Rows) -> Array:
     """The rows as flat vectors [..., 2 D + 5], in the order of the fields of :class:`Rows`."""
     dtype = rows.observation.dtype
-    scalars = jnp.stack([x.astype(dtype) for x in rows[2:]], axis=-1)
-    return jnp.concatenate([rows.observation, rows.next_observation, scalars], axis=-1)
+    continuous = rows.action.ndim > rows.reward.ndim
+    numbers = [rows.action] if continuous else []
+    scalars = jnp.stack([x.astype(dtype) for x in (rows[3:] if continuous else rows[2:])], axis=-1)
+    return jnp.concatenate([rows.observation, rows.next_observation, *numbers, scalars], axis=-1)
 
 
-def unpack(packed: Array) -> Rows:
-    """The columns of packed rows [..., 2 D + 5]."""
-    size = (packed.shape[-1] - 5) // 2
-    action, reward, terminated, weight, depth = (packed[..., 2 * size + i] for i in range(5))
+def unpack(packed: Array, action_size: int = 0) -> Rows:
+    """The columns of packed rows [..., 2 D + 5].
+
+    Args:
+      packed: the rows.
+      action_size: A, the numbers of a continuous action; 0 where actions are discrete. A row itself does not tell.
+
+    """
+    size = (packed.shape[-1] - 4 - max(action_size, 1)) // 2
+    start = 2 * size + max(action_size, 1)
+    reward, terminated, weight, depth = (packed[..., start + i] for i in range(4))
+    action = packed[..., 2 * size : start]
     return Rows(
         observation=packed[..., :size],
         next_observation=packed[..., size : 2 * size],
-        action=action.astype(jnp.int32),
+        action=action if action_size else action[..., 0].astype(jnp.int32),
         reward=reward,
         terminated=terminated > 0.5,
         weight=weight,

@@ -330,3 +330,52 @@ def test_the_dynamics_keep_float64(name):
 def test_an_unknown_task_is_refused_and_the_known_ones_are_named():
     with pytest.raises(ConfigError, match=r"environment\.name: 'CartPole-v0' .* CartPole-v1, Acrobot-v1, MountainCar-v0"):
         env.make_environment(EnvironmentConfig(name="CartPole-v0"))
+
+
+# ------------------------------------------------------------------------------------------------- Pendulum: continuous actions
+
+
+@functools.cache
+def swung():
+    return collected("Pendulum-v1", 420)
+
+
+def test_a_pendulum_is_pushed_by_a_number_from_minus_one_to_one_and_ends_at_the_time_limit_alone():
+    spec = make("Pendulum-v1").spec
+    assert (spec.continuous, spec.action_shape, spec.action_count, spec.time_limit) == (True, (1,), 0, 200)
+    assert not make("CartPole-v1").spec.continuous
+    assert make("CartPole-v1").spec.action_shape == ()
+    draws, _, rows, returns, judged = swung()
+    assert draws.actions.shape == rows.action.shape == (420, 1)
+    assert np.abs(draws.actions).max() > 0.95
+    assert not rows.terminated.any()
+    assert not judged.terminated.any()
+    assert np.flatnonzero(rows.truncated).tolist() == [199, 399]
+    np.testing.assert_allclose(judged.reward, rows.reward, rtol=1e-4, atol=1e-4)  # the angle is found from its cosine and sine
+    assert np.nanmean(returns) < -700
+
+
+def test_a_pendulums_step_agrees_with_gymnasium():
+    _, _, rows, _, _ = swung()
+    task = gymnasium.make("Pendulum-v1").unwrapped
+    task.reset(seed=0)
+    for i in range(0, 420, 7):
+        cosine, sine, rate = rows.observation[i].astype(np.float64)
+        task.state = np.array([np.arctan2(sine, cosine), rate])
+        observation, reward, *_ = task.step(2.0 * rows.action[i].astype(np.float64))
+        np.testing.assert_allclose(rows.next_observation[i], observation, rtol=0, atol=5e-6)
+        assert rows.reward[i] == pytest.approx(reward, rel=1e-4, abs=1e-4)
+
+
+def test_a_pendulums_dynamics_are_those_of_the_step_within_the_limits_of_its_states_and_have_slopes():
+    _, _, rows, _, _ = swung()
+    dynamics = make("Pendulum-v1").dynamics
+    np.testing.assert_allclose(jax.jit(dynamics)(rows.observation, rows.action), rows.next_observation, atol=5e-6)
+    every = dynamics(jnp.asarray(rows.observation[:3, None]), jnp.linspace(-1, 1, 5)[None, :, None])
+    assert every.shape == (3, 5, 3)
+    slope = jax.jacobian(lambda a: dynamics(jnp.array([1.0, 0.0, 0.0]), a))(jnp.zeros(1))
+    assert float(slope[2, 0]) == pytest.approx(3 * 2.0 * 0.05, rel=1e-5)  # 3 u dt / (m l^2), of 2 newton metres
+    limits = np.array(make("Pendulum-v1").spec.observation_limits)
+    beyond = dynamics(jnp.array([0.0, 1.0, 8.0]), jnp.ones(1))
+    assert (np.abs(beyond) <= limits).all()
+    assert float(beyond[2]) == 8.0

@@ -48,6 +48,17 @@ def test_unpacking_a_packed_row_gives_it_back(shape):
         assert after.dtype == before.dtype, name
 
 
+@pytest.mark.parametrize("numbers", [1, 2])
+def test_the_numbers_of_a_continuous_action_are_kept_as_they_are(numbers):
+    action = np.random.default_rng(1).uniform(-1, 1, (6, numbers)).astype(np.float32)
+    rows = random_rows((6,))._replace(action=action)
+    packed = replay.pack(jax.tree.map(jnp.asarray, rows))
+    assert packed.shape == (6, replay.width(3, numbers)) == (6, 10 + numbers)
+    for before, after in zip(rows, replay.unpack(packed, numbers), strict=True):
+        np.testing.assert_array_equal(after, before)
+    assert replay.create(4, 3, numbers).rows.shape == (4, 10 + numbers)
+
+
 def test_packing_an_unpacked_row_gives_it_back():
     packed = replay.pack(jax.tree.map(jnp.asarray, random_rows((5,))))
     np.testing.assert_array_equal(replay.pack(replay.unpack(packed)), packed)

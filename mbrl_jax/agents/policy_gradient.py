@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax import replay
+from mbrl_jax.agents.policies import Distribution, policy_of
 from mbrl_jax.config import PolicyGradientConfig
 from mbrl_jax.environment import EnvironmentSpec
 from mbrl_jax.networks import ADAM, MLP, Params, adam_step, all_finite
@@ -46,12 +47,12 @@ class PolicyGradientLog(NamedTuple):
     entropy: Array  # [] weighted mean entropy of the policy, nats
 
 
-def segment_of(packed: Array, lanes: int) -> Segment:
-    """The segment that rows [T * K, 2 D + 5] of K lanes make, in the order of time.
+def segment_of(packed: Array, lanes: int, action_size: int = 0) -> Segment:
+    """The segment that rows [T * K, 2 D + 5] of K lanes make, in the order of time; ``action_size`` as in ``replay.unpack``.
 
     A lane that ended is told by the next row's depth of 0. Of the last rows it does not matter: what follows them is not here.
     """
-    rows = replay.unpack(packed.reshape(-1, lanes, packed.shape[-1]))
+    rows = replay.unpack(packed.reshape(-1, lanes, packed.shape[-1]), action_size)
     begins = jnp.concatenate([rows.depth[1:] == 0, jnp.ones((1, lanes), bool)])
     return Segment(rows, begins)
 
@@ -93,8 +94,13 @@ class PolicyGradient(NamedTuple):
 
     @property
     def actor(self) -> MLP:
-        """Maps scaled observations [..., D] to logits [..., A]."""
-        return MLP(hidden=self.config.hidden, outputs=self.spec.action_count, activation=self.config.activation)
+        """Maps scaled observations [..., D] to what the policy's distribution needs [..., O]."""
+        return MLP(hidden=self.config.hidden, outputs=self.policy.outputs, activation=self.config.activation)
+
+    @property
+    def policy(self) -> Distribution:
+        """Categorical, or a squashed Gaussian, as the task's actions are."""
+        return policy_of(self.spec)
 
     @property
     def critic(self) -> MLP:
@@ -107,7 +113,7 @@ class PolicyGradient(NamedTuple):
         return 1 / jnp.maximum(1 - jnp.asarray(self.config.discount), 1e-3)
 
     def init(self, key: Array) -> PGState:
-        """A fresh learner, whose policy is nearly uniform."""
+        """A fresh learner, whose policy is nearly the same in all states: uniform, or a Gaussian about 0."""
         key_actor, key_critic = jax.random.split(key)
         blank = jnp.zeros((1, self.spec.observation_size))
         actor = self.actor.init(key_actor, blank)
@@ -117,22 +123,25 @@ class PolicyGradient(NamedTuple):
         optimizer = ActorCritic(*(ADAM.init(each) for each in params))
         return PGState(params, params, optimizer, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
 
-    def logits(self, actor: Params, observation: Array) -> Array:
-        """[..., A] log-probabilities of the actions in observations [..., D]."""
-        return jax.nn.log_softmax(jnp.asarray(self.actor.apply(actor, self._scaled(observation))), axis=-1)
+    def outputs(self, actor: Params, observation: Array) -> Array:
+        """[..., O] the actor's outputs in observations [..., D]."""
+        return jnp.asarray(self.actor.apply(actor, self._scaled(observation)))
 
     def values(self, critic: Params, observation: Array) -> Array:
         """[...] values of observations [..., D]."""
         return self.horizon * jnp.asarray(self.critic.apply(critic, self._scaled(observation)))[..., 0]
 
-    def act(self, actor: Params, observation: Array, uniform: Array) -> Array:
-        """Actions [...] int32 drawn from the policy, by uniform draws [...] and the inverse of its distribution function."""
-        below = jnp.cumsum(jnp.exp(self.logits(actor, observation)), axis=-1)[..., :-1]
-        return jnp.sum((uniform[..., None] >= below).astype(jnp.int32), axis=-1, dtype=jnp.int32)
+    def act(self, actor: Params, observation: Array, uniform: Array, random: Array) -> Array:
+        """Actions [...] drawn from the policy, by uniform draws [...] or by those of the random policy [...]."""
+        return self.policy.sample(self.outputs(actor, observation), uniform, random)
+
+    def relaxed(self, actor: Params, observation: Array, uniform: Array, random: Array) -> Array:
+        """The same actions as :meth:`act` gives, to be differentiated: discrete ones as weights [..., A]."""
+        return self.policy.relaxed(self.outputs(actor, observation), uniform, random)
 
     def greedy(self, actor: Params, observation: Array) -> Array:
-        """The most probable actions [...] int32 in observations [..., D]."""
-        return jnp.argmax(self.logits(actor, observation), axis=-1).astype(jnp.int32)
+        """The most probable actions [...] in observations [..., D]."""
+        return self.policy.mode(self.outputs(actor, observation))
 
     def returns(self, critic: Params, segment: Segment) -> Array:
         """[T, K] what the policy is to make larger: lambda-returns, or without a critic the rewards that the segment has."""
@@ -158,29 +167,58 @@ class PolicyGradient(NamedTuple):
         """[] whose gradient is minus the score-function estimate (REINFORCE, Williams 1992), with an entropy bonus, and []
         the entropy.
         """
-        rows, logits = segment.rows, self.logits(actor, segment.rows.observation)
-        chosen = jnp.sum(logits * jax.nn.one_hot(rows.action, logits.shape[-1], dtype=logits.dtype), axis=-1)
-        entropy = _mean(-jnp.sum(jnp.exp(logits) * logits, axis=-1), rows.weight)
-        return -_mean(chosen * advantages, rows.weight) - self.config.entropy_weight * entropy, entropy
+        rows, outputs = segment.rows, self.outputs(actor, segment.rows.observation)
+        taken = self.policy.log_probability(outputs, rows.action)
+        entropy = _mean(self.policy.entropy(outputs), rows.weight)
+        return -_mean(taken * advantages, rows.weight) - self.config.entropy_weight * entropy, entropy
+
+    def pathwise_loss(self, actor: Params, critic: Params, segment: Segment) -> tuple[Array, Array]:
+        """[] whose gradient is minus the pathwise estimate, with an entropy bonus, and [] the entropy.
+
+        What is made larger is the mean of the segment's returns, whose rewards and states depend on the actor by the model and
+        the relaxed actions that made them (as in Dreamer, Hafner et al. 2020, arXiv:1912.01603). That a termination comes or does
+        not is taken to be no matter of the actor's.
+
+        Args:
+          actor: that made the segment.
+          critic: that values next states.
+          segment: as a function of the actor.
+
+        """
+        rows = segment.rows
+        entropy = _mean(self.policy.entropy(self.outputs(actor, jax.lax.stop_gradient(rows.observation))), rows.weight)
+        gain = _mean(self.returns(critic, segment), jax.lax.stop_gradient(rows.weight))
+        return -gain - self.config.entropy_weight * entropy, entropy
 
     def critic_loss(self, critic: Params, segment: Segment, returns: Array) -> Array:
         """[] the mean squared error of the values, in units of the return."""
         return _mean(jnp.square(self.values(critic, segment.rows.observation) - returns), segment.rows.weight)
 
-    def update(self, state: PGState, segment: Segment, progress: Array | float = 0.0) -> tuple[PGState, PolicyGradientLog]:
+    def update(
+        self,
+        state: PGState,
+        segment: Segment,
+        progress: Array | float = 0.0,
+        pathwise: tuple[Params, Array] | None = None,
+    ) -> tuple[PGState, PolicyGradientLog]:
         """One gradient step of the actor and of the critic, and one step of the target networks.
 
         Args:
           state: the learner.
           segment: that the online policy has made.
           progress: share of the run that is done, by which the learning rates decay.
+          pathwise: the gradient of :meth:`pathwise_loss` and the entropy, in place of the score-function estimate, which needs no
+            more than the segment.
 
         """
         config = self.config
         left = 1 - config.learning_rate_decay * progress
         returns = jax.lax.stop_gradient(self.returns(state.target.critic, segment))
-        advantages = jax.lax.stop_gradient(self.advantages(state.online, segment, returns))
-        gradient, entropy = jax.grad(self.score_loss, has_aux=True)(state.online.actor, segment, advantages)
+        if pathwise is not None:
+            gradient, entropy = pathwise
+        else:
+            advantages = jax.lax.stop_gradient(self.advantages(state.online, segment, returns))
+            gradient, entropy = jax.grad(self.score_loss, has_aux=True)(state.online.actor, segment, advantages)
         actor, actor_optimizer = adam_step(state.online.actor, state.optimizer.actor, gradient, config.learning_rate * left)
         critic, critic_optimizer, loss = state.online.critic, state.optimizer.critic, jnp.zeros_like(entropy)
         if config.baseline == "value":

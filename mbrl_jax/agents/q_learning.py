@@ -207,9 +207,11 @@ def make_q_learner(config: QLearningConfig, spec: EnvironmentSpec) -> QLearner:
     """A Q-learner for a task.
 
     Raises:
-      ConfigError: the input scale does not fit the task's observations.
+      ConfigError: the task's actions are continuous, or the input scale does not fit its observations.
 
     """
+    if spec.continuous:
+        raise ConfigError(f"environment.name: {spec.name!r} does not fit; Q-learning needs discrete actions")
     if config.input_scale is not None and len(config.input_scale) != spec.observation_size:
         raise ConfigError(
             f"agent.input_scale: {config.input_scale!r} does not fit; {spec.name} has {spec.observation_size} observation axes"

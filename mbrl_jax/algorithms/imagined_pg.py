@@ -10,6 +10,7 @@ At the end of a round the target actor is scored by imagined episodes, and the b
 Dyna-Q.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax import replay
-from mbrl_jax.agents.policy_gradient import PGState, PolicyGradient, PolicyGradientLog, segment_of
+from mbrl_jax.agents.policy_gradient import PGState, PolicyGradient, PolicyGradientLog, Segment, segment_of
 from mbrl_jax.algorithms import selection, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
@@ -28,7 +29,7 @@ from mbrl_jax.imagination import diagnosis
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
-from mbrl_jax.imagination.lanes import LaneDraws, LaneLog, Lanes
+from mbrl_jax.imagination.lanes import Act, LaneDraws, LaneLog, Lanes
 from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble
 from mbrl_jax.model.fitting import FitLog, ModelState
@@ -116,7 +117,7 @@ def make_train(
     def init(key: Array, hyper: ImaginedPGConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
         agent = learner_of(config).init(stream(key, Stream.AGENT))
-        real = replay.create(config.real_transitions, task.spec.observation_size)
+        real = replay.create(config.real_transitions, task.spec.observation_size, task.spec.action_size)
         noise = hyper.environment.observation_noise
         episode, real, collected = training.collect_into(real, task, key, config.random_transitions, noise=noise)
         state = State(
@@ -151,21 +152,33 @@ def make_train(
 
             # act in the real environment
             if draws.behaviour is not None:
-                uniform, _, fresh = draws.behaviour
-                episode, transition = task.step(episode, learner.act(agent.online.actor, episode.observation, uniform), fresh)
+                uniform, random, fresh = draws.behaviour
+                action = learner.act(agent.online.actor, episode.observation, uniform, random)
+                episode, transition = task.step(episode, action, fresh)
                 real = replay.write(real, training.real_rows(transition)[None])
 
             # imagine K lanes of H steps
-            def policy(observation: Array, uniform: Array, _: Array) -> Array:
-                return learner.act(agent.online.actor, observation, uniform)
-
-            lanes, rows, lane_log = lanes_.advance(
-                hyper.imagination, ensemble, horizon, lanes, members, policy, real, time, draws.lanes, task.dynamics
-            )
+            def imagine(policy: Act) -> tuple[Segment, Lanes, LaneLog]:
+                after, rows, log = lanes_.advance(
+                    hyper.imagination, ensemble, horizon, lanes, members, policy, real, time, draws.lanes, task.dynamics
+                )
+                return segment_of(rows, config.imagination.lanes, task.spec.action_size), after, log
 
             # learn
-            segment = segment_of(rows, config.imagination.lanes)
-            agent, update_log = learner.update(agent, segment, training.progress(time, config.steps))
+            gradient = None
+            if config.agent.estimator == "pathwise":
+
+                def loss(actor: Params) -> tuple[Array, Any]:
+                    imagined = imagine(partial(learner.relaxed, actor))
+                    loss, entropy = learner.pathwise_loss(actor, agent.target.critic, imagined[0])
+                    return loss, (entropy, imagined)
+
+                descent, (entropy, imagined) = jax.grad(loss, has_aux=True)(agent.online.actor)
+                gradient = descent, entropy
+            else:
+                imagined = imagine(partial(learner.act, agent.online.actor))
+            segment, lanes, lane_log = imagined
+            agent, update_log = learner.update(agent, segment, training.progress(time, config.steps), gradient)
             return (time + 1, episode, real, lanes, agent), (update_log, lane_log)
 
         carry = (state.time, state.episode, state.real, state.lanes, state.agent)
@@ -212,16 +225,13 @@ def make_train(
         """How wrong the members are along the rollouts that would come next, and over the state space."""
         learner, ensemble = learner_of(hyper), ensemble_of(hyper)
 
-        def policy(observation: Array, uniform: Array, _: Array) -> Array:
-            return learner.act(state.agent.online.actor, observation, uniform)
-
         return diagnosis.diagnose(
             hyper.imagination,
             ensemble,
             controller_for(hyper),
             state.lanes,
             fitting.members(ensemble, state.model),
-            policy,
+            partial(learner.act, state.agent.online.actor),
             state.real,
             state.time,
             stream(state.key, Stream.DIAGNOSIS),

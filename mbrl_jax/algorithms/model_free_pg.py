@@ -69,14 +69,14 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
 
             # act in the real environment
             def step(episode: EnvironmentState, draw: BehaviourDraws) -> tuple[EnvironmentState, Array]:
-                action = learner.act(agent.online.actor, episode.observation, draw.explore)
+                action = learner.act(agent.online.actor, episode.observation, draw.explore, draw.action)
                 episode, transition = task.step(episode, action, draw.reset)
                 return episode, training.real_rows(transition)
 
             episode, rows = jax.lax.scan(step, episode, draws)
 
             # learn
-            agent, log = learner.update(agent, segment_of(rows, 1), training.progress(time, config.steps))
+            agent, log = learner.update(agent, segment_of(rows, 1, task.spec.action_size), training.progress(time, config.steps))
             return (time + config.segment_steps, episode, agent), log
 
         draws = training.draw_behaviour(task, stream(state.key, Stream.ROUND, state.time), config.round_steps)

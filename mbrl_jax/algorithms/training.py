@@ -146,7 +146,7 @@ class BehaviourDraws(NamedTuple):
     """The random numbers of T real steps."""
 
     explore: Array  # [T] uniform
-    action: Array  # [T] int32
+    action: Array  # [T], of the uniform random policy
     reset: EnvironmentState  # leaves [T, ...]
 
 
@@ -155,7 +155,7 @@ def draw_behaviour(environment: Environment, key: Array, steps: int) -> Behaviou
     key_explore, key_action, key_reset = jax.random.split(key, 3)
     return BehaviourDraws(
         explore=draws.uniform(key_explore, (steps,)),
-        action=draws.integers(key_action, (steps,), environment.spec.action_count),
+        action=env.draw_actions(environment.spec, key_action, (steps,)),
         reset=environment.draw_resets(key_reset, (steps,)),
     )
 

@@ -96,6 +96,12 @@ def _joint_problems(config: RunConfig) -> list[str]:
             config.segment_steps,
             f"it must divide metric_steps ({config.metric_steps})",
         )
+        require(
+            config.agent.estimator == "score",
+            "agent.estimator",
+            config.agent.estimator,
+            "there is no model to differentiate, so it must be 'score'",
+        )
     if not isinstance(config, ModelBasedConfig):
         return problems
 

@@ -164,6 +164,10 @@ class PolicyGradientConfig:
     """Share of both step sizes which is gone, linearly, by the run's last update."""
     discount: float = traced(0.99, minimum=0, maximum=1)
     """Discount factor, gamma."""
+    estimator: Literal["score", "pathwise"] = static("score")
+    """How the actor's gradient is estimated: by the log-probabilities of what was done, weighted by what came of it (the
+    score-function estimator); or by differentiating what came of it, through the model and the reward, with respect to what was
+    done (the pathwise one; discrete actions straight through)."""
     baseline: Literal["value", "none"] = static("value")
     """Whether a critic's value is subtracted from the returns, and stands for what comes after a segment (actor-critic); or there
     is none, and a return is what the segment holds of it (REINFORCE)."""

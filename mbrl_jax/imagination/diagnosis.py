@@ -100,7 +100,7 @@ def roll(
 
     begin = state._replace(depth=jnp.zeros_like(state.depth), idle=jnp.zeros_like(state.idle))
     _, rows = jax.lax.scan(step, (begin, time), draws)
-    return replay.unpack(rows.reshape(real_steps * config.steps, config.lanes, -1))
+    return replay.unpack(rows.reshape(real_steps * config.steps, config.lanes, -1), ensemble.spec.action_size)
 
 
 def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) -> ByDepth:
@@ -120,7 +120,7 @@ def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) 
         told = (error(row.next_observation, after, members), ~over)
         return (after, over | ensemble.terminated(twin, row.action, after)), told
 
-    start = (rows.observation[0], jnp.zeros(rows.action.shape[1:], bool))
+    start = (rows.observation[0], jnp.zeros(rows.reward.shape[1:], bool))
     _, (compounded, running) = jax.lax.scan(follow, start, rows)
 
     depth = jnp.arange(DEPTHS, dtype=jnp.int32)
@@ -153,8 +153,12 @@ def error_map(ensemble: Ensemble, members: Members, dynamics: Dynamics) -> Error
     grid = jnp.zeros((MAP_POINTS, MAP_POINTS, spec.observation_size), first.dtype)
     grid = grid.at[..., axes[0]].set(jnp.broadcast_to(first[None, :], grid.shape[:2]))
     grid = grid.at[..., axes[1]].set(jnp.broadcast_to(second[:, None], grid.shape[:2]))
-    observation = jnp.broadcast_to(grid[None], (spec.action_count, *grid.shape))
-    action = jnp.broadcast_to(jnp.arange(spec.action_count, dtype=jnp.int32)[:, None, None], observation.shape[:-1])
+    if spec.continuous:  # at either end and in the middle
+        actions = jnp.broadcast_to(jnp.linspace(-1.0, 1.0, 3, dtype=grid.dtype)[:, None], (3, spec.action_size))
+    else:
+        actions = jnp.arange(spec.action_count, dtype=jnp.int32)
+    observation = jnp.broadcast_to(grid[None], (len(actions), *grid.shape))
+    action = jnp.broadcast_to(actions[:, None, None], (*observation.shape[:-1], *spec.action_shape))
     everyone = ens.predict_all(ensemble, members, observation, action)
     asked = (everyone.mean.shape[0], *observation.shape)
     imagined = ens.decode(
@@ -162,7 +166,7 @@ def error_map(ensemble: Ensemble, members: Members, dynamics: Dynamics) -> Error
         members.normaliser,
         everyone,
         jnp.broadcast_to(observation[None], asked),
-        jnp.broadcast_to(action[None], asked[:-1]),
+        jnp.broadcast_to(action[None], (*asked[:-1], *spec.action_shape)),
         None,
     )
     wrong = error(imagined.next_observation, dynamics(observation, action)[None], members)

@@ -16,12 +16,14 @@ from jax import Array
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
 from mbrl_jax.config import ConfigError, LanesConfig
+from mbrl_jax.environment import draw_actions
 from mbrl_jax.imagination.disagreement import fuse, variance
 from mbrl_jax.imagination.horizon import HorizonController, View
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model.ensemble import Ensemble, Members, Prediction
 
-Act = Callable[[Array, Array, Array], Array]  # (s [..., D], explore [...] uniform, random action [...]) -> action [...] int32
+Act = Callable[[Array, Array, Array], Array]  # (s [..., D], explore [...] uniform, random action [...]) -> action [...]
+# A policy that is differentiated through the model may answer with weights [..., A] of discrete actions, 1 for the one it takes.
 Dynamics = Callable[[Array, Array], Array]  # (s [..., D], action [...]) -> s' [..., D]
 
 DEPTH_EDGES = (1, 2, 3, 4, 5, 10, 20, 50, 100)
@@ -44,7 +46,7 @@ class LaneDraws(NamedTuple):
 
     root: Array  # [H, K] uint32, which real row would be the root
     explore: Array  # [H, K] uniform, explores where it is below epsilon
-    action: Array  # [H, K] int32, the action of an exploring lane
+    action: Array  # [H, K] uniformly random, the action of an exploring lane
     deal: Array  # [H, K] int32, a permutation: place i of the dealing gets lane deal[i]
     place: Array  # [H, K] int32, its inverse: lane k is dealt to place[k]
     noise: Array  # [H, K, D] standard normal, [H, K, 2 D] for Infoprop: of the member's sample, then of what remains
@@ -84,7 +86,7 @@ def draw(config: LanesConfig, ensemble: Ensemble, key: Array, shape: tuple[int, 
     return LaneDraws(
         root=draws_.bits(keys[0], full),
         explore=draws_.uniform(keys[1], full),
-        action=draws_.integers(keys[2], full, ensemble.spec.action_count),
+        action=draw_actions(ensemble.spec, keys[2], full),
         deal=deal,
         place=draws_.inverse(deal),
         noise=draws_.normal(keys[4], noisy),
@@ -132,8 +134,10 @@ def advance(
         rooting = (lanes.depth == 0)[:, None]
         observation = jnp.where(rooting, fresh, lanes.observation)
         root = jnp.where(rooting, fresh, lanes.root)
-        action = act(observation, draw.explore, draw.action)
-        prediction, member, everyone = _ask(config, ensemble, members, observation, action, draw, controller.needs_members)
+        chosen = act(observation, draw.explore, draw.action)
+        weighed = not ensemble.spec.continuous and jnp.issubdtype(chosen.dtype, jnp.floating)
+        action = jnp.argmax(chosen, axis=-1).astype(jnp.int32) if weighed else chosen
+        prediction, member, everyone = _ask(config, ensemble, members, observation, chosen, draw, controller.needs_members)
         noise = draw.noise[..., -ensemble.spec.observation_size :] if ensemble.config.kind == "gaussian" else None
         imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, noise)
         active = ~lanes.idle
@@ -238,7 +242,8 @@ def _ask(
     dealt_observation, dealt_action = observation, action
     if config.sampling == "ts1":
         dealt_observation, dealt_action = observation[draw.deal], action[draw.deal]
-    dealt = ens.predict(ensemble, members, dealt_observation.reshape(count, lanes // count, -1), dealt_action.reshape(count, -1))
+    dealt_action = dealt_action.reshape(count, lanes // count, *action.shape[1:])
+    dealt = ens.predict(ensemble, members, dealt_observation.reshape(count, lanes // count, -1), dealt_action)
     prediction = jax.tree.map(lambda leaf: leaf.reshape(lanes, *leaf.shape[2:]), dealt)
     if config.sampling == "ts1":
         prediction = jax.tree.map(lambda leaf: leaf[place], prediction)

@@ -4,6 +4,7 @@ A member's outputs are, in order, the mean of the normalised state change and of
 termination logit (if learned), and for Gaussian members the log-variances of state change and reward.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,7 +89,9 @@ class Ensemble(NamedTuple):
 
     @property
     def input_size(self) -> int:
-        """D and the encoded action: one number where there are two actions, one-hot otherwise."""
+        """D and the encoded action: the numbers of a continuous one, one number where there are two actions, else one-hot."""
+        if self.spec.continuous:
+            return self.spec.observation_size + self.spec.action_size
         return self.spec.observation_size + (1 if self.spec.action_count == 2 else self.spec.action_count)
 
     @property
@@ -132,10 +135,14 @@ def measure(observations: Array, targets: Array, counted: Array) -> Normaliser:
 
 
 def encode(ensemble: Ensemble, normaliser: Normaliser, observation: Array, action: Array) -> Array:
-    """Network inputs [..., D + action] from observations [..., D] and actions [...] int32."""
+    """Network inputs [..., D + action] from observations [..., D] and actions [...], or weights [..., A] of discrete ones."""
     last = (1,) * (observation.ndim - 1) + (-1,)
     state = (observation - normaliser.state_mean.reshape(last)) / normaliser.state_std.reshape(last)
-    if ensemble.spec.action_count == 2:
+    if ensemble.spec.continuous:
+        encoded = action.astype(state.dtype)
+    elif jnp.issubdtype(action.dtype, jnp.floating):
+        encoded = action[..., 1:] - action[..., :1] if ensemble.spec.action_count == 2 else action
+    elif ensemble.spec.action_count == 2:
         encoded = (2 * action - 1).astype(state.dtype)[..., None]
     else:
         encoded = jax.nn.one_hot(action, ensemble.spec.action_count, dtype=state.dtype)
@@ -173,19 +180,20 @@ def predict(ensemble: Ensemble, members: Members, observation: Array, action: Ar
       ensemble: the shape.
       members: M of them.
       observation: [M, B, D]; to ask all members the same, broadcast it.
-      action: [M, B] int32.
+      action: [M, B].
 
     """
+    asked = observation.shape[:-1]
     inputs = encode(ensemble, members.normaliser, observation, action)
     members = jax.tree.map(jnp.asarray, members)  # numpy's, as read from a file, cannot be differentiated under vmap
     outputs: Any = jax.vmap(ensemble.network.copy(output_bias=False).apply)(members.params, inputs)  # type: ignore[arg-type]
     # From here on all members' rows are one axis, each with its member's numbers gathered, not broadcast: a CPU does not
     # vectorise elementwise loops over two axes of rows, and takes six times as long for them.
-    member = jnp.arange(action.size, dtype=jnp.int32) // action.shape[1]
+    member = jnp.arange(asked[0] * asked[1], dtype=jnp.int32) // asked[1]
     last = members.params["params"][f"Dense_{len(ensemble.config.hidden)}"]
     bias, *bounds = (leaf.at[member].get(mode="promise_in_bounds") for leaf in (last["bias"], *members.bounds))
-    prediction = split_outputs(ensemble, outputs.reshape(action.size, -1) + bias, Bounds(*bounds))
-    return jax.tree.map(lambda leaf: leaf.reshape(*action.shape, *leaf.shape[1:]), prediction)
+    prediction = split_outputs(ensemble, outputs.reshape(asked[0] * asked[1], -1) + bias, Bounds(*bounds))
+    return jax.tree.map(lambda leaf: leaf.reshape(*asked, *leaf.shape[1:]), prediction)
 
 
 def predict_all(ensemble: Ensemble, members: Members, observation: Array, action: Array) -> Prediction:
@@ -195,19 +203,19 @@ def predict_all(ensemble: Ensemble, members: Members, observation: Array, action
       ensemble: the shape.
       members: M of them.
       observation: [..., D].
-      action: [...] int32.
+      action: [...].
 
     Returns:
       leaves [M, ..., D'], [M, ..., D'] and [M, ...].
 
     """
-    count, before = ensemble.sampling_members, action.shape
-    flat = (count, action.size)
+    count, before, own = ensemble.sampling_members, observation.shape[:-1], action.shape[observation.ndim - 1 :]
+    flat = (count, math.prod(before))
     prediction = predict(
         ensemble,
         members,
         jnp.broadcast_to(observation.reshape(1, -1, observation.shape[-1]), (*flat, observation.shape[-1])),
-        jnp.broadcast_to(action.reshape(1, -1), flat),
+        jnp.broadcast_to(action.reshape(1, -1, *own), (*flat, *own)),
     )
     return jax.tree.map(lambda leaf: leaf.reshape(count, *before, *leaf.shape[2:]), prediction)
 
@@ -228,15 +236,16 @@ def decode(
 ) -> Imagined:
     """An imagined step from predictions: ``s' = s + target_mean + target_std * (mean + exp(log_variance / 2) * noise)``.
 
-    The noise moves the state only: a learned reward is its mean, and a learned termination happens where its probability is above
-    one half. Both of these are judged, or known functions are evaluated, on the ``s'`` that was drawn.
+    Where the task has limits that no state exceeds, ``s'`` is clipped to them. The noise moves the state only: a learned reward
+    is its mean, and a learned termination happens where its probability is above one half. Both of these are judged, or known
+    functions are evaluated, on the ``s'`` that was drawn.
 
     Args:
       ensemble: the shape.
       normaliser: of the data the members were fitted on.
       prediction: leaves [..., D'], [..., D'] and [...].
       observation: [..., D].
-      action: [...] int32.
+      action: [...].
       noise: [..., D] standard normal; none takes the mean, as deterministic members always do.
 
     """
@@ -247,6 +256,9 @@ def decode(
         change = change + jnp.exp(0.5 * prediction.log_variance[..., :size]) * noise
     shift, scale = normaliser.target_mean[:size].reshape(last), normaliser.target_std[:size].reshape(last)
     next_observation = observation + shift + scale * change
+    if ensemble.spec.observation_limits is not None:
+        limits = jnp.asarray(ensemble.spec.observation_limits, next_observation.dtype).reshape(last)
+        next_observation = jnp.clip(next_observation, -limits, limits)
     if ensemble.config.reward == "learned":
         reward = normaliser.target_mean[size] + normaliser.target_std[size] * prediction.mean[..., size]
     else:

@@ -127,7 +127,7 @@ def refit(ensemble: Ensemble, state: ModelState, real: replay.Replay, key: Array
 
 def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) -> tuple[Normaliser, FitData]:
     """Statistics of the training rows among the first ``size``, and all rows encoded with them."""
-    rows = replay.unpack(real)
+    rows = replay.unpack(real, ensemble.spec.action_size)
     targets = rows.next_observation - rows.observation
     if ensemble.config.reward == "learned":
         targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)

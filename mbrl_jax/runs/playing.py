@@ -36,7 +36,7 @@ class Policy:
         return len(jax.tree.leaves(self.params)[0])
 
     def __call__(self, observation: Any, seed: int | None = None) -> jax.Array:
-        """Actions [...] int32 of one seed's policy for observations [..., D]; without a seed, [seeds, ...] for [seeds, ..., D].
+        """Actions [...] of one seed's policy for observations [..., D]; without a seed, [seeds, ...] for [seeds, ..., D].
 
         Raises:
           ConfigError: there is no such seed.
@@ -104,7 +104,7 @@ def _play_gymnasium(config: RunConfig, params: Any, episodes: int, seed: int) ->
     task = make_environment(config.environment)
     greedy = jax.jit(jax.vmap(algorithm_of(config).greedy(config, task.spec)))
     seeds = len(jax.tree.leaves(params)[0])
-    environments = gymnasium.make_vec(
+    environments: Any = gymnasium.make_vec(
         config.environment.name,
         num_envs=seeds * episodes,
         vectorization_mode="sync",
@@ -114,7 +114,10 @@ def _play_gymnasium(config: RunConfig, params: Any, episodes: int, seed: int) ->
     running, returns = np.ones(seeds * episodes, bool), np.zeros(seeds * episodes)
     while running.any():
         table = jnp.asarray(observation, jnp.float32).reshape(seeds, episodes, -1)
-        observation, reward, terminated, truncated, _ = environments.step(np.asarray(greedy(params, table)).reshape(-1))
+        action = np.asarray(greedy(params, table)).reshape(-1, *task.spec.action_shape)
+        if task.spec.continuous:
+            action = action * environments.single_action_space.high
+        observation, reward, terminated, truncated, _ = environments.step(action)
         returns += np.where(running, reward, 0.0)
         running &= ~(terminated | truncated)
     environments.close()

@@ -14,6 +14,7 @@ SPEC = EnvironmentSpec("a task", observation_size=2, action_count=3, time_limit=
 CONFIG = PolicyGradientConfig(hidden=(8, 8))
 LEARNER = PolicyGradient(CONFIG, SPEC)
 T, K = 5, 4
+UNUSED = jnp.zeros((), jnp.int32)
 
 
 def column(*values):
@@ -79,28 +80,28 @@ def test_actions_are_drawn_with_the_policy_s_probabilities(state):
     grid = (jnp.arange(10_000, dtype=jnp.float32) + 0.5) / 10_000
     sharp = jax.tree.map(lambda x: 30 * x, state.online.actor)
     s = jnp.array([0.7, -0.3])
-    drawn = LEARNER.act(sharp, jnp.broadcast_to(s[None], (10_000, 2)), grid)
+    drawn = LEARNER.act(sharp, jnp.broadcast_to(s[None], (10_000, 2)), grid, UNUSED)
     share = np.bincount(np.asarray(drawn), minlength=3) / 10_000
-    np.testing.assert_allclose(share, np.exp(LEARNER.logits(sharp, s)), atol=2e-4)
+    np.testing.assert_allclose(share, jax.nn.softmax(LEARNER.outputs(sharp, s)), atol=2e-4)
     assert share.max() - share.min() > 0.05  # of a policy that prefers something
     assert int(LEARNER.greedy(sharp, s)) == int(share.argmax())
 
 
 @pytest.mark.parametrize("uniform", [0.0, float(np.nextafter(np.float32(1), np.float32(0)))])
 def test_the_ends_of_the_uniform_distribution_are_actions_too(state, uniform):
-    assert 0 <= int(LEARNER.act(state.online.actor, jnp.zeros(2), jnp.asarray(uniform))) < 3
+    assert 0 <= int(LEARNER.act(state.online.actor, jnp.zeros(2), jnp.asarray(uniform), UNUSED)) < 3
 
 
 def test_a_fresh_policy_is_nearly_uniform(state):
     s = jax.random.normal(jax.random.key(1), (50, 2))
-    np.testing.assert_allclose(np.exp(LEARNER.logits(state.online.actor, s)), 1 / 3, atol=0.02)
+    np.testing.assert_allclose(jax.nn.softmax(LEARNER.outputs(state.online.actor, s), axis=-1), 1 / 3, atol=0.02)
 
 
 def test_the_score_function_s_mean_over_actions_is_the_gradient_of_the_expected_reward(state):
     learner = PolicyGradient(replace(CONFIG, entropy_weight=0.0, baseline="none", normalise=False, discount=0.0), SPEC)
     s, rewards = jnp.array([0.4, 0.1]), jnp.array([1.0, -2.0, 0.5])
     actor = jax.tree.map(lambda x: 5 * x, state.online.actor)
-    probabilities = jnp.exp(learner.logits(actor, s))
+    probabilities = jax.nn.softmax(learner.outputs(actor, s))
 
     def estimate(action):
         blank = segment().rows
@@ -115,7 +116,7 @@ def test_the_score_function_s_mean_over_actions_is_the_gradient_of_the_expected_
         return jax.grad(lambda actor: learner.score_loss(actor, one, advantages)[0])(actor)
 
     mean = jax.tree.map(lambda *each: sum(p * x for p, x in zip(probabilities, each, strict=True)), *map(estimate, range(3)))
-    exact = jax.grad(lambda actor: -jnp.sum(jnp.exp(learner.logits(actor, s)) * rewards))(actor)
+    exact = jax.grad(lambda actor: -jnp.sum(jax.nn.softmax(learner.outputs(actor, s)) * rewards))(actor)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mean, exact)
 
 

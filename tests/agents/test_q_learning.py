@@ -206,3 +206,9 @@ def test_the_learning_rate_decays_linearly_with_the_runs_progress(state, batch, 
 def test_a_fully_decayed_learning_rate_leaves_the_network_as_it_is(state, batch):
     after, _ = learner(learning_rate_decay=1.0).update(state, batch, progress=1.0)
     jax.tree.map(np.testing.assert_array_equal, after.online, state.online)
+
+
+def test_continuous_actions_are_refused():
+    spec = SPEC._replace(action_count=0, action_size=1)
+    with pytest.raises(ConfigError, match="environment.name: 'probe' does not fit; Q-learning needs discrete actions"):
+        make_q_learner(QLearningConfig(), spec)

@@ -39,6 +39,10 @@ WITH = ImaginedPGConfig(
 CONFIGS = {"batch": WITH, "interactive": replace(WITH, protocol="interactive"), "without a model": WITHOUT}
 
 
+PENDULUM = {"environment": EnvironmentConfig(name="Pendulum-v1", time_limit=30)}
+PATHWISE = {"agent": replace(AGENT, estimator="pathwise")}
+
+
 def make(config, environment=None):
     return algorithm_of(config).make_train(config, environment=environment)
 
@@ -66,9 +70,8 @@ def test_a_run_in_chunks_is_the_whole_run(name):
     assert int(state.time) == config.steps
 
 
-@pytest.mark.parametrize("name", ["batch"])
-def test_a_seed_alone_gives_the_numbers_it_gives_among_others(name):
-    train = make(CONFIGS[name]).train
+def test_a_seed_alone_gives_the_numbers_it_gives_among_others():
+    train = make(CONFIGS["batch"]).train
     among = jax.jit(jax.vmap(train))(seed_keys(0, SEEDS))
     alone = jax.jit(train)(seed_keys(0, 1, first=1)[0])
     close(alone.outcome.last, jax.tree.map(lambda leaf: leaf[1], among.outcome.last), rtol=1e-3, atol=1e-4)
@@ -129,6 +132,73 @@ def test_the_policy_finds_the_action_that_is_rewarded(with_model, make_probe, ba
     np.testing.assert_allclose(outcome.returns_last, 1.0)
 
 
+@pytest.mark.parametrize("estimator", ["score", "pathwise"])
+@pytest.mark.parametrize("protocol", ["batch", "interactive"])
+def test_continuous_actions_are_learned_of_both_ways(estimator, protocol):
+    config = replace(WITH, **PENDULUM, protocol=protocol, agent=replace(AGENT, estimator=estimator))
+    result = jax.jit(make(config).train)(seed_keys(0, 1)[0])
+    assert np.isfinite(np.asarray(result.metrics.update.loss)).all()
+    assert np.isfinite(np.asarray(result.outcome.returns_chosen)).all()
+    assert not bool(result.outcome.frozen)
+
+
+def test_without_a_model_continuous_actions_are_learned_of_too():
+    outcome = jax.jit(make(replace(WITHOUT, **PENDULUM)).train)(seed_keys(0, 1)[0]).outcome
+    assert np.isfinite(np.asarray(outcome.returns_last)).all()
+
+
+def test_the_pathwise_gradient_is_the_slope_of_what_the_same_draws_imagine():
+    config = replace(WITH, **PENDULUM, model=replace(WITH.model, activation="tanh"), agent=replace(PATHWISE["agent"], decay=0.9))
+    with jax.enable_x64(True):
+        task = imagined_pg.make_environment(config.environment)
+        learner = imagined_pg.PolicyGradient(config.agent, task.spec)
+        ensemble = imagined_pg.Ensemble(config.model, task.spec, task.reward, task.terminated)
+        state, _ = make(config).init(seed_keys(0, 1)[0])
+        lanes, members = config.imagination, imagined_pg.fitting.members(ensemble, state.model)
+        draws = jax.tree.map(lambda leaf: leaf[0], imagined_pg.lanes_.draw(lanes, ensemble, jax.random.key(1), (1,)))
+        fixed = imagined_pg.controller_of(lanes, None)
+
+        def loss(actor):
+            _, rows, _ = imagined_pg.lanes_.advance(
+                lanes,
+                ensemble,
+                fixed,
+                state.lanes,
+                members,
+                lambda s, u, a: learner.relaxed(actor, s, u, a),
+                state.real,
+                jnp.int32(0),
+                draws,
+            )
+            segment = imagined_pg.segment_of(rows, lanes.lanes, task.spec.action_size)
+            return learner.pathwise_loss(actor, state.agent.target.critic, segment)[0]
+
+        actor, loss = state.agent.online.actor, jax.jit(loss)
+        gradient = jax.jit(jax.grad(loss))(actor)
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), actor)
+            ahead, back = (jax.tree.map(lambda p, d, h=h: p + h * d, actor, direction) for h in (1e-5, -1e-5))
+            expected = (float(loss(ahead)) - float(loss(back))) / 2e-5
+            found = sum(float(jnp.sum(g * d)) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+            assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_discrete_actions_are_differentiated_straight_through():
+    with_value = replace(PATHWISE["agent"], entropy_weight=0.0)
+    config = replace(WITH, agent=with_value)
+    algorithm = make(config)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    state, _ = jax.jit(algorithm.fit)(state, config)
+    same = make(WITH)
+    after, _ = jax.jit(algorithm.advance)(state, config)
+    other, _ = jax.jit(same.advance)(state, WITH)
+    assert not bool(after.agent.frozen)
+    moved = [np.asarray(each.agent.online.actor["params"]["Dense_2"]["kernel"]) for each in (state, after, other)]
+    assert not np.allclose(moved[0], moved[1])
+    assert not np.allclose(moved[1], moved[2])
+
+
 def test_a_critic_learns_the_known_value_through_time_limits():
     discount = 0.8
     agent = replace(AGENT, discount=discount, decay=0.9)
@@ -165,6 +235,10 @@ def test_a_diagnosis_asks_how_wrong_the_model_is():
         (replace(WITHOUT, segment_steps=3), r"segment_steps: 3 does not fit; it must divide metric_steps \(5\)"),
         (replace(WITH, imagination=replace(WITH.imagination, lanes=5)), "imagination.lanes: 5 does not fit"),
         (replace(WITH, agent=replace(AGENT, decay=1.5)), "agent.decay: 1.5 is out of range"),
+        (
+            replace(WITHOUT, agent=replace(AGENT, estimator="pathwise")),
+            "agent.estimator: 'pathwise' does not fit; there is no model",
+        ),
         (replace(WITH, random_transitions=0), "random_transitions: 0 is out of range; it must be at least 2"),
     ],
 )

@@ -83,6 +83,38 @@ def test_three_actions_are_encoded_one_hot(make_ensemble):
     assert ensemble.input_size == D + 3
 
 
+def test_the_numbers_of_a_continuous_action_are_inputs_as_they_are(make_ensemble):
+    spec = EnvironmentSpec("two numbers", D, 0, 10, (1.0,) * D, action_size=2)
+    ensemble = make_ensemble()._replace(spec=spec)
+    observation, action = normal(3, D), jnp.asarray(normal(3, 2, seed=1))
+    found = ens.encode(ensemble, ens.init_normaliser(ensemble), jnp.asarray(observation), action)
+    np.testing.assert_array_equal(found, np.concatenate([observation, action], axis=-1))
+    assert ensemble.input_size == D + 2
+
+
+@pytest.mark.parametrize("actions", [2, 3])
+def test_weights_of_discrete_actions_are_encoded_as_the_actions_that_they_weigh(make_ensemble, actions):
+    ensemble = make_ensemble()._replace(spec=EnvironmentSpec("weighed", D, actions, 10, (1.0,) * D))
+    same = ens.init_normaliser(ensemble)
+    observation, action = jnp.asarray(normal(5, D)), jnp.array([0, 1, 1, 0, actions - 1], jnp.int32)
+    weights = jax.nn.one_hot(action, actions)
+    np.testing.assert_array_equal(*(ens.encode(ensemble, same, observation, each) for each in (weights, action)))
+    half = ens.encode(ensemble, same, observation[0], jnp.full(actions, 1 / actions))
+    np.testing.assert_allclose(half[D:], 0.0 if actions == 2 else 1 / 3, atol=1e-7)
+
+
+def test_where_no_state_exceeds_a_limit_no_imagined_one_does(make_ensemble):
+    limits = (1.0, 0.5, 2.0, 8.0)
+    ensemble = make_ensemble()
+    ensemble = ensemble._replace(spec=ensemble.spec._replace(observation_limits=limits))
+    prediction = Prediction(jnp.asarray(20 * normal(50, D)), None, None)
+    observation, action = jnp.zeros((50, D)), jnp.zeros(50, jnp.int32)
+    free = ens.decode(make_ensemble(), normaliser(), prediction, observation, action, None).next_observation
+    found = ens.decode(ensemble, normaliser(), prediction, observation, action, None).next_observation
+    np.testing.assert_array_equal(found, np.clip(free, -np.array(limits, np.float32), np.array(limits, np.float32)))
+    assert (np.abs(free) > np.array(limits)).any(axis=0).all()
+
+
 def test_log_variances_are_bent_into_their_bounds():
     raw = np.linspace(-60, 60, 241).astype(np.float32)[:, None]
     bounds = Bounds(jnp.full((1, 1), -10.0), jnp.full((1, 1), 0.5))

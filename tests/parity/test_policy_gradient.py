@@ -44,14 +44,17 @@ class Twins:
 
     def networks(self, params: ActorCritic) -> list[reference.Network]:
         made = []
-        for each, outputs in zip(params, (self.spec.action_count, 1), strict=True):
+        for each, outputs in zip(params, (self.learner.policy.outputs, 1), strict=True):
             network = reference.Network(self.config, self.spec.observation_scale, outputs).to(torch.float64)
             network.load_state_dict(weights.q_to_torch(each))
             made.append(network)
         return made
 
     def segments(self, rng: np.random.Generator) -> tuple[Segment, reference.Segment]:
-        ours, theirs = random_rows(rng, T * K, self.spec.observation_size, self.spec.action_count)
+        ours, theirs = random_rows(rng, T * K, self.spec.observation_size, max(self.spec.action_count, 1))
+        if self.spec.continuous:
+            action = np.tanh(rng.normal(size=(T * K, self.spec.action_size)))
+            ours, theirs = ours._replace(action=jnp.asarray(action)), theirs._replace(action=tensor(action))
         ended = np.asarray(ours.terminated) | (rng.random(T * K) < 0.2)
         shaped = jax.tree.map(lambda leaf: leaf.reshape(T, K, *leaf.shape[1:]), ours)
         other = type(theirs)(*(leaf.reshape(T, K, *leaf.shape[1:]) for leaf in theirs))
@@ -59,7 +62,10 @@ class Twins:
         return Segment(shaped, jnp.asarray(ended)), reference.Segment(other, tensor(ended))
 
 
-@pytest.mark.parametrize(("name", "task"), [*((name, "CartPole-v1") for name in SETTINGS), ("actor and critic", "Acrobot-v1")])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [*((name, "CartPole-v1") for name in SETTINGS), *(("actor and critic", task) for task in ("Acrobot-v1", "Pendulum-v1"))],
+)
 def test_returns_losses_and_gradients_are_the_references(
     rng: np.random.Generator, agree: Agreement, name: str, task: str
 ) -> None:

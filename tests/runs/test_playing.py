@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import mbrl_jax
+from mbrl_jax.agents.policy_gradient import PolicyGradient
 from mbrl_jax.agents.q_learning import make_q_learner
-from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, EnvironmentConfig, ImaginedPGConfig, ModelFreeQConfig, PolicyGradientConfig
+from mbrl_jax.environment import make_environment
 from mbrl_jax.runs import playing, results, runner
 
 
@@ -47,3 +49,15 @@ def test_what_is_not_there_is_refused(folder, tiny, tmp_path):
     assert len(mbrl_jax.load_policy(tmp_path)) == 1
     with pytest.raises(ConfigError, match="episodes: 0"):
         playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 0, "gymnax", 0)
+
+
+def test_continuous_policies_are_played_in_both_simulators_in_the_tasks_own_units():
+    config = ImaginedPGConfig(environment=EnvironmentConfig(name="Pendulum-v1"), agent=PolicyGradientConfig(hidden=(8,)))
+    learner = PolicyGradient(config.agent, make_environment(config.environment).spec)
+    params = jax.vmap(lambda key: learner.init(key).online.actor)(jax.random.split(jax.random.key(0), 2))
+    params["params"]["Dense_1"]["bias"] = jnp.array([[9.0, 0.0], [-9.0, 0.0]])  # full torque, one way and the other
+    ours, theirs = (playing.play_policies(config, params, 40, name, 0) for name in ("gymnax", "gymnasium"))
+    assert ours.shape == theirs.shape == (2, 40)
+    np.testing.assert_allclose(ours.mean(), theirs.mean(), rtol=0.1)
+    mild = jax.tree.map(jnp.zeros_like, params)
+    assert abs(playing.play_policies(config, mild, 40, "gymnasium", 0).mean() - theirs.mean()) > 50

@@ -40,7 +40,7 @@ def infoprop(*, high: Array | float, low: Array | float, length: Array | float, 
         return State(jnp.zeros((lanes, targets)), jnp.full(targets, jnp.inf), jnp.full(targets, jnp.inf))
 
     def calibrate(state: State, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> State:
-        real = replay.unpack(rows)
+        real = replay.unpack(rows, ensemble.spec.action_size)
         loss = information_loss(ens.predict_all(ensemble, members, real.observation, real.action), resolution)
         step_limit = quantile_of_valid(loss, valid, high)
         return state._replace(step_limit=step_limit, rollout_limit=length * quantile_of_valid(loss, valid, low))

@@ -19,7 +19,7 @@ class View(NamedTuple):
     depth: Array  # [K] int32, imagined steps since the root before this one; 0 tells that the lane has a new root
     root: Array  # [K, D] the real state where the lane began
     observation: Array  # [K, D] s
-    action: Array  # [K] int32
+    action: Array  # [K]
     next_observation: Array  # [K, D] s'
     reward: Array  # [K]
     terminated: Array  # [K] bool

@@ -52,7 +52,7 @@ def threshold_quantile(*, quantile: Array | float, measure: str = "std") -> Hori
         return jnp.full((), jnp.inf)
 
     def calibrate(mark: Array, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> Array:
-        real = replay.unpack(rows)
+        real = replay.unpack(rows, ensemble.spec.action_size)
         member = jnp.arange(rows.shape[0], dtype=jnp.int32) % ensemble.sampling_members
         everyone = ens.predict_all(ensemble, members, real.observation, real.action)
         return quantile_of_valid(MEASURES[measure](everyone, member), valid, quantile)

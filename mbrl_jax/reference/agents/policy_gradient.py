@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.utils import parameters_to_vector
 
 from mbrl_jax.reference.replay import Transition
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mbrl_jax.config import PolicyGradientConfig
 
 VARIANCE_FLOOR = 1e-8
+LOG_STD_BOUNDS = (-3.0, 1.0)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "silu": nn.functional.silu,
@@ -109,11 +111,25 @@ def advantages(critic: Network, segment: Segment, wanted: Tensor, config: "Polic
     return advantage
 
 
+def policy(actor: Network, observation: Tensor, continuous: bool) -> tuple[Distribution, Tensor]:
+    """The distribution over actions in observations [..., D], and its entropy [...], of a squashed Gaussian that before."""
+    outputs = actor(observation)
+    if not continuous:
+        categorical = torch.distributions.Categorical(logits=outputs)
+        return categorical, categorical.entropy()
+    mean, free = outputs.chunk(2, dim=-1)
+    low, high = LOG_STD_BOUNDS
+    gaussian = torch.distributions.Normal(mean, torch.exp(low + (high - low) * torch.sigmoid(free)))
+    squashed = torch.distributions.TransformedDistribution(gaussian, torch.distributions.TanhTransform())
+    return torch.distributions.Independent(squashed, 1), gaussian.entropy().sum(-1)
+
+
 def score_loss(actor: Network, segment: Segment, advantage: Tensor, config: "PolicyGradientConfig") -> tuple[Tensor, Tensor]:
     """([] the loss, [] the mean entropy)."""
-    rows, policy = segment.rows, torch.distributions.Categorical(logits=actor(segment.rows.observation))
-    entropy = mean(policy.entropy(), rows.weight)
-    return -mean(policy.log_prob(rows.action) * advantage, rows.weight) - config.entropy_weight * entropy, entropy.detach()
+    rows = segment.rows
+    chooses, entropies = policy(actor, rows.observation, rows.action.is_floating_point())
+    entropy = mean(entropies, rows.weight)
+    return -mean(chooses.log_prob(rows.action) * advantage, rows.weight) - config.entropy_weight * entropy, entropy.detach()
 
 
 def critic_loss(critic: Network, segment: Segment, wanted: Tensor, config: "PolicyGradientConfig") -> Tensor:
