@@ -19,16 +19,24 @@ Greedy = Callable[[Array], Array]  # observations [..., D] -> actions [...]
 
 def play(environment: Environment, greedy: Greedy, starts: EnvironmentState) -> Array:
     """Returns [n] of one real episode from each of the starts [n], up to the time limit."""
+    return play_with_memory(environment, lambda memory, s: (memory, greedy(s)), (), starts)
 
-    def step(carry: tuple[EnvironmentState, Array, Array], _: Array) -> tuple[EnvironmentState, Array, Array]:
-        states, running, returns = carry
-        after, transition = jax.vmap(environment.step)(states, greedy(states.observation), states)
+
+def play_with_memory(
+    environment: Environment, act: Callable[[Any, Array], tuple[Any, Array]], memory: Any, starts: EnvironmentState
+) -> Array:
+    """The same by a policy ``(memory, observations [n, D]) -> (memory, actions [n])`` and the memory that it begins with."""
+
+    def step(carry: tuple[Any, Array, Array], _: Array) -> tuple[Any, Array, Array]:
+        (states, memory), running, returns = carry
+        memory, actions = act(memory, states.observation)
+        after, transition = jax.vmap(environment.step)(states, actions, states)
         returns = returns + jnp.where(running, transition.reward, 0.0)
         running = running & ~transition.terminated & ~transition.truncated
-        return after, running, returns
+        return (after, memory), running, returns
 
     count = starts.observation.shape[0]
-    carry = (starts, jnp.ones(count, bool), jnp.zeros(count, starts.observation.dtype))
+    carry = ((starts, memory), jnp.ones(count, bool), jnp.zeros(count, starts.observation.dtype))
     return _until_all_have_ended(step, carry, environment.spec.time_limit)[2]
 
 

@@ -121,6 +121,7 @@ class Stream(enum.IntEnum):
     BEHAVIOUR = 9
     OBSERVATION_NOISE = 10
     DIAGNOSIS = 11
+    PLANNING = 12
 
 
 def stream(key: Array, which: Stream, time: Array | int = 0) -> Array:

@@ -5,7 +5,15 @@ import typing
 from typing import Any
 
 from mbrl_jax.config.fields import ConfigError, Limits, convert
-from mbrl_jax.config.schema import DynaQConfig, ModelBasedConfig, ModelFreePGConfig, ModelFreeQConfig, RunConfig
+from mbrl_jax.config.schema import (
+    DynaQConfig,
+    ImaginingConfig,
+    ModelBasedConfig,
+    ModelFreePGConfig,
+    ModelFreeQConfig,
+    MPCConfig,
+    RunConfig,
+)
 
 
 def check(config: RunConfig) -> None:
@@ -45,13 +53,18 @@ def _field_problems(config: Any, prefix: str) -> typing.Iterator[str]:
                 yield f"{path}{name}: {number!r} is out of range; it must be {limits}"
 
 
-def _joint_problems(config: RunConfig) -> list[str]:
-    problems = []
+class _Problems(list[str]):
+    """What is wrong with settings that do not fit together."""
 
-    def require(holds: bool, path: str, value: Any, right: str) -> None:
+    def require(self, holds: bool, path: str, value: Any, right: str) -> None:
+        """Note that ``value`` does not fit unless it holds that it does."""
         if not holds:
-            problems.append(f"{path}: {value!r} does not fit; {right}")
+            self.append(f"{path}: {value!r} does not fit; {right}")
 
+
+def _joint_problems(config: RunConfig) -> list[str]:
+    problems = _Problems()
+    require = problems.require
     require(
         config.steps % config.round_steps == 0,
         "round_steps",
@@ -72,40 +85,61 @@ def _joint_problems(config: RunConfig) -> list[str]:
         f"in the {config.protocol!r} protocol it must be 0",
     )
     if isinstance(config, ModelFreeQConfig):
-        require(
-            config.agent.target != "steve" or config.agent.members > 1,
-            "agent.members",
-            config.agent.members,
-            "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
-        )
-        if config.kernels != "xla":
-            for path, (value, right) in _what_kernels_lack(config).items():
-                problems.append(f"{path}: {value!r} does not fit; with kernels {config.kernels!r} it must be {right}")
-        require(
-            isinstance(config, DynaQConfig) or config.agent.target in ("max", "double"),
-            "agent.target",
-            config.agent.target,
-            "without a model it must be 'max' or 'double'",
-        )
+        _check_q_learning(config, problems)
     if isinstance(config, ModelFreePGConfig):
-        require(config.protocol == "interactive", "protocol", config.protocol, "a policy that learns from its own steps acts")
-        require(config.random_transitions == 0, "random_transitions", config.random_transitions, "here it must be 0")
-        require(
-            config.metric_steps % config.segment_steps == 0,
-            "segment_steps",
-            config.segment_steps,
-            f"it must divide metric_steps ({config.metric_steps})",
-        )
-        require(
-            config.agent.estimator == "score",
-            "agent.estimator",
-            config.agent.estimator,
-            "there is no model to differentiate, so it must be 'score'",
-        )
-    if not isinstance(config, ModelBasedConfig):
-        return problems
+        _check_model_free_pg(config, problems)
+    if isinstance(config, ModelBasedConfig):
+        _check_model(config, problems)
+    if isinstance(config, ImaginingConfig):
+        _check_imagining(config, problems)
+    if isinstance(config, MPCConfig):
+        _check_planning(config, problems)
+    return problems
 
-    model, imagination = config.model, config.imagination
+
+def _check_q_learning(config: ModelFreeQConfig, problems: _Problems) -> None:
+    problems.require(
+        config.agent.target != "steve" or config.agent.members > 1,
+        "agent.members",
+        config.agent.members,
+        "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
+    )
+    if config.kernels != "xla":
+        for path, (value, right) in _what_kernels_lack(config).items():
+            problems.append(f"{path}: {value!r} does not fit; with kernels {config.kernels!r} it must be {right}")
+    problems.require(
+        isinstance(config, DynaQConfig) or config.agent.target in ("max", "double"),
+        "agent.target",
+        config.agent.target,
+        "without a model it must be 'max' or 'double'",
+    )
+
+
+def _check_model_free_pg(config: ModelFreePGConfig, problems: _Problems) -> None:
+    require = problems.require
+    require(config.protocol == "interactive", "protocol", config.protocol, "a policy that learns from its own steps acts")
+    require(config.random_transitions == 0, "random_transitions", config.random_transitions, "here it must be 0")
+    require(
+        config.metric_steps % config.segment_steps == 0,
+        "segment_steps",
+        config.segment_steps,
+        f"it must divide metric_steps ({config.metric_steps})",
+    )
+    require(
+        config.agent.estimator == "score",
+        "agent.estimator",
+        config.agent.estimator,
+        "there is no model to differentiate, so it must be 'score'",
+    )
+
+
+def _members(config: ModelBasedConfig) -> int:
+    """Members that imagine."""
+    return config.model.members if config.model.elites is None else config.model.elites
+
+
+def _check_model(config: ModelBasedConfig, problems: _Problems) -> None:
+    require, model = problems.require, config.model
     training_rows = config.random_transitions - config.random_transitions // holdout_stride(config)
     require(
         model.batch_size <= training_rows,
@@ -119,8 +153,24 @@ def _joint_problems(config: RunConfig) -> list[str]:
         config.random_transitions,
         f"it must be at least {holdout_stride(config)}, or no row is left for the holdout",
     )
-    elites = model.members if model.elites is None else model.elites
+    elites = _members(config)
     require(elites <= model.members, "model.elites", model.elites, f"it must be at most model.members ({model.members})")
+    require(
+        model.laplacian == "none" or model.activation != "relu",
+        "model.activation",
+        model.activation,
+        "the Laplacian penalty needs a twice differentiable one: 'silu', 'tanh' or 'gelu'",
+    )
+    require(
+        model.laplacian_rows is None or model.laplacian_rows <= model.batch_size,
+        "model.laplacian_rows",
+        model.laplacian_rows,
+        f"it must be at most model.batch_size ({model.batch_size})",
+    )
+
+
+def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:
+    require, imagination, elites = problems.require, config.imagination, _members(config)
     if imagination.sampling not in ("mean", "fused"):
         require(
             imagination.lanes % elites == 0,
@@ -134,7 +184,7 @@ def _joint_problems(config: RunConfig) -> list[str]:
         config.selection.episodes,
         f"episodes are dealt evenly to members, so it must be a multiple of {elites}",
     )
-    per_step = imagination.lanes * imagination.steps
+    per_step = config.imagined_per_step
     if isinstance(config, DynaQConfig):
         capacity = config.imagination.capacity
         require(
@@ -156,7 +206,7 @@ def _joint_problems(config: RunConfig) -> list[str]:
         f"{config.steps} x {per_step} imagined rows overflow a 32-bit counter; fewer steps, lanes or imagined steps",
     )
     require(
-        imagination.sampling not in ("fused", "infoprop") or model.kind == "gaussian",
+        imagination.sampling not in ("fused", "infoprop") or config.model.kind == "gaussian",
         "imagination.sampling",
         imagination.sampling,
         "it weighs members by their predicted variance, so model.kind must be 'gaussian'",
@@ -167,19 +217,29 @@ def _joint_problems(config: RunConfig) -> list[str]:
         imagination.penalty,
         f"it makes a terminal of every stop, and {imagination.controller!r} stops by depth alone",
     )
+
+
+def _check_planning(config: MPCConfig, problems: _Problems) -> None:
+    require, planning, members = problems.require, config.planning, _members(config)
+    require(config.protocol == "interactive", "protocol", config.protocol, "a planner acts, so it must be 'interactive'")
     require(
-        model.laplacian == "none" or model.activation != "relu",
-        "model.activation",
-        model.activation,
-        "the Laplacian penalty needs a twice differentiable one: 'silu', 'tanh' or 'gelu'",
+        planning.particles % members == 0,
+        "planning.particles",
+        planning.particles,
+        f"particles are dealt evenly to members, so it must be a multiple of {members}",
     )
     require(
-        model.laplacian_rows is None or model.laplacian_rows <= model.batch_size,
-        "model.laplacian_rows",
-        model.laplacian_rows,
-        f"it must be at most model.batch_size ({model.batch_size})",
+        planning.method != "cem" or planning.elites <= planning.candidates,
+        "planning.elites",
+        planning.elites,
+        f"it must be at most planning.candidates ({planning.candidates})",
     )
-    return problems
+    require(
+        config.agent.target in ("max", "double"),
+        "agent.target",
+        config.agent.target,
+        "the Q-learner of a planner learns from real transitions, so it must be 'max' or 'double'",
+    )
 
 
 def _what_kernels_lack(config: ModelFreeQConfig) -> dict[str, tuple[Any, str]]:

@@ -202,6 +202,42 @@ class SelectionConfig:
 
 
 @settings
+class PlanningConfig:
+    """The planner: which sequences of actions it tries in the learned world, and what it makes of their returns."""
+
+    method: Literal["random_shooting", "cem", "mppi", "enumeration"] = static("cem")
+    """Whether the best of random sequences is followed; a distribution is fitted to the best ones and drawn from again (the
+    cross-entropy method), or to all of them with weights exponential in their return (MPPI); or all sequences there are are tried
+    (discrete actions)."""
+    candidates: int = static(64, minimum=1)
+    """Sequences that are tried at once, N."""
+    horizon: int = static(20, minimum=1)
+    """Actions of a sequence, H."""
+    particles: int = static(5, minimum=1)
+    """Imagined rollouts of each sequence, P, dealt evenly to the ensemble's members."""
+    propagation: Literal["ts1", "ts_infinity"] = static("ts_infinity")
+    """Whether a particle is dealt to another member at each step, or stays with one."""
+    iterations: int = static(3, minimum=1)
+    """How often the distribution is drawn from for one plan (cem, mppi)."""
+    elites: int = static(8, minimum=1)
+    """Best sequences that the distribution is fitted to (cem)."""
+    momentum: float = traced(0.1, minimum=0, maximum=1)
+    """Share of the distribution before that a fitted one keeps (cem, mppi)."""
+    temperature: float = traced(1.0, above=0)
+    """Difference of returns that makes a weight e times as large (mppi)."""
+    deviation: float = traced(0.5, above=0)
+    """Standard deviation of continuous actions, from -1 to 1, that a plan begins with."""
+    least_deviation: float = traced(0.05, above=0)
+    """What it is never fitted below (cem)."""
+    warm_start: float = traced(0.8, minimum=0, maximum=1)
+    """Share of the plan before, shifted by a step, that the next one begins with; 0 begins from nothing."""
+    discount: float = traced(1.0, minimum=0, maximum=1)
+    """Discount of the rewards within the horizon."""
+    terminal: Literal["none", "value"] = static("none")
+    """Whether what comes after the horizon counts for nothing, or for the value of a Q-learner (discrete actions)."""
+
+
+@settings
 class EvaluationConfig:
     """Greedy episodes in the real environment; they teach the agent nothing."""
 
@@ -240,14 +276,30 @@ class RunConfig:
         """The agent's updates in all."""
         return self.steps
 
+    @property
+    def imagined_per_step(self) -> int:
+        """Imagined transitions for every step of the main loop."""
+        return 0
+
 
 @settings
 class ModelBasedConfig(RunConfig):
-    """What a run has that learns a model and imagines with it."""
+    """What a run has that learns a model."""
 
     model: ModelConfig = group(ModelConfig)
+
+
+@settings
+class ImaginingConfig(ModelBasedConfig):
+    """What a run has whose policy is learned, and chosen, in imagination."""
+
     imagination: LanesConfig = group(LanesConfig)
     selection: SelectionConfig = group(SelectionConfig)
+
+    @property
+    def imagined_per_step(self) -> int:
+        """Imagined transitions for every step of the main loop."""
+        return self.imagination.lanes * self.imagination.steps
 
 
 @settings
@@ -267,7 +319,7 @@ class ModelFreeQConfig(RunConfig):
 
 
 @settings
-class DynaQConfig(ModelBasedConfig, ModelFreeQConfig):
+class DynaQConfig(ImaginingConfig, ModelFreeQConfig):
     """Q-learning from rollouts imagined by a learned dynamics ensemble (Dyna, Sutton 1991; MBPO, Janner et al. 2019)."""
 
     imagination: ImaginationConfig = group(ImaginationConfig)
@@ -279,7 +331,7 @@ def _long_lanes() -> LanesConfig:
 
 
 @settings
-class ImaginedPGConfig(ModelBasedConfig):
+class ImaginedPGConfig(ImaginingConfig):
     """A policy gradient on segments of rollouts imagined by a learned dynamics ensemble."""
 
     agent: PolicyGradientConfig = group(PolicyGradientConfig)
@@ -306,11 +358,41 @@ class ModelFreePGConfig(RunConfig):
         return self.steps // self.segment_steps
 
 
+@settings
+class MPCConfig(ModelBasedConfig):
+    """Model-predictive control: planning in a learned world at every real step."""
+
+    protocol: Literal["batch", "interactive"] = static("interactive")
+    """It acts, so it must be interactive."""
+    random_transitions: int = static(200, minimum=2)
+    """Real transitions collected by the uniform random policy."""
+    steps: int = static(300, minimum=1)
+    """Steps of the main loop; each of them is one more real transition."""
+    round_steps: int = static(50, minimum=1)
+    """Steps of a round; a round ends with a refit and an evaluation."""
+    planning: PlanningConfig = group(PlanningConfig)
+    agent: QLearningConfig = group(QLearningConfig)
+    """The Q-learner that values what comes after the horizon (planning.terminal: value)."""
+
+    @property
+    def updates(self) -> int:
+        """The Q-learner's updates in all."""
+        return self.steps * self.agent.updates_per_step if self.planning.terminal == "value" else 0
+
+    @property
+    def imagined_per_step(self) -> int:
+        """Imagined transitions for every step of the main loop; what is enumerated depends on the task and is not counted."""
+        planning = self.planning
+        iterations = planning.iterations if planning.method in ("cem", "mppi") else 1
+        return planning.candidates * planning.particles * planning.horizon * iterations
+
+
 ALGORITHMS: dict[str, type[RunConfig]] = {
     "dyna_q": DynaQConfig,
     "model_free_q": ModelFreeQConfig,
     "imagined_pg": ImaginedPGConfig,
     "model_free_pg": ModelFreePGConfig,
+    "mpc": MPCConfig,
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from mbrl_jax import statistics
-from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig
+from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig, RunConfig
 from mbrl_jax.runs.results import per_seed
 from mbrl_jax.runs.runner import Run
 from mbrl_jax.statistics import SUCCESS_MARKS, Estimate, bootstrap, fraction_at_least, paired_difference
@@ -18,8 +18,10 @@ def check_arms(model_based: RunConfig, model_free: RunConfig) -> None:
       ConfigError: naming what differs.
 
     """
-    if not isinstance(model_based, ModelBasedConfig) or isinstance(model_free, ModelBasedConfig):
-        raise ConfigError("algorithm: the first arm must learn a model, as 'dyna_q' does, and the second none, as 'model_free_q'")
+    if not isinstance(model_based, ImaginingConfig) or isinstance(model_free, ModelBasedConfig):
+        raise ConfigError(
+            "algorithm: the first arm must learn in imagination, as 'dyna_q' does, and the second none, as 'model_free_q'"
+        )
     for field in ("protocol", "environment", "random_transitions", "steps"):
         ours, theirs = getattr(model_based, field), getattr(model_free, field)
         if ours != theirs:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mbrl_jax.config import DynaQConfig, ModelBasedConfig, ModelFreeQConfig, RunConfig
+from mbrl_jax.config import DynaQConfig, ImaginingConfig, ModelFreeQConfig, RunConfig
 from mbrl_jax.runs.results import per_seed
 from mbrl_jax.runs.runner import Run, chosen_so_far
 from mbrl_jax.statistics import SUCCESS_MARKS, interquartile_mean, running_interval
@@ -71,7 +71,7 @@ def loss_name(config: RunConfig) -> str:
 def draw_loss(ax: Axes, run: Run) -> None:
     """The imagined loss against imagined transitions, and over the targets' variance; for Dyna-Q with the tutorial's mark."""
     config, name = run.config, loss_name(run.config)
-    assert isinstance(config, ModelBasedConfig)
+    assert isinstance(config, ImaginingConfig)
     seeds = len(run.result.metrics.score)
     per_step = config.imagination.lanes * config.imagination.steps
     loss = run.result.metrics.update.loss.reshape(seeds, -1)
@@ -99,7 +99,7 @@ def draw_loss(ax: Axes, run: Run) -> None:
 def draw_run(run: Run, path: Path) -> None:
     """One run: its learning curve and final returns; with a model also the loss and how well imagination predicts."""
     outcome = run.result.outcome
-    with_model = isinstance(run.config, ModelBasedConfig)
+    with_model = isinstance(run.config, ImaginingConfig)
     figure, axes = new_figure(2, 2 if with_model else 1)
     draw_learning_curve(axes[0], run, last="last policy", colour=COLOURS["last"])
     arms = {"last policy": (per_seed(outcome.returns_last), COLOURS["last"])}

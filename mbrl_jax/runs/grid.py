@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig, algorithm_name, check, from_dict, to_dict
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check, from_dict, to_dict
 from mbrl_jax.runs import execution, figures, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
@@ -161,7 +161,7 @@ def command(
 
 def as_table(made: Sequence[Cell], runs: Sequence[Run]) -> Table:
     """The figures of a grid for a terminal: a row for each combination."""
-    based = any(isinstance(cell.config, ModelBasedConfig) for cell in made)
+    based = any(isinstance(cell.config, ImaginingConfig) for cell in made)
     seeds, config = len(runs[0].result.outcome.frozen), made[0].config
     table = Table(
         title=f"{algorithm_name(config)}, {config.protocol}, {seeds} seeds for each row",

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mbrl_jax import statistics
-from mbrl_jax.config import EnvironmentConfig, ModelBasedConfig, from_dict, to_dict
+from mbrl_jax.config import EnvironmentConfig, ImaginingConfig, from_dict, to_dict
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.diagnosis import map_axes
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
@@ -37,7 +37,7 @@ def describe(run: Run) -> dict[str, Any]:
     and ``surfing_by_round`` [3, rounds]. Of a diagnosed run also ``by_depth`` and ``map``, medians over seeds of
     :class:`mbrl_jax.imagination.diagnosis.Diagnosis`.
     """
-    assert isinstance(run.config, ModelBasedConfig)
+    assert isinstance(run.config, ImaginingConfig)
     metrics = run.result.metrics
     lanes = metrics.lanes
     surfing = np.asarray(metrics.score, np.float64) - np.asarray(metrics.curve_return, np.float64)  # [seeds, rounds]
@@ -67,7 +67,7 @@ def _middle(values: np.ndarray) -> list[float | None]:
 
 def draw_imagination(run: Run, path: Path) -> None:
     """The figure :func:`draw_setting` of one diagnosed run."""
-    assert isinstance(run.config, ModelBasedConfig)
+    assert isinstance(run.config, ImaginingConfig)
     seeds = len(run.result.outcome.frozen)
     draw_setting({run.config.imagination.controller: describe(run)}, f"{run.config.protocol} protocol, {seeds} seeds", path)
 

@@ -55,13 +55,15 @@ COLUMNS: dict[str, Column] = {
     "lanes.terminated": Column("share", "imagined steps at which the imagined episode terminated"),
     "lanes.ended": Column("share", "imagined steps at which a rollout ended for any reason; its inverse is the realised horizon"),
     "lanes.histogram": Column("share", f"rows kept, by depth: bins up to {', '.join(map(str, DEPTH_EDGES))}, and deeper"),
-    "curve_return": Column("return", "mean over greedy real episodes of the target network"),
+    "plan.value": Column("return", "what the planner expected its plan to earn within the horizon, and by the value after it"),
+    "plan.spread": Column("return", "standard deviation over the sequences that the planner tried last"),
+    "curve_return": Column("return", "mean over greedy real episodes of the target network, or over episodes by the planner"),
     "score": Column("return", "mean over imagined episodes of the target network"),
     "chosen_score": Column("return", "the same of the snapshot chosen so far"),
     "is_chosen": Column("flag", "this round's snapshot became the chosen one"),
     "frozen": Column("flag", "the learner has gone non-finite and rests at its last finite parameters"),
 }
-BLOCKS = ("update.", "lanes.")  # measured in every block, the others once a round
+BLOCKS = ("update.", "lanes.", "plan.")  # measured in every block, the others once a round
 
 
 def describe(column: str) -> Column:
@@ -182,7 +184,7 @@ def _fit_rows(fit: FitLog) -> pa.Table:
 
 
 def _train_rows(config: RunConfig, metrics: Any) -> pa.Table:
-    seeds, rounds, blocks = np.asarray(metrics.update.loss).shape
+    seeds, rounds, blocks = next(leaf.shape for name, leaf in _leaves(metrics) if name.startswith(BLOCKS))[:3]
     number = np.arange(seeds * rounds * blocks, dtype=np.int32)
     in_run = number % (rounds * blocks)
     columns: dict[str, Any] = {"seed": number // (rounds * blocks), "round": in_run // blocks}

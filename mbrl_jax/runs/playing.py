@@ -27,7 +27,7 @@ class Policy:
     def __init__(self, config: RunConfig, params: Any):
         """Made by :func:`load_policy`."""
         self.config, self.params = config, jax.tree.map(jnp.asarray, params)
-        greedy = algorithm_of(config).greedy(config, make_environment(config.environment).spec)
+        greedy = algorithm_of(config).greedy(config, make_environment(config.environment))
         self._one = jax.jit(lambda params, seed, s: greedy(jax.tree.map(lambda leaf: leaf[seed], params), s))
         self._all = jax.jit(jax.vmap(greedy))
 
@@ -89,7 +89,7 @@ def play_policies(
     if simulator == "gymnasium":
         return _play_gymnasium(config, params, episodes, seed)
     task = make_environment(config.environment)
-    greedy = algorithm_of(config).greedy(config, task.spec)
+    greedy = algorithm_of(config).greedy(config, task)
     seeds = len(jax.tree.leaves(params)[0])
 
     def one(params: Any, key: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ def _play_gymnasium(config: RunConfig, params: Any, episodes: int, seed: int) ->
     import gymnasium
 
     task = make_environment(config.environment)
-    greedy = jax.jit(jax.vmap(algorithm_of(config).greedy(config, task.spec)))
+    greedy = jax.jit(jax.vmap(algorithm_of(config).greedy(config, task)))
     seeds = len(jax.tree.leaves(params)[0])
     environments: Any = gymnasium.make_vec(
         config.environment.name,

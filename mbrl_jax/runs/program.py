@@ -187,7 +187,7 @@ class Program:
         ``CHUNKS`` of them, and a person who asks it to stop waits for the end of one.
         """
         updates = len(self.number) * self.config.updates / self.algorithm.rounds / self.layout.mesh.size
-        return chunk_of(self.algorithm.rounds, min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / updates)), done)
+        return chunk_of(self.algorithm.rounds, min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / max(updates, 1))), done)
 
     def _advance(
         self, advance: Callable[..., Any], chunk: int, so_far: SoFar, keeper: Keeper | None, interruption: Interruption | None
@@ -230,8 +230,8 @@ class Program:
         """What a person wants to see of a round."""
         steps = rounds_per_second * self.config.round_steps * self.agents
         parts = [f"IQM {entry.values['curve_return']:.0f}", f"{steps:,.0f} steps/s"]
-        if isinstance(self.config, ModelBasedConfig):
-            parts.append(f"{steps * self.config.imagination.lanes * self.config.imagination.steps:,.0f} imagined/s")
+        if self.config.imagined_per_step:
+            parts.append(f"{steps * self.config.imagined_per_step:,.0f} imagined/s")
         if entry.frozen:
             parts.append(f"{entry.frozen} of {self.agents} seeds frozen")
         return ", ".join(parts)

@@ -29,7 +29,7 @@ import numpy as np
 
 from mbrl_jax import statistics
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig, algorithm_name, from_dict, load, save, to_dict
+from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, load, save, to_dict
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.runs import checkpoint, metrics
@@ -90,9 +90,7 @@ def summarise(run: Run) -> dict[str, Any]:
     chosen = None if outcome.returns_chosen is None else per_seed(outcome.returns_chosen)
     arms = {"last": last, "chosen": chosen}
     seeds = len(last)
-    imagined = 0
-    if isinstance(config, ModelBasedConfig):
-        imagined = config.steps * config.imagination.lanes * config.imagination.steps
+    imagined = config.steps * config.imagined_per_step
 
     def for_each(statistic: Callable[[np.ndarray], Any]) -> dict[str, Any]:
         return {arm: None if scores is None else statistic(scores) for arm, scores in arms.items()}

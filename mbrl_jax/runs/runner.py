@@ -8,7 +8,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Outcome, Result, Train
-from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig, algorithm_name
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution, parts
@@ -50,10 +50,10 @@ def make_train(config: RunConfig, controller: HorizonController | None = None) -
 
     """
     make = algorithm_of(config).make_train
-    if isinstance(config, ModelBasedConfig):
+    if isinstance(config, ImaginingConfig):
         return make(config, controller=controller)
     if controller is not None:
-        raise ConfigError(f"controller: one does not fit; {algorithm_name(config)!r} imagines nothing, so it must be none")
+        raise ConfigError(f"controller: one does not fit; {algorithm_name(config)!r} has no imagined lanes, so it must be none")
     return make(config)
 
 
@@ -272,9 +272,11 @@ def frozen_seeds(outcome: Outcome) -> list[int]:
 
 
 def chosen_so_far(run: Run) -> np.ndarray | None:
-    """[seeds, rounds] the curve return of the snapshot that was the chosen one at the end of each round; none without a model."""
+    """[seeds, rounds] the curve return of the snapshot that was the chosen one at the end of each round; none where
+    none is chosen.
+    """
     metrics = run.result.metrics
-    if not isinstance(run.config, ModelBasedConfig):
+    if not isinstance(run.config, ImaginingConfig):
         return None
     rounds = np.arange(metrics.is_chosen.shape[1])
     since = np.maximum.accumulate(np.where(metrics.is_chosen, rounds[None], 0), axis=1)

@@ -156,8 +156,8 @@ FAULTS = {
     ),
     "columns swapped in unpacking": Fault(
         "replay:unpack",
-        "action, reward, terminated,",
-        "action, terminated, reward,",
+        "reward, terminated, weight, depth =",
+        "terminated, reward, weight, depth =",
         test_replay.test_rows_come_out_of_their_packing_as_they_went_in,
         (4, 2),
     ),

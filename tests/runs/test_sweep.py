@@ -116,7 +116,7 @@ def test_a_controller_object_takes_the_place_of_the_one_that_is_named(tiny):
     with pytest.raises(ConfigError, match=r"length: \[1, 2\] do not fit; a controller is given"):
         sweep.sweep(tiny, {LENGTH: [1, 2]}, 1, controller=controller)
     free = ModelFreeQConfig(**{field.name: getattr(tiny, field.name) for field in fields(ModelFreeQConfig)})
-    with pytest.raises(ConfigError, match="controller: one does not fit; 'model_free_q' imagines nothing"):
+    with pytest.raises(ConfigError, match="controller: one does not fit; 'model_free_q' has no imagined lanes"):
         runner.run(free, 1, controller=controller)
 
 

@@ -10,7 +10,7 @@ import jax
 import matplotlib
 import numpy as np
 
-from mbrl_jax.config import ConfigError, ModelBasedConfig
+from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig
 from mbrl_jax.networks import Params
 from mbrl_jax.runs import results
 from mbrl_jax.runs.results import per_seed
@@ -39,6 +39,11 @@ class Entry(NamedTuple):
     def has_model(self) -> bool:
         """Whether a model was learned."""
         return isinstance(self.run.config, ModelBasedConfig)
+
+    @property
+    def imagines(self) -> bool:
+        """Whether a policy was learned, and chosen, in imagined lanes."""
+        return isinstance(self.run.config, ImaginingConfig)
 
     @property
     def task(self) -> str:

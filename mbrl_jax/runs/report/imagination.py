@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mbrl_jax import statistics
-from mbrl_jax.config import DynaQConfig, ModelBasedConfig
+from mbrl_jax.config import DynaQConfig, ImaginingConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.diagnosis import map_axes
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
@@ -32,8 +32,14 @@ GROWTH = {
 
 def section(entries: Sequence[Entry], figures: Figures) -> str:
     """Imagination in the runs that have a model."""
-    modelled = [entry for entry in entries if entry.has_model]
-    parts = [markup.paragraph(f"{entry.label} imagines nothing.") for entry in entries if not entry.has_model]
+    modelled = [entry for entry in entries if entry.imagines]
+    parts = [
+        markup.paragraph(
+            f"{entry.label} {'plans, and learns nothing in imagination' if entry.has_model else 'imagines nothing'}."
+        )
+        for entry in entries
+        if not entry.imagines
+    ]
     if modelled:
         parts.append(
             markup.paragraph(
@@ -118,14 +124,14 @@ def _horizons(entries: Sequence[Entry], figures: Figures) -> str:
 def realised_horizons(entry: Entry) -> np.ndarray:
     """[seeds, rounds] mean length of rollouts; where none ended in a round, as many steps as a round's lanes were advanced by."""
     config = entry.run.config
-    assert isinstance(config, ModelBasedConfig)
+    assert isinstance(config, ImaginingConfig)
     ended = np.asarray(entry.run.result.metrics.lanes.ended, np.float64).mean(axis=2)
     return 1 / np.maximum(ended, 1 / (config.round_steps * config.imagination.steps))
 
 
 def _controller(entry: Entry) -> str:
     config = entry.run.config
-    assert isinstance(config, ModelBasedConfig)
+    assert isinstance(config, ImaginingConfig)
     numbers = ", ".join(f"{name} {value:g}" for name, value in config.imagination.controller_settings.items())
     return f"{config.imagination.controller}{f' ({numbers})' if numbers else ''}, cap {config.imagination.cap}"
 
@@ -181,7 +187,7 @@ def _scores(entry: Entry, figures: Figures) -> str:
     ax.set_xlabel("imagined return of a snapshot")
     ax.set_ylabel("its real return")
     config = entry.run.config
-    assert isinstance(config, ModelBasedConfig)
+    assert isinstance(config, ImaginingConfig)
     return figures.add(
         figure,
         f"Imagined against real return of the snapshots of {entry.label}",

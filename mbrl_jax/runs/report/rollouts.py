@@ -52,7 +52,7 @@ def calibration(config: ModelBasedConfig, policies: Params, members: Members) ->
     """
     task = make_environment(config.environment)
     ensemble = ensemble_of(config, task)
-    greedy = algorithm_of(config).greedy(config, task.spec)
+    greedy = algorithm_of(config).greedy(config, task)
 
     def one(params: Params, members: Members, key: Array) -> tuple[Any, Any]:
         key_policy, key_random = jax.random.split(key)
@@ -76,7 +76,7 @@ def episode(config: RunConfig, policy: Params, members: Members | None) -> Episo
 
     """
     task = make_environment(config.environment)
-    greedy = algorithm_of(config).greedy(config, task.spec)
+    greedy = algorithm_of(config).greedy(config, task)
     key = seed_keys(BASE_SEED, 1)[0]
     limit = task.spec.time_limit
     policy = jax.tree.map(jnp.asarray, policy)
