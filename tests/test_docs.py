@@ -36,6 +36,7 @@ SIZES = {
     "model": {"members": 3, "hidden": [8], "batch_size": 16, "epochs": 2, "refit_batches": 2, "laplacian": "none"},
     "imagination": {"lanes": 6, "steps": 1, "capacity": 600},
     "selection": {"episodes": 6, "steps": 20},
+    "planning": {"candidates": 8, "horizon": 3, "particles": 3, "elites": 2},
 }
 NUMBERS = {
     "README.md": {"--seeds 24": "--seeds 4", "seeds=64": "seeds=4"},
@@ -45,6 +46,7 @@ NUMBERS = {
     "docs/controllers.md": {"seeds=64": "seeds=2"},
     "docs/environments.md": {"seeds=8": "seeds=2"},
     "docs/policy_gradient.md": {"seeds=8": "seeds=2"},
+    "docs/planning.md": {"seeds=8": "seeds=2"},
 }
 # The commands that are run where the page has them; all others are parsed only.
 RUN = {

@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     """A distribution over sequences of H actions."""
 
     centre: Array  # [H, A] probabilities of discrete actions, or means of continuous ones
-    spread: Array  # [H, A] standard deviations of continuous actions; [H, 0] for discrete ones
+    spread: Array | None  # [H, A] standard deviations of continuous actions, none for discrete ones
 
 
 class PlanDraws(NamedTuple):
@@ -67,7 +67,7 @@ class Planner(NamedTuple):
         dtype = jnp.zeros(()).dtype
         if not self.spec.continuous:
             count = self.spec.action_count
-            return Plan(jnp.full((self.config.horizon, count), 1 / count, dtype), jnp.zeros((self.config.horizon, 0), dtype))
+            return Plan(jnp.full((self.config.horizon, count), 1 / count, dtype), None)
         shape = (self.config.horizon, self.spec.action_size)
         return Plan(jnp.zeros(shape, dtype), jnp.full(shape, self.config.deviation, dtype))
 
@@ -125,8 +125,8 @@ class Planner(NamedTuple):
             elite = (returns >= level).astype(returns.dtype)
             return elite / jnp.sum(elite)
         if self.config.method == "mppi":  # Williams et al. 2017, arXiv:1707.02342
-            best = jnp.maximum(jnp.max(returns), jnp.finfo(returns.dtype).min)
-            return jax.nn.softmax(jnp.where(jnp.isfinite(best), (returns - best) / self.config.temperature, 0.0))
+            known = jnp.any(jnp.isfinite(returns))
+            return jax.nn.softmax(jnp.where(known, returns / self.config.temperature, 0.0))
         return jax.nn.one_hot(jnp.argmax(returns), returns.shape[0], dtype=returns.dtype)
 
     def fit(self, plan: Plan, actions: Array, weights: Array) -> Plan:
@@ -135,7 +135,7 @@ class Planner(NamedTuple):
         weight = weights[:, None, None]
         centre = jnp.sum(weight * each, axis=0)
         spread = plan.spread
-        if self.spec.continuous and self.config.method == "cem":
+        if spread is not None and self.config.method == "cem":
             found = jnp.sqrt(jnp.sum(weight * jnp.square(each - centre[None]), axis=0))
             spread = jnp.maximum(self._kept(spread, found), self.config.least_deviation)
         if self.config.method in ITERATED:
@@ -205,6 +205,7 @@ def _categorical(plan: Plan, uniform: Array) -> Array:
 
 def _truncated_gaussian(plan: Plan, uniform: Array) -> Array:
     """By the inverse of the distribution function of a Gaussian that is cut to [-1, 1]."""
+    assert plan.spread is not None
     mean, spread = plan.centre[None], plan.spread[None]
     low, high = (jax.scipy.stats.norm.cdf((edge - mean) / spread) for edge in (-1.0, 1.0))
     inner = jnp.clip(low + uniform * (high - low), 1e-6, 1 - 1e-6)

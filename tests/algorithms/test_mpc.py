@@ -1,0 +1,127 @@
+"""Model-predictive control, run."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax.algorithms import mpc
+from mbrl_jax.algorithms.training import seed_keys
+from mbrl_jax.config import (
+    ConfigError,
+    EnvironmentConfig,
+    EvaluationConfig,
+    ModelConfig,
+    MPCConfig,
+    PlanningConfig,
+    QLearningConfig,
+    check,
+)
+from mbrl_jax.runs import playing, results, runner
+
+CONFIG = MPCConfig(
+    environment=EnvironmentConfig(time_limit=30),
+    random_transitions=60,
+    steps=20,
+    round_steps=10,
+    metric_steps=5,
+    model=ModelConfig(members=2, hidden=(8, 8), batch_size=16, epochs=2, refit_batches=2),
+    planning=PlanningConfig(candidates=6, horizon=3, particles=2, iterations=2, elites=2),
+    agent=QLearningConfig(hidden=(8,), batch_size=8),
+    evaluation=EvaluationConfig(episodes=2, curve_episodes=2),
+)
+VALUED = replace(CONFIG, planning=replace(CONFIG.planning, terminal="value", method="mppi"))
+PENDULUM = replace(CONFIG, environment=EnvironmentConfig(name="Pendulum-v1", time_limit=30))
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
+
+
+@pytest.mark.parametrize("config", [VALUED, PENDULUM], ids=["with a value", "continuous"])
+def test_a_run_in_chunks_is_the_whole_run(config):
+    algorithm, keys = mpc.make_train(config), seed_keys(0, 2)
+    axes = algorithm.axes
+    whole = jax.jit(jax.vmap(algorithm.train))(keys)
+    state, _ = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
+    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
+    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+    for number in range(algorithm.rounds):
+        state, metrics = advance(state, config)
+        close(metrics, jax.tree.map(lambda leaf, number=number: leaf[:, number], whole.metrics), rtol=1e-3, atol=1e-4)
+    close(algorithm.policies(state)[0], whole.outcome.last, rtol=1e-3, atol=1e-4)
+    assert int(state.real.written) == config.random_transitions + config.steps
+    assert whole.outcome.returns_last.shape == (2, 2)
+    assert whole.outcome.updates.tolist() == [config.updates] * 2
+
+
+def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
+    algorithm = mpc.make_train(CONFIG)
+    key = seed_keys(0, 1)[0]
+    state, _ = jax.jit(algorithm.init)(key)
+    state, _ = jax.jit(algorithm.fit)(state, CONFIG)
+    after, metrics = jax.jit(algorithm.advance)(state, CONFIG)
+    task = mpc.make_environment(CONFIG.environment)
+    planner = mpc.planner_of(CONFIG, task)
+    members = mpc.fitting.members(planner.ensemble, state.model)
+    draws = mpc.draw(CONFIG, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0))
+    first = jax.tree.map(lambda leaf: leaf[0], draws.plan)
+    _, action, log = jax.jit(planner.plan)(members, state.plan, state.episode.observation, first)
+    row = mpc.replay.unpack(after.real.rows[CONFIG.random_transitions])
+    assert int(row.action) == int(action)
+    np.testing.assert_allclose(row.observation, state.episode.observation)
+    assert metrics.plan.value.shape == (2,)
+    assert np.isfinite(float(log.value))
+
+
+def test_it_is_trained_written_read_and_played_as_any_other_algorithm(tmp_path):
+    run = runner.run(VALUED, 2)
+    summary = results.write(run, tmp_path)
+    assert summary["imagined_transitions"] == VALUED.steps * 6 * 2 * 3 * 2
+    assert summary["iqm"]["chosen"] is None
+    again = results.read(tmp_path)
+    close(again.result.metrics, run.result.metrics, rtol=1e-6)
+    close(results.flatten(again.result.outcome.last), results.flatten(run.result.outcome.last), rtol=0)
+    policy = playing.load_policy(tmp_path)
+    actions = policy(jnp.zeros((3, 4)), seed=1)
+    assert actions.shape == (3,)
+    assert set(np.asarray(actions).tolist()) <= {0, 1}
+    assert playing.play_policies(VALUED, policy.params, 2, "gymnax", 0).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(CONFIG, protocol="batch"), "protocol: 'batch' does not fit; a planner acts"),
+        (replace(CONFIG, planning=replace(CONFIG.planning, particles=3)), "planning.particles: 3 does not fit; .* multiple of 2"),
+        (
+            replace(CONFIG, planning=replace(CONFIG.planning, elites=7)),
+            r"elites: 7 .* at most planning.candidates \(6\)",
+        ),
+        (replace(CONFIG, planning=replace(CONFIG.planning, temperature=0.0)), "planning.temperature: 0.0 is out of range"),
+        (replace(CONFIG, agent=replace(CONFIG.agent, target="quantile")), "agent.target: 'quantile' does not fit"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+    with pytest.raises(ConfigError, match=message):
+        mpc.make_train(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(PENDULUM, planning=replace(CONFIG.planning, method="enumeration")), "actions of Pendulum-v1 are continuous"),
+        (replace(PENDULUM, planning=VALUED.planning), "environment.name: 'Pendulum-v1' does not fit; Q-learning needs"),
+        (
+            replace(CONFIG, planning=replace(CONFIG.planning, method="enumeration", horizon=13)),
+            "planning.horizon: 13 does not fit; there are 8,192 sequences",
+        ),
+    ],
+)
+def test_planners_that_do_not_suit_the_task_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        mpc.make_train(config)

@@ -1,0 +1,201 @@
+"""Planners, in worlds whose best plan is known."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from mbrl_jax.config import ModelConfig, PlanningConfig
+from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
+from mbrl_jax.planning.planners import Plan, Planner, sequences
+from mbrl_jax.planning.rollouts import draw_particles, returns_of
+
+MEMBERS, H = 2, 4
+CONFIG = PlanningConfig(candidates=32, horizon=H, particles=4, iterations=4, elites=4)
+METHODS = ("random_shooting", "cem", "mppi")
+
+
+def world(*, continuous=False, kind="deterministic", terminated=None, move=(1.0, 1.0)):
+    """A point that a discrete action moves by -1 or +1 and a continuous one by as much as it says, each member by its own factor;
+    the reward is minus the distance of s' from 2 that is left.
+    """
+    spec = EnvironmentSpec("a line", 1, 0 if continuous else 2, 10, (1.0,), action_size=int(continuous))
+    never = lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool)  # noqa: E731
+    config = ModelConfig(members=MEMBERS, hidden=(2,), kind=kind, activation="relu")
+    ensemble = Ensemble(config, spec, lambda s, a, s2: -jnp.abs(s2[..., 0] - 2), terminated or never)
+    factor = jnp.asarray(move)[:, None, None]
+    # relu(a) - relu(-a) = a, where the inputs are the state and the action
+    first = jnp.broadcast_to(jnp.array([[0.0, 0.0], [1.0, -1.0]]), (MEMBERS, 2, 2))
+    outputs = 1 if kind == "deterministic" else 2
+    last = jnp.broadcast_to(jnp.array([[1.0] * outputs, [-1.0] * outputs]), (MEMBERS, 2, outputs)) * factor
+    if kind == "gaussian":
+        last = last.at[..., 1].set(0.0)
+    params = {
+        "params": {
+            "Dense_0": {"kernel": first, "bias": jnp.zeros((MEMBERS, 2))},
+            "Dense_1": {"kernel": last, "bias": jnp.zeros((MEMBERS, outputs))},
+        }
+    }
+    bounds = Bounds(jnp.full((MEMBERS, 1), -10.0), jnp.full((MEMBERS, 1), 0.5))
+    same = Normaliser(jnp.zeros(1), jnp.ones(1), jnp.zeros(1), jnp.ones(1))
+    return ensemble, Members(params, bounds, same)
+
+
+def planned(config, ensemble, members, start=0.0, seed=0):
+    planner = Planner(config, ensemble)
+    drawn = planner.draw(jax.random.key(seed), ())
+    return jax.jit(planner.plan)(members, planner.init(), jnp.array([start]), drawn)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "enumeration"])
+@pytest.mark.parametrize(("start", "best"), [(-3.0, 1), (6.0, 0)])
+def test_the_first_action_of_the_best_sequence_is_taken(method, start, best):
+    config = replace(CONFIG, method=method, temperature=0.3)
+    _, action, log = planned(config, *world(), start=start)
+    assert action.dtype == jnp.int32
+    assert int(action) == best
+    expected = sum(-abs(start + (1 if best else -1) * t - 2) for t in range(1, H + 1))
+    assert float(log.value) <= expected + 1e-4
+    if method in ("random_shooting", "enumeration"):  # which have one best sequence, and 32 draws of 16 sequences miss none
+        assert float(log.value) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_continuous_action_goes_as_far_as_it_should(method):
+    ensemble, members = world(continuous=True)
+    config = replace(CONFIG, method=method, candidates=256, elites=16, temperature=0.05, deviation=0.7)
+    near = float(planned(config, ensemble, members, start=1.6)[1][0])
+    far = float(planned(config, ensemble, members, start=-5.0)[1][0])
+    assert near == pytest.approx(0.4, abs=0.3)
+    assert far > (0.75 if method != "random_shooting" else 0.3)  # one sequence of random actions is never good throughout
+    assert far <= 1.0
+
+
+def test_iterations_improve_on_random_shooting():
+    ensemble, members = world(continuous=True)
+    values = {}
+    for method in ("random_shooting", "cem"):
+        config = replace(CONFIG, method=method, horizon=8, iterations=6)
+        found = [float(planned(config, ensemble, members, seed=seed)[2].value) for seed in range(5)]
+        values[method] = np.mean(found)
+    assert values["cem"] > values["random_shooting"] + 0.3
+
+
+def test_the_cross_entropy_method_weighs_all_that_tie_with_its_elites():
+    planner = Planner(replace(CONFIG, elites=2), world()[0])
+    np.testing.assert_allclose(planner.weights(jnp.array([3.0, 1.0, 2.0, 0.0])), [0.5, 0, 0.5, 0])
+    np.testing.assert_allclose(planner.weights(jnp.array([3.0, 2.0, 2.0, 0.0])), [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
+def test_mppi_weighs_by_the_exponential_of_the_return():
+    planner = Planner(replace(CONFIG, method="mppi", temperature=2.0), world()[0])
+    found = planner.weights(jnp.array([3.0, 1.0, -jnp.inf]))
+    np.testing.assert_allclose(found, np.array([1, np.exp(-1), 0]) / (1 + np.exp(-1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "enumeration"])
+def test_where_no_candidate_has_a_finite_return_the_weights_are_still_weights(method):
+    weights = np.asarray(Planner(replace(CONFIG, method=method), world()[0]).weights(jnp.full(8, -jnp.inf)))
+    assert np.isfinite(weights).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_a_fitted_plan_is_the_weighed_mean_and_deviation_of_the_candidates_with_its_momentum():
+    config = replace(CONFIG, momentum=0.25, least_deviation=0.01)
+    planner = Planner(config, world(continuous=True)[0])
+    actions = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (6, H, 1)), jnp.float32)
+    weights = jnp.array([0.5, 0.5, 0, 0, 0, 0])
+    fitted = planner.fit(Plan(jnp.ones((H, 1)), jnp.full((H, 1), 2.0)), actions, weights)
+    two = np.asarray(actions[:2])
+    np.testing.assert_allclose(fitted.centre, 0.25 + 0.75 * two.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(fitted.spread, 0.25 * 2 + 0.75 * two.std(0), rtol=1e-5)
+    alone = planner.fit(Plan(jnp.ones((H, 1)), jnp.full((H, 1), 0.0)), actions, jnp.array([1.0, 0, 0, 0, 0, 0]))
+    np.testing.assert_allclose(alone.spread, 0.01)
+
+
+def test_the_next_plan_begins_with_this_one_shifted():
+    planner = Planner(replace(CONFIG, warm_start=0.5), world()[0])
+    centre = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.2, 0.8]])
+    after = planner.shifted(Plan(centre, None))
+    np.testing.assert_allclose(after.centre, [[0.25, 0.75], [0.75, 0.25], [0.35, 0.65], [0.5, 0.5]])
+    blank = Planner(replace(CONFIG, warm_start=0.0), world()[0])
+    np.testing.assert_allclose(blank.shifted(Plan(centre, None)).centre, 0.5)
+
+
+def test_candidates_are_drawn_with_the_plans_probabilities_and_the_first_is_its_middle():
+    planner = Planner(CONFIG, world()[0])
+    plan = Plan(jnp.array([[0.9, 0.1], [0.3, 0.7], [0.5, 0.5], [0.0, 1.0]]), None)
+    uniform = jax.random.uniform(jax.random.key(0), (20_000, H))
+    found = np.asarray(planner.candidates(plan, uniform))
+    assert found[0].tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(found.mean(0), plan.centre[:, 1], atol=0.02)
+
+
+def test_continuous_candidates_are_gaussian_cut_to_the_range_of_actions():
+    planner = Planner(CONFIG, world(continuous=True)[0])
+    plan = Plan(jnp.full((H, 1), 0.8), jnp.full((H, 1), 0.5))
+    uniform = jax.random.uniform(jax.random.key(0), (5_000, H, 1))
+    found = np.asarray(planner.candidates(plan, uniform))[1:, 0, 0]
+    law = scipy.stats.truncnorm((-1 - 0.8) / 0.5, (1 - 0.8) / 0.5, loc=0.8, scale=0.5)
+    assert scipy.stats.kstest(found, law.cdf).pvalue > 1e-3
+    far = planner.candidates(Plan(jnp.full((H, 1), 9.0), jnp.full((H, 1), 0.05)), uniform)
+    assert np.isfinite(far).all()
+
+
+# ---------------------------------------------------------------------------------------------------------- what sequences earn
+
+
+def earned(config, ensemble, members, actions, start=0.0, value=None):
+    drawn = draw_particles(config, ensemble, jax.random.key(0), ())
+    return np.asarray(returns_of(config, ensemble, members, jnp.array([start]), jnp.asarray(actions), drawn, value))
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "ts_infinity"])
+def test_a_candidate_earns_the_discounted_sum_of_its_rewards_and_the_value_at_its_end(propagation):
+    config = replace(CONFIG, discount=0.9, propagation=propagation)
+    actions = np.array([[1, 1, 1, 1], [0, 1, 0, 1]], np.int32)
+    path = np.cumsum(2 * actions - 1, axis=1)
+    expected = (-np.abs(path - 2) * 0.9 ** np.arange(H)).sum(1)
+    np.testing.assert_allclose(earned(config, *world(), actions), expected, rtol=1e-5)
+    valued = earned(config, *world(), actions, value=lambda s: 10 * s[..., 0])
+    np.testing.assert_allclose(valued, expected + 0.9**H * 10 * path[:, -1], rtol=1e-5)
+
+
+def test_nothing_is_earned_after_a_termination():
+    over = lambda s, a, s2: s2[..., 0] > 1.5  # noqa: E731
+    found = earned(CONFIG, *world(terminated=over), np.array([[1, 1, 1, 1]], np.int32), value=lambda s: 100 * jnp.ones(len(s)))
+    np.testing.assert_allclose(found, [-1.0])  # -|1 - 2| - |2 - 2|, and then it is over
+
+
+def test_particles_stay_with_their_members_or_change_them():
+    unlike = world(move=(1.0, 3.0))
+    right = np.array([[1, 1, 1, 1]], np.int32)
+    stay = np.mean([(-np.abs(factor * np.arange(1, H + 1) - 4)).sum() for factor in (1.0, 3.0)])
+    np.testing.assert_allclose(earned(replace(CONFIG, propagation="ts_infinity"), *unlike, right, -2.0), [stay], rtol=1e-5)
+    mixed = earned(replace(CONFIG, propagation="ts1", particles=64), *unlike, right, -2.0)
+    assert mixed[0] > stay + 0.5  # who has gone by 1 and by 3 is nearer than who has gone by 1 twice or by 3 twice
+
+
+def test_candidates_meet_the_same_noise():
+    noisy = world(kind="gaussian")
+    found = earned(CONFIG, *noisy, np.array([[1, 0, 1, 1]] * 3, np.int32))
+    assert found[0] == found[1] == found[2]
+    assert found[0] != earned(CONFIG, *world(), np.array([[1, 0, 1, 1]], np.int32))[0]
+
+
+def test_what_is_not_finite_counts_as_minus_infinity():
+    ensemble, members = world()
+    bad = ensemble._replace(reward=lambda s, a, s2: jnp.where(s2[..., 0] > 3, jnp.nan, 1.0))
+    found = earned(CONFIG, bad, members, np.array([[1, 1, 1, 1], [0, 0, 0, 0]], np.int32))
+    assert found.tolist() == [-np.inf, 4.0]
+
+
+def test_all_sequences_are_enumerated():
+    ensemble, _ = world()
+    planner = Planner(replace(CONFIG, method="enumeration"), ensemble)
+    found = np.asarray(planner.candidates(planner.init(), planner.draw(jax.random.key(0), ()).candidates[0]))
+    assert len({tuple(row) for row in found.tolist()}) == sequences(ensemble.spec, H) == 2**H
