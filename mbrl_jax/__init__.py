@@ -6,9 +6,9 @@
 >>> result = jax.jit(jax.vmap(train))(mbrl_jax.seed_keys(0, seeds=64))
 """
 
-from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q
+from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
 from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
-from mbrl_jax.config import ConfigError, DynaQConfig, ImaginedPGConfig, ModelFreePGConfig, ModelFreeQConfig, load, save
+from mbrl_jax.config import ConfigError, DynaQConfig, ImaginedPGConfig, ModelFreePGConfig, ModelFreeQConfig, MPCConfig, load, save
 from mbrl_jax.environment import Environment, make_environment
 from mbrl_jax.imagination.horizon import Decision, HorizonController, View
 from mbrl_jax.runs.playing import Policy, load_policy
@@ -22,6 +22,7 @@ __all__ = [
     "Environment",
     "HorizonController",
     "ImaginedPGConfig",
+    "MPCConfig",
     "ModelFreePGConfig",
     "ModelFreeQConfig",
     "Outcome",
@@ -38,6 +39,7 @@ __all__ = [
     "make_environment",
     "model_free_pg",
     "model_free_q",
+    "mpc",
     "run",
     "save",
     "seed_keys",
