@@ -208,6 +208,8 @@ def _build(kind: Any, prefix: str, rows: pa.Table, lead: tuple[int, ...]) -> Any
         elif inner is FitLog:
             has_any = any(each.startswith("model.") and rows[each].null_count < len(rows) for each in rows.column_names)
             fields[name] = _build(inner, "model.", rows, lead) if has_any else None
+        elif type(None) in typing.get_args(hint) and not any(each.startswith(f"{column}.") for each in rows.column_names):
+            fields[name] = None
         else:
             fields[name] = _build(inner, column + ".", rows, lead)
     return kind(**fields)

@@ -76,19 +76,21 @@ def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
     assert np.isfinite(float(log.value))
 
 
-def test_it_is_trained_written_read_and_played_as_any_other_algorithm(tmp_path):
-    run = runner.run(VALUED, 2)
+@pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
+def test_it_is_trained_written_read_and_played_as_any_other_algorithm(config, tmp_path):
+    run = runner.run(config, 2)
     summary = results.write(run, tmp_path)
-    assert summary["imagined_transitions"] == VALUED.steps * 6 * 2 * 3 * 2
+    assert summary["imagined_transitions"] == config.steps * 6 * 2 * 3 * 2
     assert summary["iqm"]["chosen"] is None
     again = results.read(tmp_path)
     close(again.result.metrics, run.result.metrics, rtol=1e-6)
     close(results.flatten(again.result.outcome.last), results.flatten(run.result.outcome.last), rtol=0)
+    assert (again.result.metrics.update is None) == (config is CONFIG)
     policy = playing.load_policy(tmp_path)
     actions = policy(jnp.zeros((3, 4)), seed=1)
     assert actions.shape == (3,)
     assert set(np.asarray(actions).tolist()) <= {0, 1}
-    assert playing.play_policies(VALUED, policy.params, 2, "gymnax", 0).shape == (2, 2)
+    assert playing.play_policies(config, policy.params, 2, "gymnax", 0).shape == (2, 2)
 
 
 @pytest.mark.parametrize(
