@@ -358,6 +358,11 @@ class ModelFreePGConfig(RunConfig):
         return self.steps // self.segment_steps
 
 
+def _small_batches() -> ModelConfig:
+    make: Any = ModelConfig
+    return make(batch_size=32)
+
+
 @settings
 class MPCConfig(ModelBasedConfig):
     """Model-predictive control: planning in a learned world at every real step."""
@@ -370,6 +375,7 @@ class MPCConfig(ModelBasedConfig):
     """Steps of the main loop; each of them is one more real transition."""
     round_steps: int = static(50, minimum=1)
     """Steps of a round; a round ends with a refit and an evaluation."""
+    model: ModelConfig = group(_small_batches)
     planning: PlanningConfig = group(PlanningConfig)
     agent: QLearningConfig = group(QLearningConfig)
     """The Q-learner that values what comes after the horizon (planning.terminal: value)."""
