@@ -46,6 +46,12 @@ def integers(key: Array, shape: Shape, below: int) -> Array:
     return _flat(lambda key, shape: jax.random.randint(key, shape, 0, below, jnp.int32), key, shape)
 
 
+def categorical(probability: Array, uniform: Array) -> Array:
+    """[...] int32 drawn with probabilities [..., n] by uniform draws [...], by the inverse of the distribution function."""
+    below = jnp.cumsum(probability, axis=-1)[..., :-1]
+    return jnp.sum((uniform[..., None] >= below).astype(jnp.int32), axis=-1, dtype=jnp.int32)
+
+
 def permutations(key: Array, shape: Shape) -> Array:
     """``shape`` int32, each last axis a permutation of its places.
 

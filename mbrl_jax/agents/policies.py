@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax import draws
 from mbrl_jax.environment import EnvironmentSpec
 
 LOG_STD_BOUNDS = (-3.0, 1.0)  # of the Gaussian before it is squashed; a fresh policy stands in the middle
@@ -57,8 +58,7 @@ def policy_of(spec: EnvironmentSpec) -> Distribution:
 
 
 def _categorical(outputs: Array, uniform: Array, random: Array) -> Array:
-    below = jnp.cumsum(jax.nn.softmax(outputs, axis=-1), axis=-1)[..., :-1]  # by the inverse of the distribution function
-    return jnp.sum((uniform[..., None] >= below).astype(jnp.int32), axis=-1, dtype=jnp.int32)
+    return draws.categorical(jax.nn.softmax(outputs, axis=-1), uniform)
 
 
 def _straight_through(outputs: Array, uniform: Array, random: Array) -> Array:

@@ -95,12 +95,9 @@ class Planner(NamedTuple):
 
         """
 
-        def judge(actions: Array) -> Array:
-            return returns_of(self.config, self.ensemble, members, observation, actions, drawn.particles, value)
-
         def improve(plan: Plan, uniform: Array) -> tuple[Plan, PlanLog]:
             actions = self.candidates(plan, uniform)
-            returns = judge(actions)
+            returns = returns_of(self.config, self.ensemble, members, observation, actions, drawn.particles, value)
             weights = self.weights(returns)
             return self.fit(plan, actions, weights), _log(returns, weights)
 
@@ -115,14 +112,15 @@ class Planner(NamedTuple):
         if self.config.method == "enumeration":
             return jnp.asarray(list(itertools.product(range(self.spec.action_count), repeat=self.config.horizon)), jnp.int32)
         drawn = self.init() if self.config.method == "random_shooting" else plan
-        sampled = _truncated_gaussian(drawn, uniform) if self.spec.continuous else _categorical(drawn, uniform)
+        sampled = _truncated_gaussian(drawn, uniform) if self.spec.continuous else draws.categorical(drawn.centre[None], uniform)
         return sampled.at[0].set(self.middle(plan))
 
     def weights(self, returns: Array) -> Array:
         """[N] weights, of sum 1, of candidates with returns [N]; those of minus infinity have none unless all are."""
         if self.config.method == "cem":
             level = jax.lax.top_k(returns, self.config.elites)[0][-1]  # all that reach it, so that no tie is broken by the order
-            elite = (returns >= level).astype(returns.dtype)
+            finite = jnp.isfinite(returns)
+            elite = ((returns >= level) & (finite | ~jnp.any(finite))).astype(returns.dtype)
             return elite / jnp.sum(elite)
         if self.config.method == "mppi":  # Williams et al. 2017, arXiv:1707.02342
             known = jnp.any(jnp.isfinite(returns))
@@ -196,11 +194,6 @@ class Planner(NamedTuple):
 def sequences(spec: EnvironmentSpec, horizon: int) -> int:
     """How many sequences of discrete actions there are."""
     return int(spec.action_count**horizon)
-
-
-def _categorical(plan: Plan, uniform: Array) -> Array:
-    below = jnp.cumsum(plan.centre, axis=-1)[None, :, :-1]  # by the inverse of the distribution function
-    return jnp.sum((uniform[..., None] >= below).astype(jnp.int32), axis=-1, dtype=jnp.int32)
 
 
 def _truncated_gaussian(plan: Plan, uniform: Array) -> Array:

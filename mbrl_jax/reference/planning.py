@@ -88,7 +88,9 @@ def returns(
 def weights(config: "PlanningConfig", returns: Tensor) -> Tensor:
     """[N] of sum 1."""
     if config.method == "cem":
-        elite = (returns >= returns.sort(descending=True).values[config.elites - 1]).to(returns.dtype)
+        finite = returns.isfinite()
+        elite = returns >= returns.sort(descending=True).values[config.elites - 1]
+        elite = (elite & finite if finite.any() else elite).to(returns.dtype)
         return elite / elite.sum()
     if config.method == "mppi":
         if not returns.isfinite().any():

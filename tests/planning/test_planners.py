@@ -91,6 +91,11 @@ def test_the_cross_entropy_method_weighs_all_that_tie_with_its_elites():
     np.testing.assert_allclose(planner.weights(jnp.array([3.0, 2.0, 2.0, 0.0])), [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
 
 
+def test_the_cross_entropy_method_gives_no_weight_to_what_is_not_finite_though_it_lacks_elites():
+    planner = Planner(replace(CONFIG, elites=3), world()[0])
+    np.testing.assert_allclose(planner.weights(jnp.array([-jnp.inf, 1.0, 2.0, -jnp.inf])), [0, 0.5, 0.5, 0])
+
+
 def test_mppi_weighs_by_the_exponential_of_the_return():
     planner = Planner(replace(CONFIG, method="mppi", temperature=2.0), world()[0])
     found = planner.weights(jnp.array([3.0, 1.0, -jnp.inf]))
