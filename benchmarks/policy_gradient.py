@@ -80,7 +80,9 @@ def stage_learning(seeds: int) -> None:
         figures.draw_band(axes[0], share, finished.result.metrics.curve_return, name, colour)
         told[name]["last_iqm_low_high"] = statistics.running_interval(finished.result.metrics.curve_return).tolist()
         judged = "chosen" if isinstance(config, ImaginedPGConfig) else "last"
-        figures.draw_profile(axes[1], {f"{name}, {judged}": (np.array(told[name][f"return_{judged}"]), colour)})
+        figures.draw_profile(
+            axes[1], {f"{name}, {judged}": (np.array(told[name][f"return_{judged}"]), colour)}, config.environment.name
+        )
     axes[0].set_xlabel("share of the updates")
     axes[0].set_ylabel("return of the last policy, IQM over seeds")
     axes[0].set_ylim(bottom=0)

@@ -483,7 +483,9 @@ arms = {
     "model-free, last": (without, COLOURS["baseline"]),
 }
 for name, (returns, _) in arms.items():
-    shares = "".join(f"   >= {mark}: {np.mean(returns >= mark):4.0%}" for mark in statistics.SUCCESS_MARKS)
+    shares = "".join(
+        f"   >= {mark}: {np.mean(returns >= mark):4.0%}" for mark in statistics.success_marks(ours.config.environment.name)
+    )
     print(f"{name:20} IQM {statistics.bootstrap(returns)}{shares}")
 for name, returns in (("chosen", chosen), ("last", last)):
     difference, p = statistics.paired_difference(returns, without), statistics.paired_p_value(returns, without)
@@ -496,7 +498,7 @@ print(f"the best point of the model-free curve: {statistics.Estimate(*peak[:, at
 figure, axes = figures.new_figure(3)
 figures.draw_learning_curve(axes[0], ours, last="model-based, present policy", colour=COLOURS["last"])
 figures.draw_learning_curve(axes[0], free, last="model-free, present policy", colour=COLOURS["baseline"])
-figures.draw_profile(axes[1], arms)
+figures.draw_profile(axes[1], arms, ours.config.environment.name)
 order = np.argsort(chosen - without)
 axes[2].bar(np.arange(SEEDS), (chosen - without)[order], color=COLOURS["chosen"], label="chosen less model-free")
 axes[2].scatter(np.arange(SEEDS), (last - without)[order], s=12, color=COLOURS["last"], zorder=3, label="last less model-free")

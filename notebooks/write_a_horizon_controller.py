@@ -116,7 +116,9 @@ for name, run in arms.items():
     middle = jnp.nanmedian(error, axis=0)[reached]
     axes[2].plot(jnp.arange(1, len(middle) + 1), middle, color=colours[name], label=name, marker="o", markersize=3)
 figures.draw_profile(
-    axes[1], {name: (results.per_seed(run.result.outcome.returns_last), colours[name]) for name, run in arms.items()}
+    axes[1],
+    {name: (results.per_seed(run.result.outcome.returns_last), colours[name]) for name, run in arms.items()},
+    fixed_config.environment.name,
 )
 axes[0].set_xlabel("updates")
 axes[0].set_ylabel("return, IQM over seeds")

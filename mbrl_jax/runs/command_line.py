@@ -215,12 +215,13 @@ def _reference(words: list[str]) -> None:
 def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
     """Print the figures of a run."""
     table = Table(title=f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}")
-    for column in ("policy", "IQM", *(f">= {mark}" for mark in statistics.SUCCESS_MARKS)):
+    marks = summary["fraction_at_least"]
+    for column in ("policy", "IQM", *(f">= {mark}" for mark in marks)):
         table.add_column(column)
     for arm in ("chosen", "last"):
         iqm = summary["iqm"][arm]
         if iqm is not None:
-            shares = (summary["fraction_at_least"][str(mark)][arm] for mark in statistics.SUCCESS_MARKS)
+            shares = (share[arm] for share in marks.values())
             table.add_row(arm, str(statistics.Estimate(iqm["value"], *iqm["ci95"])), *(f"{share:.0%}" for share in shares))
     console = Console()
     console.print(table)
@@ -335,11 +336,12 @@ def _evaluate(words: list[str]) -> None:
 
         config, policies = results.load_policies(directory)
         table = Table(title=f"{config.environment.name} of {env}, {episodes} episodes a policy")
-        for column in ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in statistics.SUCCESS_MARKS)):
+        marks = statistics.success_marks(config.environment.name)
+        for column in ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in marks)):
             table.add_column(column)
         for name, params in policies.items():
             returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
-            shares = (statistics.fraction_at_least(mark)(returns) for mark in statistics.SUCCESS_MARKS)
+            shares = (statistics.fraction_at_least(mark)(returns) for mark in marks)
             iqm = str(statistics.bootstrap(returns))
             average = (f"{returns.mean():.1f}", f"{statistics.median(returns):.1f}")
             table.add_row(name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares))

@@ -8,7 +8,7 @@ from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig, RunConfig
 from mbrl_jax.runs.results import per_seed
 from mbrl_jax.runs.runner import Run
-from mbrl_jax.statistics import SUCCESS_MARKS, Estimate, bootstrap, fraction_at_least, paired_difference
+from mbrl_jax.statistics import Estimate, bootstrap, fraction_at_least, paired_difference, success_marks
 
 
 def check_arms(model_based: RunConfig, model_free: RunConfig) -> None:
@@ -37,12 +37,14 @@ def compare(model_based: Run, model_free: Run) -> dict[str, Any]:
     last = per_seed(model_based.result.outcome.returns_last)
     baseline = per_seed(model_free.result.outcome.returns_last)
 
+    marks = success_marks(model_based.config.environment.name)
+
     def arm(returns: Any, run: Run) -> dict[str, Any]:
         return {
             "mean": bootstrap(returns, statistics.mean),
             "median": bootstrap(returns, statistics.median),
             "iqm": bootstrap(returns),
-            **{f"at_least_{mark}": bootstrap(returns, fraction_at_least(mark)) for mark in SUCCESS_MARKS},
+            **{f"at_least_{mark}": bootstrap(returns, fraction_at_least(mark)) for mark in marks},
             "seconds": run.seconds.run,
         }
 
@@ -58,6 +60,7 @@ def compare(model_based: Run, model_free: Run) -> dict[str, Any]:
             "model-based, last": {**arm(last, model_based), "paired_difference": difference(last)},
             "model-free, last": {**arm(baseline, model_free), "paired_difference": None},
         },
+        "marks": list(marks),
         "seeds": len(baseline),
     }
 
@@ -77,7 +80,7 @@ def as_table(figures: dict[str, Any], title: str) -> Table:
         title=title, caption="brackets: 95 % bootstrap intervals; difference: mean over seeds of own return minus model-free"
     )
     table.add_column("policy")
-    for column in ("mean", "median", "IQM", *(f">= {mark}" for mark in SUCCESS_MARKS), "difference", "seconds"):
+    for column in ("mean", "median", "IQM", *(f">= {mark}" for mark in figures["marks"]), "difference", "seconds"):
         table.add_column(column, justify="right")
     for name, arm in figures["arms"].items():
         difference = arm["paired_difference"]
@@ -86,7 +89,7 @@ def as_table(figures: dict[str, Any], title: str) -> Table:
             f"{arm['mean'].value:.1f}",
             f"{arm['median'].value:.1f}",
             str(arm["iqm"]),
-            *(f"{arm[f'at_least_{mark}'].value:.0%}" for mark in SUCCESS_MARKS),
+            *(f"{arm[f'at_least_{mark}'].value:.0%}" for mark in figures["marks"]),
             "" if difference is None else str(difference["mean"]),
             f"{arm['seconds']:.0f}",
         )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mbrl_jax.config import DynaQConfig, ImaginingConfig, ModelFreeQConfig, RunConfig
 from mbrl_jax.runs.results import per_seed
 from mbrl_jax.runs.runner import Run, chosen_so_far
-from mbrl_jax.statistics import SUCCESS_MARKS, interquartile_mean, running_interval
+from mbrl_jax.statistics import interquartile_mean, running_interval, success_marks
 
 LOSS_MARK = 0.15  # the imagined TD loss that the tutorial names
 LOSS_MARK_TRANSITIONS = 10_000  # and by when
@@ -45,18 +45,19 @@ def draw_learning_curve(ax: Axes, run: Run, *, last: str, colour: str) -> None:
         draw_band(ax, steps + offset, chosen, "model-based, chosen in imagination", COLOURS["chosen"])
     ax.set_xlabel("real transitions" if config.protocol == "interactive" else "updates")
     ax.set_ylabel("return, IQM over seeds")
-    ax.set_ylim(bottom=0)
+    if run.result.metrics.curve_return.min() >= 0:
+        ax.set_ylim(bottom=0)
 
 
-def draw_profile(ax: Axes, arms: dict[str, tuple[np.ndarray, str]]) -> None:
-    """The share of seeds whose final return is at least so much, for arms of (returns [seeds], colour)."""
+def draw_profile(ax: Axes, arms: dict[str, tuple[np.ndarray, str]], task: str) -> None:
+    """The share of seeds whose final return is at least so much, for arms of (returns [seeds], colour), and the task's marks."""
     for label, (returns, colour) in arms.items():
         ordered = np.sort(returns)
         share = 1 - np.arange(len(ordered)) / len(ordered)
-        left, right = min(0.0, ordered[0]), ordered[-1]
+        left, right = (0.0 if ordered[0] >= 0 else ordered[0]), ordered[-1]
         x, y = np.concatenate([[left], ordered, [right]]), np.concatenate([[1.0], share, [0.0]])
         ax.step(x, y, where="pre", color=colour, label=label, linewidth=1.6)
-    for mark in SUCCESS_MARKS:
+    for mark in success_marks(task):
         ax.axvline(mark, color="0.5", linewidth=0.8, linestyle=":")
     ax.set_xlabel("final return at least")
     ax.set_ylabel("fraction of seeds")
@@ -105,12 +106,12 @@ def draw_run(run: Run, path: Path) -> None:
     arms = {"last policy": (per_seed(outcome.returns_last), COLOURS["last"])}
     if outcome.returns_chosen is not None:
         arms["chosen policy"] = (per_seed(outcome.returns_chosen), COLOURS["chosen"])
-    draw_profile(axes[1], arms)
+    draw_profile(axes[1], arms, run.config.environment.name)
     if with_model:
         draw_loss(axes[2], run)
         real, score = run.result.metrics.curve_return, run.result.metrics.score
-        limit = max(real.max(), score.max())
-        axes[3].plot([0, limit], [0, limit], color="0.5", linewidth=0.8, linestyle=":")
+        ends = [min(0.0, real.min(), score.min()), max(0.0, real.max(), score.max())]
+        axes[3].plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
         axes[3].scatter(score.ravel(), real.ravel(), s=5, alpha=0.3, color=COLOURS["chosen"], linewidths=0, rasterized=True)
         axes[3].set_xlabel("imagined return of a snapshot")
         axes[3].set_ylabel("its real return")
@@ -132,6 +133,7 @@ def draw_comparison(model_based: Run, model_free: Run, path: Path) -> None:
             "model-based, last": (per_seed(model_based.result.outcome.returns_last), COLOURS["last"]),
             "model-free, last": (per_seed(model_free.result.outcome.returns_last), COLOURS["baseline"]),
         },
+        model_based.config.environment.name,
     )
     axes[0].legend(frameon=False, fontsize=7)
     seeds = len(model_free.result.outcome.updates)

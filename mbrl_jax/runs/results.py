@@ -35,7 +35,6 @@ from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.runs import checkpoint, metrics
 from mbrl_jax.runs.program import Seconds
 from mbrl_jax.runs.runner import Backend, Run, frozen_seeds
-from mbrl_jax.statistics import SUCCESS_MARKS
 
 FORMAT = 1
 RUN, CHECKPOINTS, PARTS = "run.json", "checkpoints", "parts"
@@ -117,7 +116,9 @@ def summarise(run: Run) -> dict[str, Any]:
         "return_last": last.tolist(),
         "return_chosen": None if chosen is None else chosen.tolist(),
         "iqm": for_each(interval),
-        "fraction_at_least": {str(mark): for_each(share_at_least(mark)) for mark in SUCCESS_MARKS},
+        "fraction_at_least": {
+            str(mark): for_each(share_at_least(mark)) for mark in statistics.success_marks(config.environment.name)
+        },
         "seconds": {
             "compile": run.seconds.compile,
             "run": run.seconds.run,

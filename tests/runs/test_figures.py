@@ -27,11 +27,20 @@ def test_figures_of_runs_and_of_their_comparison_are_drawn(runs, tmp_path):
 def test_the_profile_at_a_return_is_the_share_of_seeds_that_reach_it():
     returns = np.array([10.0, 500.0, 200.0, 200.0])
     ax = Figure().subplots()
-    figures.draw_profile(ax, {"arm": (returns, "black")})
+    figures.draw_profile(ax, {"arm": (returns, "black")}, "CartPole-v1")
     x, y = ax.lines[0].get_data()
     for mark in (0, 10, 11, 195, 200, 201, 499, 500):
         drawn = y[np.searchsorted(x, mark, side="left")]  # a step holds from its left end on
         assert drawn == np.mean(returns >= mark)
+
+
+def test_negative_returns_and_their_mark_are_in_the_figure():
+    ax = Figure().subplots()
+    figures.draw_profile(ax, {"arm": (np.array([-1500.0, -150.0]), "black")}, "Pendulum-v1")
+    profile, mark = ax.lines
+    assert profile.get_xdata().min() == -1500
+    assert profile.get_xdata().max() == -150
+    assert list(mark.get_xdata()) == [-200, -200]
 
 
 def test_the_loss_is_drawn_against_imagined_transitions_with_the_mark(runs, tiny):

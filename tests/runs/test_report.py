@@ -268,7 +268,12 @@ def test_cartpoles_marks_are_shown_where_an_episode_can_reach_them(runs):
 
     assert marks() == marks(time_limit=500) == (195, 475)
     assert marks(time_limit=200) == (195,)
-    assert marks(time_limit=30) == marks(name="Acrobot-v1") == ()
+    assert marks(time_limit=30) == ()
+
+
+def test_each_task_has_its_own_marks(runs):
+    run = runs["free"]._replace(config=replace(runs["free"].config, environment=EnvironmentConfig(name="Pendulum-v1")))
+    assert overview.marks_of(entries.Entry("", Path(), run, {}, "", "")) == (-200,)
 
 
 def test_every_pair_of_runs_is_compared_by_what_each_hands_over_and_by_the_last_policies(folders):

@@ -10,10 +10,9 @@ from mbrl_jax.config import to_dict
 from mbrl_jax.runs import results
 from mbrl_jax.runs.report import markup
 from mbrl_jax.runs.report.entries import Entry, by_task
-from mbrl_jax.statistics import SUCCESS_MARKS, Estimate
+from mbrl_jax.statistics import Estimate, success_marks
 
 NOTHING = "-"
-MARKED_TASK = "CartPole-v1"  # whose returns SUCCESS_MARKS are of
 
 
 def section(entries: Sequence[Entry]) -> str:
@@ -80,11 +79,9 @@ def _about_the_reference(entry: Entry) -> str:
 
 
 def marks_of(entry: Entry) -> tuple[int, ...]:
-    """The returns that count as success on the run's task and that its time limit lets an episode reach; none but on CartPole."""
+    """The returns that count as success on the run's task and that its time limit lets an episode reach."""
     limit = entry.run.config.environment.time_limit
-    if entry.task != MARKED_TASK:
-        return ()
-    return tuple(mark for mark in SUCCESS_MARKS if limit is None or mark <= limit)
+    return tuple(mark for mark in success_marks(entry.task) if limit is None or mark <= limit)
 
 
 def _rows(entries: Sequence[Entry]) -> list[list[str]]:
@@ -102,7 +99,7 @@ def _rows(entries: Sequence[Entry]) -> list[list[str]]:
         "return of the chosen policy, IQM": lambda e: _estimate(e.summary["iqm"]["chosen"]),
         **{
             f"seeds ≥ {mark}, {arm} policy": functools.partial(_share, mark=mark, arm=arm)
-            for mark in SUCCESS_MARKS
+            for mark in dict.fromkeys(mark for entry in entries for mark in marks_of(entry))
             for arm in ("last", "chosen")
         },
         "seconds of compilation": lambda e: _number(e.summary["seconds"]["compile"], ",.1f"),
@@ -152,8 +149,10 @@ def _estimate(told: Mapping[str, Any] | None) -> str:
 
 
 def _share(entry: Entry, mark: int, arm: str) -> str:
+    if mark not in marks_of(entry):
+        return NOTHING
     share = entry.summary["fraction_at_least"][str(mark)][arm]
-    return NOTHING if share is None or mark not in marks_of(entry) else f"{share:.0%}"
+    return NOTHING if share is None else f"{share:.0%}"
 
 
 def _number(value: float | None, form: str) -> str:
