@@ -229,6 +229,8 @@ class PlanningConfig:
     """Standard deviation of continuous actions, from -1 to 1, that a plan begins with."""
     least_deviation: float = traced(0.05, above=0)
     """What it is never fitted below (cem)."""
+    correlation: float = static(0.0, minimum=0, maximum=1)
+    """Of the random numbers of one step of a sequence with those of the next: above 0, sequences hold on to what they do."""
     warm_start: float = traced(0.8, minimum=0, maximum=1)
     """Share of the plan before, shifted by a step, that the next one begins with; 0 begins from nothing."""
     discount: float = traced(1.0, minimum=0, maximum=1)

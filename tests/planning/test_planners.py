@@ -11,7 +11,7 @@ import scipy.stats
 from mbrl_jax.config import ModelConfig, PlanningConfig
 from mbrl_jax.environment import EnvironmentSpec
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
-from mbrl_jax.planning.planners import Plan, Planner, sequences
+from mbrl_jax.planning.planners import Plan, Planner, correlated, sequences
 from mbrl_jax.planning.rollouts import draw_particles, returns_of
 
 MEMBERS, H = 2, 4
@@ -73,6 +73,41 @@ def test_a_continuous_action_goes_as_far_as_it_should(method):
     assert near == pytest.approx(0.4, abs=0.3)
     assert far > (0.75 if method != "random_shooting" else 0.3)  # one sequence of random actions is never good throughout
     assert far <= 1.0
+
+
+@pytest.mark.parametrize("correlation", [0.3, 0.8])
+def test_correlated_draws_stay_uniform_and_follow_each_other_as_closely_as_they_should(correlation):
+    white = jax.random.uniform(jax.random.key(0), (4_000, 6, 2))
+    drawn = np.asarray(correlated(white, correlation, axis=1))
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    for t in range(6):
+        assert scipy.stats.kstest(drawn[:, t, 0], "uniform").pvalue > 0.001
+    normal = scipy.stats.norm.ppf(drawn)
+    for lag in (1, 2):
+        found = np.corrcoef(normal[:, :-lag].ravel(), normal[:, lag:].ravel())[0, 1]
+        assert found == pytest.approx(correlation**lag, abs=0.03)
+    assert abs(np.corrcoef(normal[..., 0].ravel(), normal[..., 1].ravel())[0, 1]) < 0.03
+
+
+def test_a_correlation_of_0_changes_nothing_and_one_of_1_repeats_the_first_draw():
+    white = jax.random.uniform(jax.random.key(0), (100, 5), minval=0.01, maxval=0.99)
+    np.testing.assert_allclose(correlated(white, 0.0, axis=1), white, atol=1e-5)
+    np.testing.assert_allclose(correlated(white, 1.0, axis=1), jnp.broadcast_to(white[:, :1], white.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_planners_candidates_hold_on_to_what_they_do(continuous):
+    ensemble, _ = world(continuous=continuous)
+
+    def likeness(correlation):
+        planner = Planner(replace(CONFIG, candidates=512, correlation=correlation), ensemble)
+        drawn = planner.draw(jax.random.key(1), ()).candidates[0]
+        actions = np.asarray(planner.candidates(planner.init(), drawn)).reshape(512, H).astype(float)
+        return np.corrcoef(actions[:, :-1].ravel(), actions[:, 1:].ravel())[0, 1]
+
+    assert abs(likeness(0.0)) < 0.1
+    assert likeness(0.9) > 0.6
 
 
 def test_iterations_improve_on_random_shooting():
