@@ -24,13 +24,13 @@ imagined  in the learned ensemble, dealt to members at each step, from the same 
 replay    imagined, and begun in the states of the 5,000 random real transitions, as the learner's lanes are
 
 with N = 1,200 transitions an estimate (equal total transitions), and N = 30 real ones: about what each update has for itself
-where 5,000 real transitions are spread over a training's updates (equal real transitions). The true gradient is the mean over very many
-real rollouts to the end of the discount's reach: of the score function's estimates, and where the simulator can be differentiated
-of the pathwise ones, which are much less noisy and whose agreement with the others is on file.
+where 5,000 real transitions are spread over a training's updates (equal real transitions). The true gradient is the mean over
+very many real rollouts to the end of the discount's reach: of the score function's estimates, and where the simulator can be
+differentiated of the pathwise ones, which are much less noisy and whose agreement with the others is on file.
 
 Of M estimates: the norm of their mean, their total variance, the signal-to-noise ratio (norm over root of variance), the cosine
-of their mean to the true gradient and their own mean cosine to it, and the squared bias without what the variance adds to it. Norms
-and biases are corrected for noise, and so can come out below 0 where there is nothing to see.
+of their mean to the true gradient and their own mean cosine to it, and the squared bias without what the variance adds to it.
+Norms and biases are corrected for noise, and so can come out below 0 where there is nothing to see.
 
 Writes benchmarks/results/gradient_variance/TASK.json and TASK.png and prints tables.
 """
