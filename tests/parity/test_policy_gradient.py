@@ -1,5 +1,6 @@
 """The policy gradient: returns, losses, gradients and updates."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,14 +10,17 @@ import pytest
 import torch
 
 from mbrl_jax import environment as env
-from mbrl_jax.agents.policy_gradient import ActorCritic, PGState, PolicyGradient, Segment
-from mbrl_jax.config import EnvironmentConfig, PolicyGradientConfig
+from mbrl_jax import replay
+from mbrl_jax.agents.policy_gradient import ActorCritic, PGState, PolicyGradient, Segment, segment_of
+from mbrl_jax.config import EnvironmentConfig, LanesConfig, PolicyGradientConfig
+from mbrl_jax.imagination import lanes
+from mbrl_jax.imagination.horizon import fixed
 from mbrl_jax.networks import ADAM
 from mbrl_jax.reference import weights
 from mbrl_jax.reference.agents import policy_gradient as reference
 
 from .agreement import FLOAT64, Agreement, tensor
-from .twins import random_params, random_rows
+from .twins import ModelTwins, random_params, random_rows
 
 T, K = 12, 7
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -94,6 +98,37 @@ def test_returns_losses_and_gradients_are_the_references(
     agree(f"policy gradient critic loss: {name}", loss, error, FLOAT64)
     found = {key: p.grad for key, p in twins.reference.critic.named_parameters()}
     agree(f"policy gradient critic gradients: {name}", gradients, weights.q_to_flax(found), FLOAT64)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("CartPole-v1", "gaussian"), ("Acrobot-v1", "deterministic")])
+def test_the_pathwise_loss_and_its_gradient_are_the_references(
+    rng: np.random.Generator, agree: Agreement, task: str, kind: Any
+) -> None:
+    twins, model = Twins(rng, task, decay=0.8), ModelTwins(rng, task, kind=kind, reward="learned")
+    cap, horizon = 4, fixed(length=100)
+    config = LanesConfig(lanes=10, steps=9, cap=cap, sampling="ts_infinity")
+    size = model.environment.spec.observation_size
+    drawn = lanes.draw(config, model.ensemble, jax.random.key(0), ())
+    start = lanes.init(config, horizon, model.ensemble)
+    pool, _ = random_rows(rng, 64, size, model.environment.spec.action_count)
+    pool = pool._replace(observation=0.05 * pool.observation)
+    real = replay.write(replay.create(64, size), replay.pack(pool))
+
+    def ours(actor: Any) -> Any:
+        act = partial(twins.learner.relaxed, actor)
+        _, rows, _ = lanes.advance(config, model.ensemble, horizon, start, model.members, act, real, jnp.int32(0), drawn)
+        return twins.learner.pathwise_loss(actor, twins.state.target.critic, segment_of(rows, config.lanes))
+
+    (loss, entropy), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(twins.state.online.actor)
+    roots = tensor(replay.unpack(replay.sample(real, drawn.root)).observation)
+    noise = tensor(drawn.noise) if kind == "gaussian" else None
+    expected = reference.pathwise_loss(
+        twins.reference.actor, twins.reference.target_critic, model.world, roots, tensor(drawn.explore), noise, cap, twins.config
+    )
+    expected[0].backward()
+    agree(f"pathwise loss: {task}", (loss, entropy), expected, FLOAT64)
+    found = {key: p.grad for key, p in twins.reference.actor.named_parameters()}
+    agree(f"pathwise gradients: {task}", gradients, weights.q_to_flax(found), FLOAT64)
 
 
 @pytest.mark.parametrize("name", ["actor and critic", "REINFORCE"])

@@ -1,4 +1,4 @@
-"""The policy gradient: returns, losses, update."""
+"""The policy gradient: returns, losses, update; and the pathwise loss of imagined lanes."""
 
 import copy
 import itertools
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import parameters_to_vector
 
+from mbrl_jax.reference.model.ensemble import World, predict, transition
 from mbrl_jax.reference.replay import Transition
 
 if TYPE_CHECKING:
@@ -130,6 +131,48 @@ def score_loss(actor: Network, segment: Segment, advantage: Tensor, config: "Pol
     chooses, entropies = policy(actor, rows.observation, rows.action.is_floating_point())
     entropy = mean(entropies, rows.weight)
     return -mean(chooses.log_prob(rows.action) * advantage, rows.weight) - config.entropy_weight * entropy, entropy.detach()
+
+
+def pathwise_loss(
+    actor: Network,
+    critic: Network,
+    world: World,
+    roots: Tensor,
+    uniform: Tensor,
+    noise: Tensor | None,
+    cap: int,
+    config: "PolicyGradientConfig",
+) -> tuple[Tensor, Tensor]:
+    """([] minus the mean return of K lanes of T imagined steps, differentiable in the actor, [] the mean entropy).
+
+    Lane k stays with member k // (K / M). A lane that terminates or has ``cap`` steps behind it goes on from the next of its
+    ``roots`` [T, K, D]. Discrete actions are drawn by ``uniform`` [T, K] and differentiated as if they were probabilities;
+    ``noise`` is [T, K, D].
+    """
+    steps, lanes, members = *uniform.shape, world.ensemble.members
+    depth = torch.zeros(lanes, dtype=torch.long)
+    state, found, entropies = roots[0], [], []
+    for t in range(steps):
+        state = torch.where((depth == 0)[:, None], roots[t], state)
+        probability = actor(state).softmax(-1)
+        with torch.no_grad():
+            choice = (uniform[t][:, None] >= probability.cumsum(-1)[:, :-1]).sum(-1)
+            chosen = nn.functional.one_hot(choice, probability.shape[-1]) - probability
+        by_member = (members, lanes // members)
+        at, action = state.reshape(*by_member, -1), (chosen + probability).reshape(*by_member, -1)
+        now = None if noise is None else noise[t].reshape(at.shape)
+        moved = transition(world, predict(world, at, action), at, choice.reshape(by_member), now)
+        after, reward, terminated = (x.reshape(lanes, *x.shape[2:]) for x in moved)
+        entropies.append(policy(actor, state.detach(), continuous=False)[1])
+        ended = terminated | (depth + 1 >= cap)
+        found.append((state, choice, reward, after, terminated.to(reward.dtype), torch.ones_like(reward), depth, ended))
+        state, depth = after, torch.where(ended, 0, depth + 1)
+    *rows, ends = (torch.stack(column) for column in zip(*found, strict=True))
+    ends[-1] = True
+    segment = Segment(Transition(*rows), ends)
+    gained = lambda_returns(segment, values(critic, segment.rows.next_observation, config), config.discount, config.decay)
+    entropy = torch.stack(entropies).mean()
+    return -gained.mean() - config.entropy_weight * entropy, entropy.detach()
 
 
 def critic_loss(critic: Network, segment: Segment, wanted: Tensor, config: "PolicyGradientConfig") -> Tensor:

@@ -71,10 +71,13 @@ def measure(observation: Tensor, target: Tensor) -> Normaliser:
 def encode(observation: Tensor, action: Tensor, normaliser: Normaliser, actions: int) -> Tensor:
     """[..., in] the network's input from observations [..., D] and actions [...] out of ``actions`` many.
 
-    Two actions become -1 and 1, more become one-hot.
+    Two actions become -1 and 1, more become one-hot. Actions may also come as weights [..., actions] of sum 1.
     """
     state = (observation - normaliser.mean) / normaliser.std
-    coded = (2 * action - 1).unsqueeze(-1) if actions == 2 else functional.one_hot(action, actions)
+    if action.is_floating_point():
+        coded = action[..., 1:] - action[..., :1] if actions == 2 else action
+    else:
+        coded = (2 * action - 1).unsqueeze(-1) if actions == 2 else functional.one_hot(action, actions)
     return torch.cat([state, coded.to(state.dtype)], dim=-1)
 
 
