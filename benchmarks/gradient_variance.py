@@ -49,6 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -286,7 +287,7 @@ def measures(estimates: np.ndarray, halves: np.ndarray) -> dict[str, float]:
     size = float(halves[0] @ halves[1])  # the squared norm of the true gradient, without what its own variance adds
     bias = float((mean - halves[0]) @ (mean - halves[1])) - variance / count  # likewise
     norm2 = max(float(mean @ mean) - variance / count, 0.0)
-    return {
+    told = {
         "norm": norm2**0.5,
         "variance": variance,
         "signal_to_noise": (norm2 / variance) ** 0.5 if variance > 0 else 0.0,
@@ -295,6 +296,7 @@ def measures(estimates: np.ndarray, halves: np.ndarray) -> dict[str, float]:
         "relative_bias2": bias / size,
         "relative_variance": variance / size,
     }
+    return {name: float(f"{value:.6g}") for name, value in told.items()}
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -364,13 +366,15 @@ def over_seeds(points: list[dict[str, Any]], name: str, **which: Any) -> statist
     return statistics.bootstrap([p[name] for p in points if all(p[key] == value for key, value in which.items())])
 
 
-ARMS = (  # (where, transitions, name, colour)
-    ("real", REAL, f"real, {REAL} transitions", "#e08e45"),
-    ("real", TOTAL, f"real, {TOTAL:,} transitions", "#5b5f97"),
-    ("imagined", TOTAL, f"imagined, {TOTAL:,}", "#0b6e4f"),
-    ("replay", TOTAL, f"imagined from the replay, {TOTAL:,}", "#b0413e"),
+ARMS = (  # (where, transitions, name, colour, line)
+    ("real", REAL, f"real, {REAL}", "#e08e45", "-"),
+    ("real", TOTAL, f"real, {TOTAL:,}", "#5b5f97", "-"),
+    ("imagined", TOTAL, f"imagined, {TOTAL:,}", "#0b6e4f", "--"),
+    ("replay", TOTAL, f"from the replay, {TOTAL:,}", "#b0413e", "-"),
 )
+DRAWN_COLUMNS = ("relative_variance", "relative_bias2", "signal_to_noise", "cosine_of_mean")
 COLUMNS = (
+    ("norm", "norm of the mean"),
     ("relative_variance", "variance / |true|²"),
     ("relative_bias2", "bias² / |true|²"),
     ("signal_to_noise", "signal-to-noise"),
@@ -380,16 +384,16 @@ COLUMNS = (
 
 
 def table_of(stage: str, told: dict[str, Any], share: float) -> Table:
-    """All arms at one point of training."""
+    """All arms at one point of training, IQM over seeds."""
     table = Table(
         "estimator",
         "rollouts",
         "H",
         *(label for _, label in COLUMNS),
-        title=f"{stage}, after {share:.0%} of training, IQM of seeds",
+        title=f"{stage}, after {share:.0%} of training",
     )
     for estimator in ESTIMATORS:
-        for where, transitions, name, _ in ARMS:
+        for where, transitions, name, _, _ in ARMS:
             for horizon in HORIZONS:
                 which = {"estimator": estimator, "where": where, "transitions": transitions, "horizon": horizon, "share": share}
                 if any(all(p[key] == value for key, value in which.items()) for p in told["points"]):
@@ -400,16 +404,16 @@ def table_of(stage: str, told: dict[str, Any], share: float) -> Table:
 
 def draw(stage: str, told: dict[str, Any], share: float, path: Path) -> None:
     """Measures against H, a row for each estimator."""
-    figure, axes = figures.new_figure(len(COLUMNS), len(ESTIMATORS))
+    figure, axes = figures.new_figure(len(DRAWN_COLUMNS), len(ESTIMATORS))
     for row, estimator in enumerate(ESTIMATORS):
-        for column, (name, label) in enumerate(COLUMNS):
-            ax = axes[row * len(COLUMNS) + column]
-            for where, transitions, arm, colour in ARMS:
+        for column, name in enumerate(DRAWN_COLUMNS):
+            ax, label = axes[row * len(DRAWN_COLUMNS) + column], dict(COLUMNS)[name]
+            for where, transitions, arm, colour, line in ARMS:
                 which = {"estimator": estimator, "where": where, "transitions": transitions, "share": share}
                 if not any(all(p[key] == value for key, value in which.items()) for p in told["points"]):
                     continue
                 found = np.array([over_seeds(told["points"], name, horizon=horizon, **which) for horizon in HORIZONS])
-                ax.plot(HORIZONS, found[:, 0], color=colour, marker="o", markersize=3, label=arm)
+                ax.plot(HORIZONS, found[:, 0], color=colour, linestyle=line, marker="o", markersize=3, label=arm)
                 ax.fill_between(HORIZONS, found[:, 1], found[:, 2], color=colour, alpha=0.15, linewidth=0)
             ax.set_xscale("log")
             ax.set_xticks(HORIZONS, [str(horizon) for horizon in HORIZONS])
@@ -418,12 +422,13 @@ def draw(stage: str, told: dict[str, Any], share: float, path: Path) -> None:
             ax.set_ylabel(label)
             ax.set_title(estimator, fontsize=9)
             if "cosine" in name:
-                ax.set_ylim(-0.1, 1.02)
+                ax.set_ylim(-1.02, 1.02)
             else:
                 ax.set_yscale("log")
+                ax.yaxis.set_minor_formatter(NullFormatter())
     axes[0].legend(frameon=False, fontsize=7)
     figure.suptitle(f"{stage}, after {share:.0%} of training, IQM of {told['seeds']} seeds with 95 % intervals", fontsize=10)
-    figure.savefig(path)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
