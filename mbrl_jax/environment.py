@@ -31,6 +31,7 @@ class EnvironmentSpec(NamedTuple):
     observation_scale: tuple[float, ...]  # D positive numbers that bring each axis to about [-1, 1]
     action_size: int = 0  # A numbers of a continuous action, 0 where actions are discrete
     observation_limits: tuple[float, ...] | None = None  # D magnitudes that no axis exceeds, so that imagination need not either
+    angles: tuple[tuple[int, int], ...] = ()  # pairs of axes that are the cosine and the sine of one
 
     @property
     def continuous(self) -> bool:
@@ -94,6 +95,7 @@ class _Task(NamedTuple):
     inner: Callable[[Array], Mapping[str, Array]]  # from s [D], the fields of the simulator's state, without its time
     action_scale: tuple[float, ...] = ()  # what 1 is in the task's own units, for each number of a continuous action
     observation_limits: tuple[float, ...] | None = None
+    angles: tuple[tuple[int, int], ...] = ()
 
 
 CARTPOLE_X = 2.4  # metres
@@ -155,9 +157,23 @@ def _pendulum_inner(s: Array) -> Mapping[str, Array]:
 
 _TASKS = {
     "CartPole-v1": _Task((2.4, 2.0, 0.21, 2.0), _one_per_step, _cartpole_terminated, _cartpole_inner),
-    "Acrobot-v1": _Task((1.0, 1.0, 1.0, 1.0, 12.57, 28.27), _acrobot_reward, _acrobot_terminated, _acrobot_inner),
+    "Acrobot-v1": _Task(
+        observation_scale=(1.0, 1.0, 1.0, 1.0, 12.57, 28.27),
+        reward=_acrobot_reward,
+        terminated=_acrobot_terminated,
+        inner=_acrobot_inner,
+        angles=((0, 1), (2, 3)),
+    ),
     "MountainCar-v0": _Task((1.2, 0.07), _minus_one_per_step, _mountain_car_terminated, _mountain_car_inner),
-    "Pendulum-v1": _Task((1.0, 1.0, 8.0), _pendulum_reward, _never, _pendulum_inner, (PENDULUM_TORQUE,), (1.0, 1.0, 8.0)),
+    "Pendulum-v1": _Task(
+        observation_scale=(1.0, 1.0, 8.0),
+        reward=_pendulum_reward,
+        terminated=_never,
+        inner=_pendulum_inner,
+        action_scale=(PENDULUM_TORQUE,),
+        observation_limits=(1.0, 1.0, 8.0),
+        angles=((0, 1),),
+    ),
 }
 
 
@@ -186,6 +202,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         observation_scale=task.observation_scale,
         action_size=len(task.action_scale),
         observation_limits=task.observation_limits,
+        angles=task.angles,
     )
 
     def in_units(action: Array) -> Array:

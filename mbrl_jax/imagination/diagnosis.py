@@ -3,6 +3,7 @@
 For looking only. Nothing here reaches what an agent learns from.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax import Array
 
 from mbrl_jax import replay
 from mbrl_jax.config import ConfigError, LanesConfig
+from mbrl_jax.environment import EnvironmentSpec
 from mbrl_jax.imagination import disagreement, lanes
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.imagination.lanes import Act, Dynamics
@@ -141,18 +143,45 @@ def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) 
     )
 
 
-def map_axes(observation_size: int) -> tuple[int, int]:
-    """The axes of the state that are mapped: the first, and the third or what comes nearest to it. On CartPole, x and theta."""
-    return 0, min(2, observation_size - 1)
+class Coordinate(NamedTuple):
+    """A side of the map."""
+
+    axes: tuple[int, ...]  # of the state: one, or the cosine and the sine of an angle
+    limit: float  # it goes from minus this to this; radians of an angle, else the task's own scale
+
+
+def map_coordinates(spec: EnvironmentSpec) -> tuple[Coordinate, Coordinate]:
+    """What is mapped against what: angles before all else, and where there are none the first axis and the third or what comes
+    nearest to it. On CartPole x and theta, on Pendulum the angle and its rate.
+    """
+    if not spec.angles:
+        first, second = (Coordinate((axis,), spec.observation_scale[axis]) for axis in (0, min(2, spec.observation_size - 1)))
+        return first, second
+    paired = {axis for pair in spec.angles for axis in pair}
+    others = (axis for axis in range(spec.observation_size) if axis not in paired)
+    found = [Coordinate(pair, math.pi) for pair in spec.angles]
+    found += [Coordinate((axis,), spec.observation_scale[axis]) for axis in others]
+    return found[0], found[1]
+
+
+def map_states(spec: EnvironmentSpec) -> Array:
+    """[MAP_POINTS, MAP_POINTS, D] the states of the map, the first coordinate along its columns; all others are 0."""
+    shape = (MAP_POINTS, MAP_POINTS)
+    first, second = map_coordinates(spec)
+    state = jnp.zeros((*shape, spec.observation_size))
+    for cosine, _ in spec.angles:
+        state = state.at[..., cosine].set(1.0)
+    for coordinate, lead in ((first, (None, slice(None))), (second, (slice(None), None))):
+        values = jnp.broadcast_to(jnp.linspace(-coordinate.limit, coordinate.limit, MAP_POINTS)[lead], shape)
+        told = (values,) if len(coordinate.axes) == 1 else (jnp.cos(values), jnp.sin(values))
+        for axis, value in zip(coordinate.axes, told, strict=True):
+            state = state.at[..., axis].set(value)
+    return state
 
 
 def error_map(ensemble: Ensemble, members: Members, dynamics: Dynamics) -> ErrorMap:
-    """Disagreement and true error over the plane of :func:`map_axes`, each from minus to plus the task's own scale."""
-    spec, axes = ensemble.spec, map_axes(ensemble.spec.observation_size)
-    first, second = (jnp.linspace(-spec.observation_scale[axis], spec.observation_scale[axis], MAP_POINTS) for axis in axes)
-    grid = jnp.zeros((MAP_POINTS, MAP_POINTS, spec.observation_size), first.dtype)
-    grid = grid.at[..., axes[0]].set(jnp.broadcast_to(first[None, :], grid.shape[:2]))
-    grid = grid.at[..., axes[1]].set(jnp.broadcast_to(second[:, None], grid.shape[:2]))
+    """Disagreement and true error in :func:`map_states`."""
+    spec, grid = ensemble.spec, map_states(ensemble.spec)
     if spec.continuous:  # at either end and in the middle
         actions = jnp.broadcast_to(jnp.linspace(-1.0, 1.0, 3, dtype=grid.dtype)[:, None], (3, spec.action_size))
     else:

@@ -3,6 +3,7 @@
 An *arm* is a mapping of figures that :func:`describe` makes of a run; each drawing names those that it reads.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 from mbrl_jax import statistics
 from mbrl_jax.config import EnvironmentConfig, ImaginingConfig, from_dict, to_dict
 from mbrl_jax.environment import make_environment
-from mbrl_jax.imagination.diagnosis import map_axes
+from mbrl_jax.imagination.diagnosis import Coordinate, map_coordinates
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.runs.figures import new_figure
 from mbrl_jax.runs.runner import Run
@@ -152,14 +153,21 @@ def draw_surfing(ax: Axes, arms: Arms) -> None:
     ax.set_ylabel("imagined minus real return")
 
 
+def _side(side: Coordinate) -> tuple[str, float]:
+    """What a side of the map is called, and where it ends, in those units."""
+    if len(side.axes) == 1:
+        return f"axis {side.axes[0]} of the state", side.limit
+    return f"angle of axes {side.axes[0]} and {side.axes[1]} [degrees]", math.degrees(side.limit)
+
+
 def draw_map(ax: Axes, error_map: Mapping[str, Any], what: str, label: str, environment: EnvironmentConfig) -> None:
     """Disagreement or true error over the plane that is mapped, on CartPole that of cart position and pole angle."""
     if environment.name == "CartPole-v1":
         names, ends = ("cart position [m]", "pole angle [degrees]"), (2.4, 12.0)
     else:
-        scale = make_environment(environment).spec.observation_scale
-        axes = map_axes(len(scale))
-        names, ends = (f"axis {axes[0]} of the state", f"axis {axes[1]} of the state"), (scale[axes[0]], scale[axes[1]])
+        first, second = map_coordinates(make_environment(environment).spec)
+        (name, end), (other_name, other_end) = _side(first), _side(second)
+        names, ends = (name, other_name), (end, other_end)
     both = [np.array(error_map[name]) for name in ("disagreement", "one_step_error")]
     low, high = (np.log10(np.maximum(extreme, 1e-6)) for extreme in (min(x.min() for x in both), max(x.max() for x in both)))
     image = ax.imshow(

@@ -77,6 +77,21 @@ def test_disagreement_by_depth_is_the_mean_over_the_rows_there(model):
         np.testing.assert_allclose(told.disagreement[depth], np.asarray(spread)[depth::LENGTH].mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "sides"), [("Pendulum-v1", ((0, 1), (2,))), ("Acrobot-v1", ((0, 1), (2, 3)))])
+def test_where_angles_are_observed_the_map_is_of_states_that_there_are(name, sides):
+    spec = make_environment(EnvironmentConfig(name=name)).spec
+    assert tuple(side.axes for side in diagnosis.map_coordinates(spec)) == sides
+    states = np.asarray(diagnosis.map_states(spec))
+    for cosine, sine in spec.angles:
+        np.testing.assert_allclose(np.hypot(states[..., cosine], states[..., sine]), 1, rtol=1e-6)
+    angle = np.arctan2(states[..., 1], states[..., 0])
+    np.testing.assert_allclose(angle[7, 1:-1], np.linspace(-np.pi, np.pi, diagnosis.MAP_POINTS)[1:-1], atol=1e-5)
+    if name == "Pendulum-v1":
+        np.testing.assert_allclose(states[:, 7, 2], np.linspace(-8, 8, diagnosis.MAP_POINTS), rtol=1e-6)
+    else:
+        assert np.all(states[..., 4:] == 0)
+
+
 def test_the_map_is_of_position_and_angle_with_the_rest_at_zero(model):
     ensemble, members = model
     told = jax.jit(lambda: diagnosis.error_map(ensemble, members, TASK.dynamics))()

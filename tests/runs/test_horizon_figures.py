@@ -73,6 +73,9 @@ def test_a_diagnosis_of_another_task_is_drawn_with_its_own_axes(tiny, tmp_path, 
     assert np.isfinite(diagnosed.diagnosis.map.one_step_error).all()
     _, (ax,) = figures.new_figure(1)
     horizon_figures.draw_map(ax, horizon_figures.describe(diagnosed)["map"], "disagreement", "", config.environment)
-    assert ax.get_ylabel() == {"MountainCar-v0": "axis 1 of the state", "Acrobot-v1": "axis 2 of the state"}[name]
+    expected = {"MountainCar-v0": "axis 1 of the state", "Acrobot-v1": "angle of axes 2 and 3 [degrees]"}
+    assert ax.get_ylabel() == expected[name]
+    if name == "Acrobot-v1":
+        assert ax.images[0].get_extent() == pytest.approx([-180, 180, -180, 180])
     horizon_figures.draw_imagination(diagnosed, tmp_path / "imagination.png")
     assert matplotlib.image.imread(tmp_path / "imagination.png").std() > 0.05

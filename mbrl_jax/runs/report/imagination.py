@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mbrl_jax import statistics
 from mbrl_jax.config import DynaQConfig, ImaginingConfig
 from mbrl_jax.environment import make_environment
-from mbrl_jax.imagination.diagnosis import map_axes
+from mbrl_jax.imagination.diagnosis import map_coordinates
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.runs.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss, loss_name
 from mbrl_jax.runs.horizon_figures import draw_map
@@ -20,7 +20,7 @@ from mbrl_jax.runs.report.entries import Entry, left_out, only, seeds_of
 from mbrl_jax.runs.report.markup import Figures, new_axes, plain
 from mbrl_jax.runs.report.measures import finite_seeds
 from mbrl_jax.runs.report.returns import step_axis, steps_of
-from mbrl_jax.runs.report.tasks import axis_names
+from mbrl_jax.runs.report.tasks import side_name
 
 GROWTH = {
     "compounded_error": ("compounded error", "#b0413e"),
@@ -271,10 +271,10 @@ def _map(entry: Entry, error_map: dict[str, Any], what: str, label: str, seeds: 
     figure, (ax,) = new_axes()
     draw_map(ax, error_map, what, "", entry.run.config.environment)
     if entry.task != "CartPole-v1":  # whose axes are drawn already
-        size = make_environment(entry.run.config.environment).spec.observation_size
-        names, axes = axis_names(entry.task, size), map_axes(size)
-        ax.set_xlabel(names[axes[0]])
-        ax.set_ylabel(names[axes[1]])
+        spec = make_environment(entry.run.config.environment).spec
+        first, second = (side_name(entry.task, spec.observation_size, side.axes) for side in map_coordinates(spec))
+        ax.set_xlabel(first)
+        ax.set_ylabel(second)
     for bar in figure.axes[1:]:
         bar.yaxis.label.set_fontsize(markup.TEXT)
         _rasterise(bar)

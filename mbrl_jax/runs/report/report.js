@@ -57,7 +57,15 @@
       disc(c, x, y - 8, ghost ? 6 : 8);
     },
   };
-  const drawings = { cartpole, acrobot, mountain_car: mountainCar };
+  const pendulum = {
+    scene() {},
+    state(c, w, h, [cos, sin], ghost) {
+      const length = h * 0.4;
+      line(c, [[w / 2, h / 2], [w / 2 - length * sin, h / 2 - length * cos]], ghost ? 2.5 : 6);
+      disc(c, w / 2, h / 2, 4);
+    },
+  };
+  const drawings = { cartpole, acrobot, mountain_car: mountainCar, pendulum };
 
   /** Every axis up to the present step, each on its own height, for a task that has no drawing. */
   const drawLines = (c, w, h, data, step) => {

@@ -42,6 +42,13 @@ TASKS = {
         (0, 1, 2, 3),
         {"height of the tip": _tip_height, "velocity of the 1st joint": _axis(4)},
     ),
+    "Pendulum-v1": TaskView(
+        "pendulum",
+        20,
+        ("cos θ", "sin θ", "angular velocity"),
+        (0, 1),
+        {"angle from upright [degrees]": lambda states: np.degrees(np.arctan2(states[:, 1], states[:, 0])), "velocity": _axis(2)},
+    ),
     "MountainCar-v0": TaskView("mountain_car", 30, ("position", "velocity"), (0,), {"position": _axis(0), "velocity": _axis(1)}),
 }
 
@@ -57,3 +64,9 @@ def view_of(name: str, size: int) -> TaskView:
 def axis_names(name: str, size: int) -> tuple[str, ...]:
     """What the axes of a task's observations are called."""
     return view_of(name, size).axes
+
+
+def side_name(name: str, size: int, axes: tuple[int, ...]) -> str:
+    """What one side of a map is called, that is an axis, or an angle whose cosine and sine are two."""
+    names = axis_names(name, size)
+    return names[axes[0]] if len(axes) == 1 else f"{names[axes[0]].removeprefix('cos ')} [degrees]"
