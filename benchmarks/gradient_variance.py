@@ -402,6 +402,45 @@ def table_of(stage: str, told: dict[str, Any], share: float) -> Table:
     return table
 
 
+def answer_of(stage: str, told: dict[str, Any]) -> Table:
+    """The hypothesis: how variances compare seed by seed, over all policies, and what is paid for in bias."""
+    table = Table(
+        "estimator",
+        "H",
+        "variance of imagined / real, equal total",
+        "the same, equal real",
+        "bias², real",
+        "bias², imagined",
+        "bias², from the replay",
+        title=f"{stage}: IQM over policies of {told['seeds']} seeds; bias² over the squared norm of the true gradient",
+    )
+    reliable = {(t["share"], t["seed"]) for t in told["truths"] if is_reliable(t)}
+
+    def column(name: str, estimator: str, where: str, transitions: int, horizon: int) -> np.ndarray:
+        which = (estimator, where, transitions, horizon)
+        points = [p for p in told["points"] if (p["estimator"], p["where"], p["transitions"], p["horizon"]) == which]
+        return np.array([p[name] for p in points if (p["share"], p["seed"]) in reliable])
+
+    for estimator in ESTIMATORS:
+        for horizon in HORIZONS:
+            imagined = column("variance", estimator, "imagined", TOTAL, horizon)
+            cells = []
+            for transitions in (TOTAL, REAL):
+                real = column("variance", estimator, "real", transitions, horizon)
+                cells.append(f"{statistics.bootstrap(imagined / real).value:.3g}" if len(real) else "-")
+            for where in WORLDS:
+                bias = column("relative_bias2", estimator, where, TOTAL, horizon)
+                cells.append(f"{statistics.bootstrap(bias).value:.3g}" if len(bias) else "-")
+            table.add_row(estimator, str(horizon), *cells)
+    table.caption = f"{len(reliable)} of {len(told['truths'])} policies: the others' true gradient is not known well enough"
+    return table
+
+
+def is_reliable(truth: dict[str, Any]) -> bool:
+    """Whether the two halves of a true gradient agree."""
+    return float(truth["cosine_of_halves_pathwise" if "cosine_of_halves_pathwise" in truth else "cosine_of_halves_critic"]) > 0.9
+
+
 def draw(stage: str, told: dict[str, Any], share: float, path: Path) -> None:
     """Measures against H, a row for each estimator."""
     figure, axes = figures.new_figure(len(DRAWN_COLUMNS), len(ESTIMATORS))
@@ -449,6 +488,7 @@ def main() -> None:
         told = json.loads(path.read_text(encoding="utf-8"))
         for share in SHARES[stage]:
             Console(width=150).print(table_of(stage, told, share))
+        Console(width=150).print(answer_of(stage, told))
         draw(stage, told, DRAWN[stage], path.with_suffix(".png"))
 
 
