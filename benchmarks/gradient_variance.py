@@ -72,11 +72,12 @@ SHARES = {
     "cartpole": (0.01, 0.02, 0.03, 0.05),
     "pendulum": (0.1, 0.2, 0.3, 1.0),
 }  # of training, after which policies are looked at
-DRAWN = {"cartpole": 0.03, "pendulum": 0.2}
+DRAWN = {"cartpole": 0.03, "pendulum": 0.1}
 HORIZONS = (1, 3, 10, 30)
 TOTAL, REAL = 1_200, 30  # transitions of an estimate
 ESTIMATORS = ("reinforce", "critic", "pathwise")
 WORLDS = ("real", "imagined", "replay")
+LEAST_AGREEMENT = 0.9  # cosine between the two halves of a true gradient that is good enough to compare with
 REACH = 0.02  # the discount of the last step of the true gradient's rollouts
 BATCH = 1_024  # of those rollouts
 EPISODES = 32  # real episodes of a policy that D is made of
@@ -361,9 +362,17 @@ def measure(stage: str, seeds: int, count: int, batches: int) -> dict[str, Any]:
     }
 
 
-def over_seeds(points: list[dict[str, Any]], name: str, **which: Any) -> statistics.Estimate:
-    """The IQM over seeds of a measure at the points that fit."""
-    return statistics.bootstrap([p[name] for p in points if all(p[key] == value for key, value in which.items())])
+def is_reliable(truth: dict[str, Any]) -> bool:
+    """Whether the two halves of a true gradient agree."""
+    name = "cosine_of_halves_pathwise" if "cosine_of_halves_pathwise" in truth else "cosine_of_halves_critic"
+    return bool(truth[name] > LEAST_AGREEMENT)
+
+
+def column(told: dict[str, Any], name: str, **which: Any) -> np.ndarray:
+    """[policies] a measure at the points that fit, of the policies whose true gradient is known well enough."""
+    known = {(truth["share"], truth["seed"]) for truth in told["truths"] if is_reliable(truth)}
+    points = [p for p in told["points"] if all(p[key] == value for key, value in which.items())]
+    return np.array([p[name] for p in points if (p["share"], p["seed"]) in known])
 
 
 ARMS = (  # (where, transitions, name, colour, line)
@@ -385,73 +394,58 @@ COLUMNS = (
 
 def table_of(stage: str, told: dict[str, Any], share: float) -> Table:
     """All arms at one point of training, IQM over seeds."""
-    table = Table(
-        "estimator",
-        "rollouts",
-        "H",
-        *(label for _, label in COLUMNS),
-        title=f"{stage}, after {share:.0%} of training",
-    )
+    known = sum(is_reliable(truth) for truth in told["truths"] if truth["share"] == share)
+    title = f"{stage}, after {share:.0%} of training, {known} of {told['seeds']} seeds"
+    table = Table("estimator", "rollouts", "H", *(label for _, label in COLUMNS), title=title)
     for estimator in ESTIMATORS:
         for where, transitions, name, _, _ in ARMS:
             for horizon in HORIZONS:
                 which = {"estimator": estimator, "where": where, "transitions": transitions, "horizon": horizon, "share": share}
-                if any(all(p[key] == value for key, value in which.items()) for p in told["points"]):
-                    cells = (f"{over_seeds(told['points'], column, **which).value:.3g}" for column, _ in COLUMNS)
+                found = [column(told, measure, **which) for measure, _ in COLUMNS]
+                if len(found[0]):
+                    cells = (f"{statistics.bootstrap(values).value:.3g}" for values in found)
                     table.add_row(estimator, name, str(horizon), *cells)
     return table
 
 
 def answer_of(stage: str, told: dict[str, Any]) -> Table:
-    """The hypothesis: how variances compare seed by seed, over all policies, and what is paid for in bias."""
+    """The hypothesis: how variances compare policy by policy, and what is paid for in bias."""
+    known = sum(is_reliable(truth) for truth in told["truths"])
     table = Table(
         "estimator",
         "H",
         "variance of imagined / real, equal total",
         "the same, equal real",
-        "bias², real",
-        "bias², imagined",
-        "bias², from the replay",
-        title=f"{stage}: IQM over policies of {told['seeds']} seeds; bias² over the squared norm of the true gradient",
+        *(f"bias², {where}" for where in WORLDS),
+        title=f"{stage}: IQM over {known} of {len(told['truths'])} policies; bias² over the squared norm of the true gradient",
     )
-    reliable = {(t["share"], t["seed"]) for t in told["truths"] if is_reliable(t)}
-
-    def column(name: str, estimator: str, where: str, transitions: int, horizon: int) -> np.ndarray:
-        which = (estimator, where, transitions, horizon)
-        points = [p for p in told["points"] if (p["estimator"], p["where"], p["transitions"], p["horizon"]) == which]
-        return np.array([p[name] for p in points if (p["share"], p["seed"]) in reliable])
-
     for estimator in ESTIMATORS:
         for horizon in HORIZONS:
-            imagined = column("variance", estimator, "imagined", TOTAL, horizon)
+            which = {"estimator": estimator, "horizon": horizon}
+            imagined = column(told, "variance", where="imagined", transitions=TOTAL, **which)
             cells = []
             for transitions in (TOTAL, REAL):
-                real = column("variance", estimator, "real", transitions, horizon)
+                real = column(told, "variance", where="real", transitions=transitions, **which)
                 cells.append(f"{statistics.bootstrap(imagined / real).value:.3g}" if len(real) else "-")
             for where in WORLDS:
-                bias = column("relative_bias2", estimator, where, TOTAL, horizon)
+                bias = column(told, "relative_bias2", where=where, transitions=TOTAL, **which)
                 cells.append(f"{statistics.bootstrap(bias).value:.3g}" if len(bias) else "-")
             table.add_row(estimator, str(horizon), *cells)
-    table.caption = f"{len(reliable)} of {len(told['truths'])} policies: the others' true gradient is not known well enough"
     return table
-
-
-def is_reliable(truth: dict[str, Any]) -> bool:
-    """Whether the two halves of a true gradient agree."""
-    return float(truth["cosine_of_halves_pathwise" if "cosine_of_halves_pathwise" in truth else "cosine_of_halves_critic"]) > 0.9
 
 
 def draw(stage: str, told: dict[str, Any], share: float, path: Path) -> None:
     """Measures against H, a row for each estimator."""
     figure, axes = figures.new_figure(len(DRAWN_COLUMNS), len(ESTIMATORS))
     for row, estimator in enumerate(ESTIMATORS):
-        for column, name in enumerate(DRAWN_COLUMNS):
-            ax, label = axes[row * len(DRAWN_COLUMNS) + column], dict(COLUMNS)[name]
+        for place, name in enumerate(DRAWN_COLUMNS):
+            ax, label = axes[row * len(DRAWN_COLUMNS) + place], dict(COLUMNS)[name]
             for where, transitions, arm, colour, line in ARMS:
                 which = {"estimator": estimator, "where": where, "transitions": transitions, "share": share}
-                if not any(all(p[key] == value for key, value in which.items()) for p in told["points"]):
+                values = [column(told, name, horizon=horizon, **which) for horizon in HORIZONS]
+                if not len(values[0]):
                     continue
-                found = np.array([over_seeds(told["points"], name, horizon=horizon, **which) for horizon in HORIZONS])
+                found = np.array([statistics.bootstrap(each) for each in values])
                 ax.plot(HORIZONS, found[:, 0], color=colour, linestyle=line, marker="o", markersize=3, label=arm)
                 ax.fill_between(HORIZONS, found[:, 1], found[:, 2], color=colour, alpha=0.15, linewidth=0)
             ax.set_xscale("log")
@@ -463,8 +457,10 @@ def draw(stage: str, told: dict[str, Any], share: float, path: Path) -> None:
             if "cosine" in name:
                 ax.set_ylim(-1.02, 1.02)
             else:
-                ax.set_yscale("log")
+                ax.set_yscale("log", nonpositive="clip")  # what is corrected for noise may be 0 or less, and leaves the figure
                 ax.yaxis.set_minor_formatter(NullFormatter())
+                if name != "relative_variance":
+                    ax.set_ylim(bottom=0.005)
     axes[0].legend(frameon=False, fontsize=7)
     figure.suptitle(f"{stage}, after {share:.0%} of training, IQM of {told['seeds']} seeds with 95 % intervals", fontsize=10)
     figure.savefig(path, dpi=100)
