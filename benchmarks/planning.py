@@ -82,11 +82,13 @@ def draw_beside_dyna_q(content: dict[str, Any], path: Path) -> None:
     figure, axes = figures.new_figure(2)
     planner, curve = figures.COLOURS["chosen"], np.array(content["curve"]["return"])
     figures.draw_band(axes[0], np.array(content["curve"]["step"]), curve, "planner (MPPI)", planner)
-    dyna = json.loads(DYNA_Q.read_text(encoding="utf-8"))["learning_curves"]["model_based"]
+    told = json.loads(DYNA_Q.read_text(encoding="utf-8"))
+    dyna, random = told["learning_curves"]["model_based"], told["model_based"]["config"]["random_transitions"]
+    transitions = random + np.array(dyna["step"])
     for arm, colour in (("chosen", figures.COLOURS["baseline"]), ("last", figures.COLOURS["last"])):
         middle, low, high = np.array(dyna[f"{arm}_iqm_low_high"])
-        axes[0].plot(dyna["step"], middle, color=colour, label=f"Dyna-Q, {arm} policy", linewidth=1.6)
-        axes[0].fill_between(dyna["step"], low, high, color=colour, alpha=0.18, linewidth=0)
+        axes[0].plot(transitions, middle, color=colour, label=f"Dyna-Q, {arm} policy", linewidth=1.6)
+        axes[0].fill_between(transitions, low, high, color=colour, alpha=0.18, linewidth=0)
     axes[0].set_xscale("log")
     axes[0].set_xticks([250, 500, 1_000, 2_000, 5_000], ["250", "500", "1,000", "2,000", "5,000"])
     axes[0].minorticks_off()
