@@ -130,8 +130,11 @@ def measure_speed(out: Path) -> None:
     def one(plan: Any, observation: Any, drawn: Any) -> Any:
         return planner.plan(members, plan, observation, drawn)[:2]
 
-    single, batched = jax.jit(one), jax.jit(jax.vmap(one))
     first = jax.tree.map(lambda leaf: leaf[0], (plans, states, drawn))
+    alone, layout = jax.jit(one), execution.choose_layout(MANY)
+    everywhere = jax.tree.map(layout.place, (plans, states, drawn))
+    spread = execution.spread(lambda given, _: one(*given), (0, None), 0, layout)
+    together = execution.lower(spread, everywhere, 0.0).compile().call
 
     # the same model, in the same precision
     learned = reference_ensemble.Ensemble(config.model, make_task(task.spec.name), config.model.members)
@@ -151,8 +154,8 @@ def measure_speed(out: Path) -> None:
 
     eager = reference.returns
     arms: dict[str, tuple[int, Callable[[], Any]]] = {
-        "one plan": (1, lambda: jax.block_until_ready(single(*first))),
-        f"{MANY} plans": (MANY, lambda: jax.block_until_ready(batched(plans, states, drawn))),
+        "one plan": (1, lambda: jax.block_until_ready(alone(*first))),
+        f"{MANY} plans": (MANY, lambda: jax.block_until_ready(together(everywhere, 0.0))),
         "PyTorch, eager": (1, plan_in_torch(eager)),
         "PyTorch, compiled": (1, plan_in_torch(hot(eager, True, torch.device("cpu")))),
     }
@@ -211,8 +214,7 @@ def main() -> None:
         content = json.loads((flags.out / "cartpole.json").read_text(encoding="utf-8"))
         draw_beside_dyna_q(content, flags.out / "cartpole.png")
         return
-    if flags.stages != ["speed"]:
-        execution.use_all_cores()
+    execution.use_all_cores()
     for stage in flags.stages:
         if stage == "speed":
             measure_speed(flags.out)
