@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mbrl_jax.config import DynaQConfig, ImaginingConfig, ModelFreeQConfig, RunConfig
 from mbrl_jax.runs.results import per_seed
@@ -113,6 +114,7 @@ def draw_run(run: Run, path: Path) -> None:
         ends = [min(0.0, real.min(), score.min()), max(0.0, real.max(), score.max())]
         axes[3].plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
         axes[3].scatter(score.ravel(), real.ravel(), s=5, alpha=0.3, color=COLOURS["chosen"], linewidths=0, rasterized=True)
+        axes[3].xaxis.set_major_locator(MaxNLocator(5))
         axes[3].set_xlabel("imagined return of a snapshot")
         axes[3].set_ylabel("its real return")
     for ax in axes[: 3 if with_model else 2]:

@@ -76,6 +76,24 @@ def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
     assert np.isfinite(float(log.value))
 
 
+def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted():
+    algorithm, task = mpc.make_train(PENDULUM), mpc.make_environment(PENDULUM.environment)
+    key = seed_keys(0, 1)[0]
+    before, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(key)[0], PENDULUM)
+    after, metrics = jax.jit(algorithm.advance)(before, PENDULUM)
+    starts = task.draw_resets(mpc.stream(key, mpc.Stream.CURVE, after.time), (PENDULUM.evaluation.curve_episodes,))
+    planner = mpc.planner_of(PENDULUM, task)
+
+    @jax.jit
+    def played(model):
+        begin, act = planner.act(mpc.fitting.members(planner.ensemble, model))
+        memory = begin(mpc.stream(key, mpc.Stream.PLANNING, after.time), PENDULUM.evaluation.curve_episodes)
+        return jnp.mean(mpc.play_with_memory(task, act, memory, starts))
+
+    assert float(metrics.curve_return) == pytest.approx(float(played(after.model)), rel=1e-4)
+    assert float(metrics.curve_return) != pytest.approx(float(played(before.model)), rel=1e-3)
+
+
 @pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
 def test_it_is_trained_written_read_and_played_as_any_other_algorithm(config, tmp_path):
     run = runner.run(config, 2)
