@@ -161,7 +161,7 @@ def map_coordinates(spec: EnvironmentSpec) -> tuple[Coordinate, Coordinate]:
     others = (axis for axis in range(spec.observation_size) if axis not in paired)
     found = [Coordinate(pair, math.pi) for pair in spec.angles]
     found += [Coordinate((axis,), spec.observation_scale[axis]) for axis in others]
-    return found[0], found[1]
+    return found[0], found[min(1, len(found) - 1)]
 
 
 def map_states(spec: EnvironmentSpec) -> Array:

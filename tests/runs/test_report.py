@@ -273,7 +273,9 @@ def test_cartpoles_marks_are_shown_where_an_episode_can_reach_them(runs):
 
 def test_each_task_has_its_own_marks(runs):
     run = runs["free"]._replace(config=replace(runs["free"].config, environment=EnvironmentConfig(name="Pendulum-v1")))
-    assert overview.marks_of(entries.Entry("", Path(), run, {}, "", "")) == (-200,)
+    saved_before = entries.Entry("", Path(), run, {"fraction_at_least": {"195": {"last": 0.0}}}, "", "")
+    assert overview.marks_of(saved_before) == (-200,)
+    assert overview._share(saved_before, -200, "last") == overview._share(saved_before, 195, "last") == overview.NOTHING
 
 
 def test_every_pair_of_runs_is_compared_by_what_each_hands_over_and_by_the_last_policies(folders):

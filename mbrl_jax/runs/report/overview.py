@@ -149,9 +149,8 @@ def _estimate(told: Mapping[str, Any] | None) -> str:
 
 
 def _share(entry: Entry, mark: int, arm: str) -> str:
-    if mark not in marks_of(entry):
-        return NOTHING
-    share = entry.summary["fraction_at_least"][str(mark)][arm]
+    told = entry.summary["fraction_at_least"].get(str(mark))  # a run may have been saved before its task had this mark
+    share = None if told is None or mark not in marks_of(entry) else told[arm]
     return NOTHING if share is None else f"{share:.0%}"
 
 
