@@ -28,6 +28,9 @@ where 5,000 real transitions are spread over a training's updates (equal real tr
 very many real rollouts to the end of the discount's reach: of the score function's estimates, and where the simulator can be
 differentiated of the pathwise ones, which are much less noisy and whose agreement with the others is on file.
 
+Estimates of the same number, real and imagined, have the same roots and the same random numbers for their actions, so that what
+differs between them is the dynamics.
+
 Of M estimates: the norm of their mean, their total variance, the signal-to-noise ratio (norm over root of variance), the cosine
 of their mean to the true gradient and their own mean cosine to it, and the squared bias without what the variance adds to it.
 Norms and biases are corrected for noise, and so can come out below 0 where there is nothing to see.
@@ -358,6 +361,7 @@ def measure(stage: str, seeds: int, count: int, batches: int) -> dict[str, Any]:
         "points": points,
         "versions": results.versions(("jax", "gymnax")),
         "device": jax.devices()[0].device_kind,
+        "precision": config.precision,
         "git": results.git_revision(),
     }
 
