@@ -168,6 +168,8 @@ def create(
 def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_once: int) -> int:
     """Write ``run.json`` into a new folder, or into one that is empty; a descriptor of it that holds the lock until it is closed.
 
+    The lock is there before others see the file: nobody can come between.
+
     Args:
       path: the folder.
       asked: what the run is of.
@@ -184,14 +186,20 @@ def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_on
     temporary = path / f".{RUN}.{os.getpid()}.new"
     try:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.link(temporary, path / RUN)  # fails if another process was first
+        lock = os.open(temporary, os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.link(temporary, path / RUN)  # fails if another process was first
+        except BaseException:
+            os.close(lock)
+            raise
     except FileExistsError:
         raise InUseError(f"out: another process has just begun a run in {str(path)!r}; name a new folder") from None
     except OSError as error:
         raise ConfigError(f"out: nothing can be written to {str(path)!r}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return hold(path)
+    return lock
 
 
 def hold(path: Path, *, shared: bool = False, wait: bool = False) -> int:

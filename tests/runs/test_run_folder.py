@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pytest
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, to_dict
 from mbrl_jax.runs import checkpoint, execution, results, run_folder, runner
 from mbrl_jax.runs.interruption import Interrupted, Interruption
-from mbrl_jax.runs.run_folder import Asked
+from mbrl_jax.runs.run_folder import Asked, InUseError
 
 
 class After:
@@ -255,6 +256,21 @@ def test_two_processes_do_not_work_on_one_run(copied):
         with pytest.raises(ConfigError, match="another process works on the run"):
             take_up(folder, asked)
     take_up(folder, asked).__exit__()
+
+
+def test_nobody_comes_between_the_beginning_of_a_run_and_its_lock(tiny, tmp_path, monkeypatch):
+    link, refused = os.link, []
+
+    def link_and_try(source, target):
+        link(source, target)
+        with pytest.raises(InUseError, match="another process works on the run") as error:
+            run_folder.hold(tmp_path, shared=True)
+        refused.append(error)
+
+    monkeypatch.setattr(os, "link", link_and_try)
+    create(tmp_path, Asked(tiny, 2, 0, False)).__exit__()
+    assert len(refused) == 1
+    os.close(run_folder.hold(tmp_path))
 
 
 def test_two_runs_do_not_go_into_one_folder(copied):
