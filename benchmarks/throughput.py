@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, load, to_dict
+from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
 from mbrl_jax.environment import make_environment
 from mbrl_jax.replay import width
 from mbrl_jax.runs import compiled, execution, figures, results, runner
@@ -123,7 +123,7 @@ class Work:
             directions = spec.observation_size if model.laplacian in ("auto", "exact") else model.laplacian_probes
             penalised = model.laplacian_rows or model.batch_size
             fit_step += 3 * model.members * penalised * (directions + 2) * (predict - first)
-        held_out = config.real_transitions // runner.dyna_q.holdout_stride(config)
+        held_out = config.real_transitions // holdout_stride(config)
         batches = (config.random_transitions - held_out) // model.batch_size
         interactive = config.protocol == "interactive"
         refits = model.refit_batches if interactive else 0

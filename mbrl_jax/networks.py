@@ -21,6 +21,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+COLUMNS_FROM = 128
+"""Rows from which on a batch goes through a network as columns, as it measured best on a CPU: benchmarks/NOTES.md."""
+
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)  # eps is added to the root
 
 
@@ -61,25 +64,55 @@ def _product_backward(saved: tuple[Array, Array], back: Array) -> tuple[Array, A
 product.defvjp(_product_forward, _product_backward)
 
 
+@jax.custom_vjp
+def product_of_columns(kernel: Array, x: Array) -> Array:
+    """``kernel.T @ x``, [outputs, B] from [inputs, outputs] and [inputs, B], to be differentiated in reverse mode only.
+
+    As :func:`product`; but here what has to be transposed first is no batch, only the kernel.
+    """
+    return jax.lax.platform_dependent(kernel, x, cpu=_of_columns_on_cpu, default=lambda kernel, x: kernel.T @ x)
+
+
+def _of_columns_on_cpu(kernel: Array, x: Array) -> Array:
+    return jax.lax.optimization_barrier(kernel.T) @ x
+
+
+def _of_columns_forward(kernel: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product_of_columns(kernel, x), (kernel, x)
+
+
+def _of_columns_backward(saved: tuple[Array, Array], back: Array) -> tuple[Array, Array]:
+    kernel, x = saved
+    x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    return x @ back.T, kernel @ back
+
+
+product_of_columns.defvjp(_of_columns_forward, _of_columns_backward)
+
+
 class Dense(nn.Module):
-    """An affine map of [..., inputs] to [..., outputs], or the linear part of it."""
+    """An affine map of the rows [B, inputs] to [B, outputs], or of columns [inputs, B] to [outputs, B]; or its linear part."""
 
     outputs: int
+    columns: bool = False
     linear: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[..., outputs] from [..., inputs]."""
-        kernel = self.param("kernel", lecun_normal, (x.shape[-1], self.outputs), x.dtype)
-        rows = product(x.reshape(-1, x.shape[-1]), jnp.asarray(kernel)).reshape(*x.shape[:-1], self.outputs)
+        """[B, outputs] from [B, inputs], or the same as columns."""
+        kernel = self.param("kernel", lecun_normal, (x.shape[0 if self.columns else 1], self.outputs), x.dtype)
+        y = product_of_columns(jnp.asarray(kernel), x) if self.columns else product(x, jnp.asarray(kernel))
         if self.linear:
-            return rows
+            return y
         bias = self.param("bias", nn.initializers.zeros, (self.outputs,), x.dtype)
-        return rows + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return y + (bias[:, None] if self.columns else bias[None])
 
 
 class MLP(nn.Module):
-    """Dense layers with one nonlinearity between them; maps [..., inputs] to [..., outputs]."""
+    """Dense layers with one nonlinearity between them; maps [..., inputs] to [..., outputs].
+
+    Within, ``COLUMNS_FROM`` rows or more are columns, which saves transposing them for the kernels' gradients.
+    """
 
     hidden: tuple[int, ...]
     outputs: int
@@ -89,9 +122,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., outputs] from [..., inputs]."""
+        before, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        columns = x.shape[0] >= COLUMNS_FROM
+        x = x.T if columns else x
         for width in self.hidden:
-            x = ACTIVATIONS[self.activation](Dense(width)(x))
-        return Dense(self.outputs, linear=not self.output_bias)(x)
+            x = ACTIVATIONS[self.activation](Dense(width, columns)(x))
+        x = Dense(self.outputs, columns, linear=not self.output_bias)(x)
+        return (x.T if columns else x).reshape(*before, self.outputs)
 
 
 def laplacian(params: Params, x: Array, directions: Array, activation: str) -> Array:

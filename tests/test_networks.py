@@ -118,8 +118,58 @@ def test_a_product_has_the_gradients_of_a_matrix_product():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
 
-def test_only_on_a_cpu_are_the_rows_transposed_before_they_are_multiplied():
-    gradient = jax.jit(jax.grad(lambda kernel, x: jnp.sum(networks.product(x, kernel))))
+def test_a_product_of_columns_has_the_gradients_of_a_matrix_product():
+    kernel, x, back = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, 3), (5, 9), (3, 9)]))
+    value, gradients = jax.vjp(networks.product_of_columns, kernel, x)
+    expected, its_gradients = jax.vjp(lambda kernel, x: kernel.T @ x, kernel, x)
+    compared = ((value, gradients(back)), (expected, its_gradients(back)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *compared)
+
+
+@pytest.mark.parametrize("rows", [networks.COLUMNS_FROM - 1, networks.COLUMNS_FROM])
+@pytest.mark.parametrize("members", [None, 3])
+def test_an_mlp_and_its_gradients_are_the_same_whether_its_rows_are_columns_within(rows, members, monkeypatch):
+    mlp = networks.MLP((7, 6), 2, "silu")
+    x = jax.random.normal(jax.random.key(1), (*(() if members is None else (members,)), rows, INPUTS))
+    init, apply = mlp.init, mlp.apply
+    keys = jax.random.key(0)
+    if members is not None:
+        keys = jax.random.split(keys, members)
+        init, apply = jax.vmap(init), jax.vmap(apply)
+    params = init(keys, x)
+
+    def run():
+        outputs = jax.jit(apply)(params, x)
+        gradients = jax.jit(jax.grad(lambda params, x: jnp.sum(jnp.sin(apply(params, x))), argnums=(0, 1)))(params, x)
+        return outputs, gradients
+
+    found = run()
+    for other in (1, 10**9):  # always, never
+        monkeypatch.setattr(networks, "COLUMNS_FROM", other)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, run())
+
+
+def test_a_batch_goes_through_an_mlp_as_columns_from_the_given_number_of_rows_on():
+    mlp = networks.MLP((7,), 2, "relu")
+    params = jax.eval_shape(mlp.init, jax.random.key(0), jnp.zeros((1, INPUTS)))
+
+    def shapes(rows):
+        traced = jax.make_jaxpr(mlp.apply)(params, jnp.zeros((rows, INPUTS)))
+        return {str(variable.aval.shape) for equation in traced.eqns for variable in equation.outvars}
+
+    below, at = networks.COLUMNS_FROM - 1, networks.COLUMNS_FROM
+    assert str((below, 7)) in shapes(below)
+    assert str((7, at)) in shapes(at)
+    assert str((at, 7)) not in shapes(at)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda kernel, x: networks.product(x, kernel), lambda kernel, x: networks.product_of_columns(kernel, x.T)],
+    ids=["rows", "columns"],
+)
+def test_only_on_a_cpu_is_transposed_before_it_is_multiplied(function):
+    gradient = jax.jit(jax.grad(lambda kernel, x: jnp.sum(function(kernel, x))))
     traced = gradient.trace(jnp.ones((5, 3)), jnp.ones((9, 5)))
     texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")}
     assert "optimization_barrier" in texts["cpu"]
