@@ -347,7 +347,7 @@ def measure(stage: str, seeds: int, count: int, batches: int) -> dict[str, Any]:
                         continue  # what is differentiated is not there
                     for horizon in HORIZONS:
                         for budget in (TOTAL, REAL) if where == "real" else (TOTAL,):
-                            arguments = {"estimator": estimator, "where": where, "horizon": horizon}
+                            arguments: dict[str, Any] = {"estimator": estimator, "where": where, "horizon": horizon}
                             estimates = many(subject, jax.random.fold_in(key, 2), **arguments, rollouts=budget // horizon)
                             values = measures(np.asarray(estimates), halves)
                             points.append({"share": share, "seed": seed, "transitions": budget, **arguments, **values})

@@ -22,6 +22,7 @@ report        tables and figures from the files
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -339,6 +340,10 @@ def rank_correlation(nll: np.ndarray, returns: np.ndarray, seeds: int | None) ->
     return Estimate(of(np.arange(len(nll))), float(low), float(high))
 
 
+def _wait_for(function: Callable[..., Any], *arguments: Any) -> None:
+    jax.block_until_ready(function(*arguments))
+
+
 def stage_cost(repetitions: int) -> None:
     """The time of a round under each controller over that under `fixed`, all compiled first, then timed in turns."""
     arms = {"fixed 3": preset("study"), **{name: preset(name) for name in CONTROLLERS}}
@@ -348,7 +353,7 @@ def stage_cost(repetitions: int) -> None:
         algorithm = dyna_q.make_train(config)
         state, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(seed_keys(0, 1)[0])[0], config)
         advance = jax.jit(algorithm.advance).lower(state, config).compile()
-        compiled[name] = lambda advance=advance, state=state, config=config: jax.block_until_ready(advance(state, config))
+        compiled[name] = functools.partial(_wait_for, advance, state, config)
         compiled[name]()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repetitions):

@@ -25,8 +25,8 @@ from unittest import mock
 
 import jax
 from jax._src.interpreters.mlir import make_ir_context
-from jax._src.lib.mlir import ir
-from jax._src.lib.triton import dialect
+from jax._src.lib.mlir import ir  # type: ignore[attr-defined]
+from jax._src.lib.triton import dialect  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.table import Table
 
@@ -52,11 +52,12 @@ def triton_program(config: DynaQConfig) -> tuple[str, int]:
     advance = jax.jit(jax.vmap(lambda state: train.advance(state, config), in_axes=(train.axes,), out_axes=(train.axes, 0)))
     module = advance.trace(state).lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
     (call,) = (op for op in operations(module.operation) if "triton" in str(op.attributes.get("call_target_name", "")))
-    told = {each.name: each.attr for each in ir.DictAttr(call.attributes["mhlo.backend_config"])}
+    attributes: Any = ir.DictAttr(call.attributes["mhlo.backend_config"])
+    told = {each.name: each.attr for each in attributes}
     with make_ir_context() as context:
         dialect.register_dialect(context)
         program = ir.Module.parse(ir.StringAttr(told["ir"]).value_bytes, context).operation.get_asm()
-    return program, ir.IntegerAttr(told["num_warps"]).value
+    return str(program), ir.IntegerAttr(told["num_warps"]).value
 
 
 def operations(operation: Any) -> Any:
@@ -81,7 +82,8 @@ def resources(program: str, architecture: int, warps: int) -> dict[str, Any]:
         code.write_bytes(compiled.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         told = subprocess.run([tool, "-res-usage", code], check=True, capture_output=True, text=True).stdout
-    registers, stack = (int(re.search(rf"{name}:(\d+)", told.split("Function")[1]).group(1)) for name in ("REG", "STACK"))
+    found = [re.search(rf"{name}:(\d+)", told.split("Function")[1]) for name in ("REG", "STACK")]
+    registers, stack = (int(each.group(1)) for each in found if each)
     shared = compiled.metadata.shared
     return {
         "architecture": architecture,

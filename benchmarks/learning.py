@@ -36,7 +36,9 @@ DATA_SIZES = (250, 500, 1_000, 2_000, 5_000)
 
 
 def preset(name: str) -> ModelFreeQConfig:
-    return load(ROOT / "configs" / f"{name}.yaml")
+    config = load(ROOT / "configs" / f"{name}.yaml")
+    assert isinstance(config, ModelFreeQConfig)
+    return config
 
 
 def run(name: str, config: ModelFreeQConfig, seeds: int, base_seed: int = 0) -> runner.Run:

@@ -39,7 +39,8 @@ class Gatherer:
             self.planted += 1
             self.caught += report.passed
         if report.when == "teardown":
-            self.entries += [tuple(value) for name, value in report.user_properties if name == "agreement"]
+            told: list[tuple[str, Any]] = report.user_properties  # type: ignore[assignment] # it may hold anything
+            self.entries += [tuple(value) for name, value in told if name == "agreement"]
 
 
 def rows_of(entries: list[Any]) -> list[dict[str, Any]]:

@@ -60,7 +60,9 @@ def preset(name: str, precision: str, changes: Sequence[str]) -> ModelFreeQConfi
         for group in groups:
             place = place[group]
         place[last] = yaml.safe_load(value)
-    return from_dict(content)
+    config = from_dict(content)
+    assert isinstance(config, ModelFreeQConfig), f"{name}: the floor is counted for Q-learning, with a model or without"
+    return config
 
 
 # --------------------------------------------------------------------------------------------------------- what is to be done
@@ -192,7 +194,7 @@ class Point:
         state, _ = self.timed("fit", lambda: fit.call(state, config), again=isinstance(config, DynaQConfig))
         advance = self.compiled("round", self.algorithm.advance, axes, (axes, 0), state)
         if config.kernels == "xla":
-            self.told["kernels_per_step"] = compiled.kernels(compiled.loop_body(advance.call.as_text(), config.round_steps))
+            self.told["kernels_per_step"] = compiled.kernels(compiled.loop_body(advance.call.as_text() or "", config.round_steps))
         else:
             self.told["kernels_per_step"] = 1 / config.round_steps  # the fused one, for a whole round
         if profile:
@@ -337,8 +339,10 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-COLUMNS = ("preset", "precision", "seeds", "compile, s", "cached, s", "steps/s", "of floor", "imagined/s", "recipe, s")
-COLUMNS += ("recipe steps/s", "of floor", "s per 1,000 seeds", "kernels")
+COLUMNS = (
+    *("preset", "precision", "seeds", "compile, s", "cached, s", "steps/s", "of floor", "imagined/s", "recipe, s"),
+    *("recipe steps/s", "of floor", "s per 1,000 seeds", "kernels"),
+)
 
 
 def as_table(points: Sequence[dict[str, Any]], title: str) -> Table:

@@ -372,7 +372,7 @@ class Batched:
 
         def block(carried: Sequence[Tensor], actions: Tensor, resets: Tensor) -> list[Tensor]:
             pieces = zip(actions.split(unrolled), resets.split(unrolled), strict=True)
-            return _joined([self.collect_on(*carried, *piece) for piece in pieces])
+            return _joined([self.collect_on(carried[0], carried[1], *piece) for piece in pieces])
 
         size = math.gcd(n, 50 * UNROLLED)
         pieces = zip(actions.split(size), resets.split(size), strict=True)
@@ -502,7 +502,8 @@ class Batched:
 
         def epoch(carried: Sequence[Tensor], training: Tensor, index: Tensor, corrections: Tensor) -> Tensor:
             steps = zip(index.unbind(), corrections.unbind(), strict=True)
-            return torch.stack([self.fit_step(*carried, training, *each) for each in steps]).mean(0)
+            losses = [self.fit_step(*carried, training, *each) for each in steps]  # type: ignore[call-arg]
+            return torch.stack(losses).mean(0)
 
         log: dict[str, list[Tensor]] = {"loss": [], "holdout_mse": [], "holdout_nll": []}
         for number in range(config.epochs):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from batched import Batched, Draws
 
-from mbrl_jax.config import from_dict
+from mbrl_jax.config import DynaQConfig, from_dict
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -20,6 +20,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, An
     torch.set_float32_matmul_precision("highest")
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # it would go on eagerly
     config, device = from_dict(job["config"]), torch.device(job["device"])
+    assert isinstance(config, DynaQConfig)
     epochs = min(2, config.model.epochs)
     short = dataclasses.replace(
         config, steps=min(2 * config.round_steps, config.steps), model=dataclasses.replace(config.model, epochs=epochs)

@@ -210,8 +210,9 @@ class Contestant:
             self.told["compile_seconds"] = max(one["compile_seconds"] for one in ready)
         if "device" in first:
             self.told["device"] = first["device"]
-        each = first.get("seeds")
-        if "rates" in first:
+        if "seeds" in first:
+            each = int(first["seeds"])
+        else:
             rates = {batch: sum(one["rates"][batch] for one in ready) for batch in first["rates"]}
             self.told |= {"steps_per_second_by_batch": rates, "too_large_batches": first["too_large"]}
             each = int(max(rates, key=lambda batch: rates[batch]))
@@ -341,6 +342,7 @@ def configs(given: argparse.Namespace) -> dict[str, ModelFreeQConfig]:
 
     def preset(arm: str) -> ModelFreeQConfig:
         config = load(ROOT / "configs" / f"{PRESETS[arm]}.yaml")
+        assert isinstance(config, ModelFreeQConfig)
         return dataclasses.replace(config, precision="highest", steps=config.steps if given.steps is None else given.steps)
 
     based, free = preset("model_based"), preset("model_free")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mbrl_jax.config import from_dict
+from mbrl_jax.config import ModelFreeQConfig, from_dict
 from mbrl_jax.runs import reference
 
 
@@ -14,6 +14,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, An
     """Eager, or with its hot functions compiled: then a round is run before every run, and its seconds are told apart."""
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # it would go on eagerly
     config = from_dict(job["config"])
+    assert isinstance(config, ModelFreeQConfig)
 
     def run(request: dict[str, Any]) -> dict[str, Any]:
         torch.compiler.reset()  # every run has networks of its own, and compiling for them has a limit

@@ -136,7 +136,7 @@ def device() -> str:
 class Compiled(NamedTuple):
     """A compiled function and what compiling it took."""
 
-    call: Callable[..., Any]
+    call: jax.stages.Compiled
     seconds: float  # tracing included
     temporary_bytes: int  # per device
     bytes: int  # per device: of arguments, results and what is in between, all that is there at once
