@@ -129,8 +129,16 @@ def spread(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any
 def device() -> str:
     """The devices that computed, in words."""
     devices = jax.local_devices()
-    kind = devices[0].device_kind if devices[0].platform != "cpu" else f"cpu ({platform.machine()})"
+    kind = devices[0].device_kind if devices[0].platform != "cpu" else f"cpu ({_processor()})"
     return f"{len(devices)} x {kind}"
+
+
+def _processor() -> str:
+    """The model of CPU where the system tells it, else its architecture."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 class Compiled(NamedTuple):

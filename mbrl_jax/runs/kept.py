@@ -67,7 +67,7 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
         require("tensorboardX", "tensorboard")
     if keeping.wandb is not None:
         require("wandb", "wandb")
-    begun = keeping.resume and not run_folder.is_untouched(out)
+    begun = keeping.resume and not results.is_untouched(out)
     if begun:
         run_folder.check_same(out, asked)
         at_once = run_folder.at_once(out)
@@ -114,7 +114,7 @@ def _prepare(asked: Asked, out: Path, keeping: Keeping, display: Display) -> Pro
         raise ConfigError(
             f"num_processes: {host.processes} does not fit; for {asked.seeds} seeds it must be at most {asked.seeds}"
         )
-    if host is not None and host.number and not run_folder.is_untouched(out):
+    if host is not None and host.number and not results.is_untouched(out):
         raise ConfigError(f"out: {str(out)!r} exists already and is left as it is; name a new folder, or go on with --resume")
 
     def program(most: int | None) -> Program:
@@ -211,7 +211,7 @@ class _Work(NamedTuple):
     def folder(self, asked: Asked, out: Path, resume: bool = False) -> RunFolder:
         """The folder of a run, or of a part of one, that begins or goes on."""
         keeping, say = self.keeping, self.display.say
-        if (keeping.resume or resume) and not run_folder.is_untouched(out):
+        if (keeping.resume or resume) and not results.is_untouched(out):
             return run_folder.take_up(out, asked, keeping.every, keeping.keep, say, keeping.resume_from)
         return run_folder.create(out, asked, self.command, runner.PACKAGES, keeping.every, keeping.keep, say)
 

@@ -42,7 +42,7 @@ OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what out
 
 
 def make_folder(path: str | Path) -> Path:
-    """A new folder for results; an empty one will do.
+    """A new folder for results; one that is untouched will do.
 
     Raises:
       ConfigError: something is there already, or the folder cannot be made.
@@ -50,14 +50,24 @@ def make_folder(path: str | Path) -> Path:
     """
     folder = Path(path)
     try:
-        if folder.is_dir() and not any(folder.iterdir()):
-            return folder
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        there = not is_untouched(folder)
     except FileExistsError:
-        raise ConfigError(f"out: {str(folder)!r} exists already and is left as it is; name a new folder") from None
+        there = True  # and no folder
     except OSError as error:
         raise ConfigError(f"out: {str(folder)!r} cannot be made: {error}") from error
+    if there:
+        raise ConfigError(f"out: {str(folder)!r} exists already and is left as it is; name a new folder")
     return folder
+
+
+def is_untouched(path: Path) -> bool:
+    """Whether there is no such folder, or nothing in it but what a process has there that is about to begin a run, or was killed
+    when it was.
+    """
+    if not path.exists():
+        return True
+    return path.is_dir() and all(each.name.startswith(f".{RUN}.") for each in path.iterdir())
 
 
 @contextlib.contextmanager

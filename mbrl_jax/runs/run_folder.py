@@ -11,6 +11,7 @@
 import fcntl
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -146,7 +147,7 @@ class RunFolder:
 def create(
     path: Path, asked: Asked, command: str, packages: Sequence[str], every: float, keep: int, say: Callable[[str], None]
 ) -> RunFolder:
-    """Begin a run in a new folder, or in one that is empty.
+    """Begin a run in a new folder, or in one that is untouched.
 
     Args:
       path: the folder.
@@ -166,7 +167,7 @@ def create(
 
 
 def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_once: int) -> int:
-    """Write ``run.json`` into a new folder, or into one that is empty; a descriptor of it that holds the lock until it is closed.
+    """Write ``run.json`` into a new folder, or an untouched one; a descriptor of it that holds the lock until it is closed.
 
     The lock is there before others see the file: nobody can come between.
 
@@ -183,18 +184,19 @@ def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_on
     """
     results.make_folder(path)
     content = {**asked.as_json(command, results.versions(packages)), "at_once": at_once}
-    temporary = path / f".{RUN}.{os.getpid()}.new"
+    temporary = path / f".{RUN}.{secrets.token_hex(8)}.new"  # on several machines processes may have the same number
     try:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         lock = os.open(temporary, os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            os.link(temporary, path / RUN)  # fails if another process was first
-        except BaseException:
+            os.link(temporary, path / RUN)
+        except BaseException as error:
             os.close(lock)
+            if isinstance(error, FileExistsError | FileNotFoundError):  # another was first, and may have cleared the folder
+                told = f"out: another process has just begun a run in {str(path)!r}; name a new folder"
+                raise InUseError(told) from None
             raise
-    except FileExistsError:
-        raise InUseError(f"out: another process has just begun a run in {str(path)!r}; name a new folder") from None
     except OSError as error:
         raise ConfigError(f"out: nothing can be written to {str(path)!r}: {error}") from error
     finally:
@@ -259,13 +261,6 @@ def take_up(
     return RunFolder(path, lock, results.read_run(path), found, every, keep, say)
 
 
-def is_untouched(path: Path) -> bool:
-    """Whether there is no such folder, or nothing in it but what a process left that was killed while it began."""
-    if not path.exists():
-        return True
-    return path.is_dir() and all(each.name.startswith(f".{RUN}.") for each in path.iterdir())
-
-
 def is_finished(path: Path) -> bool:
     """Whether the folder holds the results of a run that came to its end."""
     return (path / "summary.json").exists()
@@ -322,7 +317,7 @@ def clear(path: Path) -> None:
     """Remove what a killed process left half written, in a folder whose lock is held."""
     for each in path.iterdir():
         if each.name.startswith(".") and each.name.endswith(".new") and each.is_file():
-            each.unlink()
+            each.unlink(missing_ok=True)
     checkpoint.clear(path / CHECKPOINTS)
 
 

@@ -1,3 +1,5 @@
+import platform
+import re
 from pathlib import Path
 
 import jax
@@ -84,3 +86,9 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_folder_unless_jax_was_to
     finally:
         jax.config.update("jax_compilation_cache_dir", told)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+def test_the_devices_in_words_name_the_model_of_the_processor():
+    told = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.*)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    assert execution.device() == f"2 x cpu ({models[0].strip() if models else platform.machine()})"

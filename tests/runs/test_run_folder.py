@@ -273,6 +273,32 @@ def test_nobody_comes_between_the_beginning_of_a_run_and_its_lock(tiny, tmp_path
     os.close(run_folder.hold(tmp_path))
 
 
+@pytest.mark.parametrize("cleared", [False, True])
+def test_of_two_processes_that_begin_one_run_at_once_the_later_is_refused(tiny, tmp_path, monkeypatch, cleared):
+    link, asked = os.link, Asked(tiny, 2, 0, False)
+
+    def overtaken(source, target):
+        monkeypatch.setattr(os, "link", link)
+        create(tmp_path, asked).__exit__()
+        if cleared:
+            take_up(tmp_path, asked).__exit__()
+            assert not source.exists()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", overtaken)
+    with pytest.raises(InUseError, match="another process has just begun a run"):
+        create(tmp_path, asked)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
+
+
+def test_a_run_begins_where_another_process_was_killed_when_it_was_about_to(tiny, tmp_path):
+    (tmp_path / ".run.json.1.new").write_text("{")
+    asked = Asked(tiny, 2, 0, False)
+    create(tmp_path, asked).__exit__()
+    take_up(tmp_path, asked).__exit__()
+    assert not (tmp_path / ".run.json.1.new").exists()
+
+
 def test_two_runs_do_not_go_into_one_folder(copied):
     folder, asked = copied
     with pytest.raises(ConfigError, match="exists already and is left as it is"):
