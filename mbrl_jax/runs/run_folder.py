@@ -182,7 +182,12 @@ def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_on
       ConfigError: the folder is in use, or cannot be made.
 
     """
-    results.make_folder(path)
+    try:
+        results.make_folder(path)
+    except ConfigError as error:
+        if (path / RUN).exists():  # perhaps only since the caller looked
+            raise InUseError(str(error)) from None
+        raise
     content = {**asked.as_json(command, results.versions(packages)), "at_once": at_once}
     temporary = path / f".{RUN}.{secrets.token_hex(8)}.new"  # on several machines processes may have the same number
     try:

@@ -301,7 +301,7 @@ def test_a_run_begins_where_another_process_was_killed_when_it_was_about_to(tiny
 
 def test_two_runs_do_not_go_into_one_folder(copied):
     folder, asked = copied
-    with pytest.raises(ConfigError, match="exists already and is left as it is"):
+    with pytest.raises(InUseError, match="exists already and is left as it is"):
         create(folder, asked)
 
 
