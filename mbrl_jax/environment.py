@@ -6,6 +6,9 @@ one, also where the episode ends; and a reset is a state drawn beforehand, many 
 functions of observations, because imagination needs them where there is no simulator.
 """
 
+import importlib
+import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -186,10 +189,8 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     """
     if config.name not in _TASKS:
         raise ConfigError(f"environment.name: {config.name!r} is not known; it must be one of {', '.join(_TASKS)}")
-    import gymnax  # takes a second or two, so only where an environment is made
-
     task = _TASKS[config.name]
-    simulator, parameters = gymnax.make(config.name)
+    simulator, parameters = _import_gymnax().make(config.name)
     if task.action_scale:
         simulator = simulator.with_transition_gradients()
     if config.time_limit is not None:
@@ -249,6 +250,26 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         return following.reshape(*lead, observation.shape[-1])
 
     return Environment(spec, draw_resets, step, task.reward, task.terminated, dynamics)
+
+
+def _import_gymnax() -> Any:
+    """gymnax, without what its tasks are drawn with until one is drawn: that takes two seconds to import."""
+    drawing = [name for name in ("seaborn", "matplotlib.pyplot") if name not in sys.modules]
+    sys.modules.update({name: _OnDemand(name) for name in drawing})
+    try:
+        return importlib.import_module("gymnax")
+    finally:
+        for name in drawing:
+            del sys.modules[name]
+
+
+class _OnDemand(types.ModuleType):
+    """Stands for a module that is imported when something in it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python itself asks a module for
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 def restart(state: EnvironmentState, fresh: EnvironmentState, ended: Array) -> EnvironmentState:

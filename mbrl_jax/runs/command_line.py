@@ -16,7 +16,7 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, RunConfig
-from mbrl_jax.runs import comparison, execution, grid, hosts, kept, listing, results, run_folder, runner
+from mbrl_jax.runs import comparison, execution, hosts, kept, listing, results, run_folder, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.kept import Keeping
 from mbrl_jax.runs.run_folder import Asked
@@ -188,6 +188,8 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
 
 def _sweep(words: list[str]) -> None:
     given = _parse("sweep", words, ("grid", tyro.conf.UseAppendAction[tuple[str, ...]], ()), *MACHINE)
+    from mbrl_jax.runs import grid
+
     grid.command(given.config, given.grid, given.seeds, given.out, given.seed, *_machine(given))
 
 
