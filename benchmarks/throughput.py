@@ -4,11 +4,11 @@
     python benchmarks/throughput.py --presets cartpole_batch cartpole_best --seeds 1 4 16 64 256 1024 4096 --minutes 25
     python benchmarks/throughput.py --precisions default highest --set kernels=pallas  # on an NVIDIA GPU
 
-For each preset, precision and number of seeds, until the time or the memory ends, the whole recipe is run phase by phase:
-compiled cold and once more from the persistent cache, first calls apart, the one-time phases repeated, and all rounds of the main
-loop one after another, for policies that last longer take longer to judge. Where the rounds would take longer than
---round-seconds only the first of them are run, and the point says how many. A number of seeds that runs out of memory is noted
-and ends its row of points.
+For each preset, precision and number of seeds, until the time or the memory ends: two processes, one after the other, get ready
+to train as the command line does, the first with empty caches. Then the whole recipe is run phase by phase: first calls apart,
+the one-time phases repeated, and all rounds of the main loop one after another, as policies that last longer take longer to
+judge. Where the rounds would take longer than --round-seconds only the first of them are run, and the point says how many. A
+number of seeds that runs out of memory is noted and ends its row of points.
 
 The floor is the larger of two times: floating-point operations of the matrix products, counted from the shapes, over the rate
 that XLA reaches here on one large product; and the bytes that must pass between memory and the cores in each step, over the rate
@@ -21,7 +21,10 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import statistics as numbers
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,10 +39,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
+from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, save, to_dict
 from mbrl_jax.environment import make_environment
 from mbrl_jax.replay import width
-from mbrl_jax.runs import compiled, execution, figures, results, runner
+from mbrl_jax.runs import compiled, execution, figures, program_cache, results, runner
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed"
@@ -171,6 +174,32 @@ def rates(precision: str) -> dict[str, float]:
 
 # ---------------------------------------------------------------------------------------------------------------- one point
 
+GET_READY = """
+import sys, time
+from mbrl_jax import config
+from mbrl_jax.runs import execution, runner
+execution.use_all_cores()
+execution.use_compilation_cache()
+imported = time.perf_counter()
+runner.prepare(config.load(sys.argv[1]), int(sys.argv[2]))
+print(time.perf_counter() - imported)
+"""
+
+
+def starts(config: ModelFreeQConfig, seeds: int) -> dict[str, float]:
+    """Seconds until all is compiled, in a process with empty caches and in the next, and those since the next one was begun."""
+    told = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save(config, Path(folder, "config.yaml"))
+        surroundings = os.environ | {"XDG_CACHE_HOME": folder, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        surroundings.pop("JAX_COMPILATION_CACHE_DIR", None)
+        command = [sys.executable, "-c", GET_READY, str(Path(folder, "config.yaml")), str(seeds)]
+        for name in ("compile", "from_cache"):
+            start = time.perf_counter()
+            done = subprocess.run(command, env=surroundings, check=True, capture_output=True, text=True)
+            told[name], told["second_start"] = float(done.stdout), time.perf_counter() - start
+    return told
+
 
 class Point:
     """A preset with a number of seeds, compiled and timed phase by phase."""
@@ -180,19 +209,19 @@ class Point:
         self.algorithm, self.layout = runner.make_train(config), execution.choose_layout(seeds)
         self.padded = self.layout.padded(seeds)
         self.shared = jax.tree.map(lambda _: None, config)
-        self.told: dict[str, Any] = {"seeds": seeds, "compile": {}, "from_cache": {}, "first": {}, "steady": {}}
+        self.told: dict[str, Any] = {"seeds": seeds, **starts(config, seeds), "first": {}, "steady": {}}
         self.temporary = 0
 
     def measure(self, reached: dict[str, float], profile: bool) -> dict[str, Any]:
         """Everything about it, with the floor that the rates ``reached`` imply."""
         axes, config = self.algorithm.axes, self.config
         keys = self.layout.place(seed_keys(0, self.padded))
-        init = self.compiled("collect", self.algorithm.init, 0, (axes, 0), keys)
+        init = self.compiled(self.algorithm.init, 0, (axes, 0), keys)
         state, _ = self.timed("collect", lambda: init.call(keys, config))
         state_bytes = execution.bytes_per_seed(axes, state, self.padded)
-        fit = self.compiled("fit", self.algorithm.fit, axes, (axes, 0), state)
+        fit = self.compiled(self.algorithm.fit, axes, (axes, 0), state)
         state, _ = self.timed("fit", lambda: fit.call(state, config), again=isinstance(config, DynaQConfig))
-        advance = self.compiled("round", self.algorithm.advance, axes, (axes, 0), state)
+        advance = self.compiled(self.algorithm.advance, axes, (axes, 0), state)
         if config.kernels == "xla":
             self.told["kernels_per_step"] = compiled.kernels(compiled.loop_body(advance.call.as_text() or "", config.round_steps))
         else:
@@ -200,22 +229,17 @@ class Point:
         if profile:
             self.told["launched_per_step"] = launched(lambda: advance.call(state, config)) / config.round_steps
         state, metrics, seconds = self.rounds(advance.call, state)
-        finish = self.compiled("evaluate", self.algorithm.finish, axes, 0, state)
+        finish = self.compiled(self.algorithm.finish, axes, 0, state)
         self.timed("evaluate", lambda: finish.call(state, config))
         memory = {"state": state_bytes, "temporary": self.temporary}
         return {**self.told, **self.summary(metrics, seconds, reached), "bytes_per_seed": memory, "peak_bytes": self.peak()}
 
-    def compiled(self, phase: str, function: Callable[..., Any], in_axes: Any, out_axes: Any, first: Any) -> execution.Compiled:
-        """Compile cold, then again from the persistent cache."""
+    def compiled(self, function: Callable[..., Any], in_axes: Any, out_axes: Any, first: Any) -> execution.Compiled:
+        """A function of one seed for all."""
         spread = execution.spread(function, (in_axes, self.shared), out_axes, self.layout)
-        cold = execution.lower(spread, first, self.config).compile()
-        self.told["compile"][phase] = cold.seconds
-        jax.clear_caches()
-        spread = execution.spread(function, (in_axes, self.shared), out_axes, self.layout)
-        warm = execution.lower(spread, first, self.config).compile()
-        self.told["from_cache"][phase] = warm.seconds
-        self.temporary = max(self.temporary, warm.temporary_bytes * self.layout.mesh.size // self.padded)
-        return warm
+        made = execution.lower(spread, first, self.config).compile()
+        self.temporary = max(self.temporary, made.temporary_bytes * self.layout.mesh.size // self.padded)
+        return made
 
     def timed(self, phase: str, call: Callable[[], Any], again: bool = True) -> Any:
         """The result of a call that is repeated, the first apart."""
@@ -340,8 +364,8 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 COLUMNS = (
-    *("preset", "precision", "seeds", "compile, s", "cached, s", "steps/s", "of floor", "imagined/s", "recipe, s"),
-    *("recipe steps/s", "of floor", "s per 1,000 seeds", "kernels"),
+    *("preset", "precision", "seeds", "compile, s", "cached, s", "second start, s", "steps/s", "of floor", "imagined/s"),
+    *("recipe, s", "recipe steps/s", "of floor", "s per 1,000 seeds", "kernels"),
 )
 
 
@@ -356,8 +380,7 @@ def as_table(points: Sequence[dict[str, Any]], title: str) -> Table:
             continue
         table.add_row(
             *head,
-            f"{sum(point['compile'].values()):.1f}",
-            f"{sum(point['from_cache'].values()):.1f}",
+            *(f"{point[name]:.1f}" for name in ("compile", "from_cache", "second_start")),
             f"{point['real_steps_per_second']:,.0f}",
             f"{point['share_of_floor']:.0%}",
             f"{point['imagined_transitions_per_second']:,.0f}",
@@ -382,9 +405,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT / "throughput.json")
     given = parser.parse_args()
     execution.use_all_cores()
-    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     until = time.monotonic() + 60 * given.minutes
     on_gpu = jax.local_devices()[0].platform == "gpu"
     reached, points = {precision: rates(precision) for precision in given.precisions}, []
@@ -411,7 +431,7 @@ def main() -> None:
                 "points": points,
                 "repetitions": given.repetitions,
                 "compiler_options": execution.COMPILER_OPTIONS.get(jax.local_devices()[0].platform, {}),
-                "versions": results.versions(runner.PACKAGES),
+                "versions": results.versions(program_cache.PACKAGES),
                 "device": execution.device(),
                 "git": results.git_revision(),
             }
@@ -421,7 +441,7 @@ def main() -> None:
             if "failed" in point:
                 break
     tera = ", ".join(f"{name}: {each['operations_per_second'] / 1e9:,.0f} GFLOP/s" for name, each in reached.items())
-    Console(width=180).print(as_table(points, f"{execution.device()}; a large product, {tera}"))
+    Console(width=200).print(as_table(points, f"{execution.device()}; a large product, {tera}"))
 
 
 if __name__ == "__main__":

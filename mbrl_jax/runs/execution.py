@@ -9,7 +9,8 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mbrl_jax.config import ConfigError
+from mbrl_jax.runs import program_cache
+from mbrl_jax.runs.program_cache import Kept
 
 SEEDS = "seeds"
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_cpu_prefer_vector_width": "512"}}
@@ -66,18 +69,22 @@ def use_all_cores() -> None:
 def use_compilation_cache() -> None:
     """Keep compiled programs for the next start, in the user's cache folder, unless JAX has been told where or is told not to.
 
-    Programs for a CPU fit that CPU, so every kind of CPU has a folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it
-    off; whatever is in the folder may be deleted at any time.
+    JAX keeps all that is compiled, and :mod:`mbrl_jax.runs.program_cache` what need not even be traced. Programs for a CPU fit
+    that CPU, so every kind of CPU has a folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns both off; whatever is in
+    the folder may be deleted at any time.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+    told: Any = jax.config
+    if told.jax_compilation_cache_dir is not None or not told.jax_enable_compilation_cache:
         return
-    told, features = Path("/proc/cpuinfo"), {platform.processor()}
-    if told.exists():
-        features |= {line for line in told.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
+    listed, features = Path("/proc/cpuinfo"), {platform.processor()}
+    if listed.exists():
+        features |= {line for line in listed.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
     kind = hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()[:12]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(root / "mbrl_jax" / f"{platform.machine()}_{kind}"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    folder = root / "mbrl_jax" / f"{platform.machine()}_{kind}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    program_cache.use(folder / "programs")
 
 
 def choose_layout(seeds: int, most: int | None = None) -> Layout:
@@ -149,6 +156,16 @@ class Compiled(NamedTuple):
     temporary_bytes: int  # per device
     bytes: int  # per device: of arguments, results and what is in between, all that is there at once
     out: Any  # shapes and dtypes of what it returns
+    fresh: bool  # compiled by this process and written to JAX's cache
+
+    @classmethod
+    def of(cls, call: jax.stages.Compiled, seconds: float, out: Any, fresh: bool) -> "Compiled":
+        """With what the compiler says of its memory."""
+        analysis = call.memory_analysis()
+        if analysis is None:
+            return cls(call, seconds, 0, 0, out, fresh)
+        passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        return cls(call, seconds, analysis.temp_size_in_bytes, analysis.temp_size_in_bytes + passed, out, fresh)
 
 
 class Lowered(NamedTuple):
@@ -165,15 +182,9 @@ class Lowered(NamedTuple):
     def compile(self) -> Compiled:
         """The compiled function."""
         start = time.perf_counter()
-        executable = self.stage.compile(compiler_options=COMPILER_OPTIONS.get(jax.local_devices()[0].platform))
-        seconds = self.seconds + time.perf_counter() - start
-        analysis = executable.memory_analysis()
-        temporary = in_all = 0
-        if analysis is not None:
-            temporary = analysis.temp_size_in_bytes
-            passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-            in_all = temporary + passed
-        return Compiled(executable, seconds, temporary, in_all, self.out)
+        options = COMPILER_OPTIONS.get(jax.local_devices()[0].platform)
+        call, fresh = program_cache.compiled_here(lambda: self.stage.compile(compiler_options=options))
+        return Compiled.of(call, self.seconds + time.perf_counter() - start, self.out, fresh)
 
 
 def lower(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Lowered:
@@ -181,6 +192,19 @@ def lower(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...]
     start = time.perf_counter()
     stage = jax.jit(function, donate_argnums=donate).lower(*arguments)
     return Lowered(stage, time.perf_counter() - start)
+
+
+def compile_all(traced: Sequence[Lowered]) -> list[Compiled]:
+    """All of them compiled: for a CPU at the same time, else one after another, as the compiler may try kernels on the device."""
+    with ThreadPoolExecutor(len(traced) if jax.local_devices()[0].platform == "cpu" else 1) as pool:
+        return list(pool.map(Lowered.compile, traced))
+
+
+def load(kept: Kept, layout: Layout, *arguments: Any) -> Compiled:
+    """A function that an earlier process compiled for these arguments, or for others of their shapes."""
+    start = time.perf_counter()
+    call = program_cache.load(kept, arguments, layout.mesh.devices.tolist())
+    return Compiled.of(call, time.perf_counter() - start, kept.out, fresh=False)
 
 
 def check_memory(bytes_per_seed: int, seeds: int) -> None:

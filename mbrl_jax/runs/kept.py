@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import hosts, interruption, parts, results, run_folder, runner
+from mbrl_jax.runs import hosts, interruption, parts, program_cache, results, run_folder, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.hosts import Host
 from mbrl_jax.runs.interruption import Interrupted
@@ -157,7 +157,7 @@ class _Work(NamedTuple):
         if begun or number:
             self._wait_until_begun()
         else:
-            os.close(run_folder.begin(self.out, self.asked, self.command, runner.PACKAGES, self.program.at_once))
+            os.close(run_folder.begin(self.out, self.asked, self.command, program_cache.PACKAGES, self.program.at_once))
         places = {self.out / PARTS / f"{i:04d}": part for i, part in enumerate(batches)}
         order = sorted(places, key=lambda place: (int(place.name) - number) % count)  # this one's own first
         lock, waiting = run_folder.hold(self.out, shared=True, wait=True), False  # while anybody has it, the parts stay
@@ -213,7 +213,7 @@ class _Work(NamedTuple):
         keeping, say = self.keeping, self.display.say
         if (keeping.resume or resume) and not results.is_untouched(out):
             return run_folder.take_up(out, asked, keeping.every, keeping.keep, say, keeping.resume_from)
-        return run_folder.create(out, asked, self.command, runner.PACKAGES, keeping.every, keeping.keep, say)
+        return run_folder.create(out, asked, self.command, program_cache.PACKAGES, keeping.every, keeping.keep, say)
 
     def train(self, asked: Asked, folder: RunFolder) -> Run:
         """Train the seeds of a folder."""

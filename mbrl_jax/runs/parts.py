@@ -18,6 +18,7 @@ from mbrl_jax.config import ConfigError, RunConfig
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.program import Program, Seconds
+from mbrl_jax.runs.program_cache import ProgramCache
 
 if TYPE_CHECKING:
     from mbrl_jax.runs.runner import Run
@@ -49,6 +50,7 @@ def program_that_fits(
     memory: int | None = None,
     devices: int | None = None,
     most: int | None = None,
+    cache: ProgramCache | None = None,
 ) -> Program:
     """The compiled program for as many of the agents at once as memory holds.
 
@@ -64,6 +66,7 @@ def program_that_fits(
       memory: bytes, in place of what the devices have.
       devices: how many to use; none uses all.
       most: agents at once at the most, as where several hosts share them; none is all.
+      cache: of compiled functions, where all that they follow from is this package's; none compiles anew.
 
     Raises:
       ConfigError: not even one agent fits.
@@ -78,7 +81,7 @@ def program_that_fits(
     fitting = min(wanted, available // held)
     while fitting:
         size = split(agents, fitting)[0].agents
-        program = Program(algorithm, configs, seeds, base_seed, show, devices, size)
+        program = Program(algorithm, configs, seeds, base_seed, show, devices, size, cache)
         needed = program.prepare()
         if needed <= available:
             if fitting < wanted:

@@ -12,12 +12,14 @@ import numpy as np
 
 from mbrl_jax.algorithms.training import Train, keys_of
 from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig
-from mbrl_jax.runs import execution, metrics
+from mbrl_jax.runs import execution, metrics, program_cache
 from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.metrics import Entry
+from mbrl_jax.runs.program_cache import ProgramCache
 
+FUNCTIONS = ("init", "fit", "advance", "finish")  # of an algorithm, that every run needs
 CHUNKS = 10  # that a run has at least
 CHUNK_UPDATES = 10_000  # that a device makes in a chunk, about: a second or two on a CPU
 
@@ -97,11 +99,12 @@ class Program:
         show: Display,
         devices: int | None = None,
         at_once: int | None = None,
+        cache: ProgramCache | None = None,
     ):
-        """For all agents at once, or for ``at_once`` of them."""
+        """For all agents at once, or for ``at_once`` of them; compiled functions come from ``cache`` and go there."""
         self.algorithm, self.config, self.show, self.seeds, self.base_seed = algorithm, configs[0], show, seeds, base_seed
         self.configs, self.at_once = list(configs), len(configs) * seeds if at_once is None else at_once
-        self.layout = execution.choose_layout(self.at_once, devices)
+        self.layout, self.cache = execution.choose_layout(self.at_once, devices), cache
         self.state_bytes = self.temporary_bytes = 0
         self.compiling = 0.0  # seconds, since they were last told
         self._lowered: dict[str, execution.Lowered] = {}
@@ -128,8 +131,12 @@ class Program:
 
         """
         chunk = self._rounds_of_a_chunk(0)
+        key = self._recall(chunk)
+        self._check_memory()
         self._check_host_memory(chunk)
-        made = (self._compile(name, chunk) for name in ("init", "fit", "advance"))
+        made = self._compile(FUNCTIONS, chunk)
+        if self.cache is not None and all(each.fresh for each in made):
+            self.cache.write(key, {name: (each.call, each.out) for name, each in zip(FUNCTIONS, made, strict=True)})
         return max(each.bytes for each in made) * self.layout.mesh.size
 
     def train(self, keeper: Keeper | None, interruption: Interruption | None) -> SoFar:
@@ -139,7 +146,7 @@ class Program:
         else:
             so_far, found = self._restore(keeper.found), keeper.found
         chunk = self._rounds_of_a_chunk(so_far.done)
-        advance = self._compile("advance", chunk)
+        (advance,) = self._compile(("advance",), chunk)
         if found is not None and found.round:
             so_far.rounds = [self._refill(advance.out[1], found, "metrics", 0)]
         so_far.seconds["compile"] += self.compiling
@@ -150,18 +157,19 @@ class Program:
 
     def finish(self, so_far: SoFar, diagnose: bool) -> tuple[Any, Any]:
         """The outcome and, if it is wanted, the diagnosis."""
-        call = self._compile("finish").call
-        outcome, diagnosis = self._timed("evaluating", so_far, "evaluate", call, self.state), None
+        (finish,) = self._compile(("finish",))
+        outcome, diagnosis = self._timed("evaluating", so_far, "evaluate", finish.call, self.state), None
         if diagnose:
-            diagnosis = self._timed("diagnosing", so_far, None, self._compile("diagnose").call, self.state)
+            (look,) = self._compile(("diagnose",))
+            diagnosis = self._timed("diagnosing", so_far, None, look.call, self.state)
         so_far.seconds["compile"] += self.compiling
         self.compiling = 0.0
         return self._to_host(outcome, 0), self._to_host(diagnosis, 0)
 
     def _begin(self) -> SoFar:
         so_far = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0))
-        self.state, collected = self._timed("collecting", so_far, "collect", self._compile("init").call, self.keys)
-        fit = self._compile("fit")
+        init, fit = self._compile(("init", "fit"))
+        self.state, collected = self._timed("collecting", so_far, "collect", init.call, self.keys)
         phase = "fitting" if isinstance(self.config, ModelBasedConfig) else "starting"
         self.state, log = self._timed(phase, so_far, "fit", fit.call, self.state)
         so_far.collected, so_far.fit = self._to_host(collected, 0), self._to_host(log, 0)
@@ -170,7 +178,7 @@ class Program:
     def _restore(self, found: Checkpoint) -> SoFar:
         """Take up what :meth:`_arrays` gave."""
         axes = self.algorithm.axes
-        (state, collected), (_, log) = self._lower("init").out, self._lower("fit").out
+        (state, collected), (_, log) = self._out("init"), self._out("fit")
         self.state = self._to_devices(self._refill(state, found, "state", axes), state)
         return SoFar(
             collected=self._refill(collected, found, "collected", 0),
@@ -249,7 +257,7 @@ class Program:
 
     def _lower(self, name: str, chunk: int = 0) -> execution.Lowered:
         """One of the algorithm's functions for all agents, traced, unless that has been done; ``chunk`` rounds of ``advance``."""
-        place = f"{name} {chunk}" if name == "advance" else name
+        place = _place(name, chunk)
         if place not in self._lowered:
             self.show.phase("compiling")
             algorithm, axes = self.algorithm, self.algorithm.axes
@@ -265,26 +273,48 @@ class Program:
                 "diagnose": (algorithm.diagnose, axes, 0),
             }
             function, in_axes, out_axes = functions[name]
-            first = self.keys if name == "init" else self.layout.placed(self._lower("init").out[0], axes)
+            first = self._first(name)
             spread = execution.spread(function, (in_axes, self.hyper_axes), out_axes, self.layout)
             made = execution.lower(spread, first, self.hyper, donate=(0,) if name in ("fit", "advance") else ())
             self.compiling += made.seconds
             self._lowered[place] = made
-            if name == "init":
-                self._check_memory(made.out)
         return self._lowered[place]
 
-    def _compile(self, name: str, chunk: int = 0) -> execution.Compiled:
-        """The same, compiled."""
-        place = f"{name} {chunk}" if name == "advance" else name
-        if place not in self._compiled:
-            lowered = self._lower(name, chunk)
+    def _first(self, name: str) -> Any:
+        """What a function takes first, or its shapes."""
+        return self.keys if name == "init" else self.layout.placed(self._out("init")[0], self.algorithm.axes)
+
+    def _out(self, name: str, chunk: int = 0) -> Any:
+        """Shapes and dtypes of what a function returns."""
+        compiled = self._compiled.get(_place(name, chunk))
+        return self._lower(name, chunk).out if compiled is None else compiled.out
+
+    def _recall(self, chunk: int) -> str:
+        """Take from the cache what is there; the key that it is or will be there by."""
+        if self.cache is None:
+            return ""
+        self.show.phase("compiling")
+        start = time.perf_counter()
+        key = program_cache.key_of(self.hyper, self.layout.mesh.devices.tolist(), len(self.number), chunk)
+        for name, kept in self.cache.read(key).items():
+            self._compiled[_place(name, chunk)] = execution.load(kept, self.layout, self._first(name), self.hyper)
+        self.compiling += time.perf_counter() - start
+        return key
+
+    def _compile(self, names: Sequence[str], chunk: int = 0) -> list[execution.Compiled]:
+        """The same, compiled, several at once."""
+        missing = [name for name in names if _place(name, chunk) not in self._compiled]
+        if missing:
+            traced = [self._lower(name, chunk) for name in missing]
             self.show.phase("compiling")
-            made = lowered.compile()
-            self.compiling += made.seconds - lowered.seconds
-            self.temporary_bytes = max(self.temporary_bytes, made.temporary_bytes * self.layout.mesh.size // len(self.number))
-            self._compiled[place] = made
-        return self._compiled[place]
+            start = time.perf_counter()
+            made = execution.compile_all(traced)
+            self.compiling += time.perf_counter() - start
+            self._compiled.update((_place(name, chunk), each) for name, each in zip(missing, made, strict=True))
+        found = [self._compiled[_place(name, chunk)] for name in names]
+        temporary = max(each.temporary_bytes for each in found) * self.layout.mesh.size // len(self.number)
+        self.temporary_bytes = max(self.temporary_bytes, temporary)
+        return found
 
     def _timed(self, phase: str, so_far: SoFar, name: str | None, call: Callable[..., Any], first: Any) -> Any:
         self.show.phase(phase)
@@ -294,14 +324,14 @@ class Program:
             so_far.seconds[name] += time.perf_counter() - start
         return result
 
-    def _check_memory(self, made: Any) -> None:
-        self.state_bytes = execution.bytes_per_seed(self.algorithm.axes, made[0], len(self.number))
+    def _check_memory(self) -> None:
+        self.state_bytes = execution.bytes_per_seed(self.algorithm.axes, self._out("init")[0], len(self.number))
         execution.check_memory(self.state_bytes, self.agents)
 
     def _check_host_memory(self, chunk: int) -> None:
         """Refuse more agents than the host can hold the results of: collected returns, metrics and networks of all."""
-        (_, collected), (_, log), outcome = self._lower("init").out, self._lower("fit").out, self._lower("finish").out
-        measured = self._lower("advance", chunk).out[1]
+        (_, collected), (_, log), outcome = self._out("init"), self._out("fit"), self._out("finish")
+        measured = self._out("advance", chunk)[1]
         once, each_chunk = (execution.bytes_per_seed(0, tree, len(self.number)) for tree in ((collected, log, outcome), measured))
         held, available = once + each_chunk * self.algorithm.rounds // chunk, execution.host_memory()
         agents = len(self.configs) * self.seeds
@@ -356,6 +386,10 @@ class Program:
                 raise ConfigError(f"checkpoint of round {found.round}: {place} must be {wanted}, there is {there}")
             filled.append(array)
         return jax.tree.unflatten(structure, filled)
+
+
+def _place(name: str, chunk: int) -> str:
+    return f"{name} {chunk}" if name == "advance" else name
 
 
 def _stacked(configs: Sequence[RunConfig], which: np.ndarray) -> tuple[Any, Any]:

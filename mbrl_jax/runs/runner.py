@@ -11,13 +11,12 @@ from mbrl_jax.algorithms.training import Outcome, Result, Train
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
-from mbrl_jax.runs import execution, parts
+from mbrl_jax.runs import execution, parts, program_cache
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interruption
 from mbrl_jax.runs.parts import Part
 from mbrl_jax.runs.program import Keeper, Program, Seconds
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions figures depend on
+from mbrl_jax.runs.program_cache import PACKAGES
 
 
 class Backend(NamedTuple):
@@ -167,7 +166,8 @@ def prepare(
     show = Display.silent() if display is None else display
     algorithm = make_train(config, controller)
     check_diagnosis(diagnose, algorithm, config)
-    return parts.program_that_fits(algorithm, [config], seeds, base_seed, show, memory, devices, most)
+    cache = program_cache.in_use() if controller is None else None
+    return parts.program_that_fits(algorithm, [config], seeds, base_seed, show, memory, devices, most, cache)
 
 
 def run_part(
@@ -241,7 +241,8 @@ def run_together(
     show = Display.silent() if display is None else display
     algorithm = make_train_together(configs, controller)
     check_diagnosis(diagnose, algorithm, configs[0])
-    program = parts.program_that_fits(algorithm, configs, seeds, base_seed, show, memory, devices)
+    cache = program_cache.in_use() if controller is None else None
+    program = parts.program_that_fits(algorithm, configs, seeds, base_seed, show, memory, devices, cache=cache)
     batches = parts.split(len(configs) * seeds, program.at_once)
     whole = parts.joined([run_part(program, part, diagnose=diagnose) for part in batches])
     seconds = Seconds(*(each / len(configs) for each in whole.seconds))

@@ -56,8 +56,8 @@ def test_a_run_in_batches_gives_each_seed_the_numbers_of_the_run_at_once_and_com
     assert "3 batches" in told[0]
     close(run.result, whole.result)
     close(run.diagnosis, whole.diagnosis)
-    for_more = (len(compiled) - 5) // 3  # programs for more seeds, which turned out not to fit
-    assert len(compiled) == 5 + 3 * for_more  # to begin, fit, advance, finish and diagnose, for all three batches
+    for_more = (len(compiled) - 5) // 4  # programs for more seeds, which turned out not to fit
+    assert len(compiled) == 5 + 4 * for_more  # to begin, fit, advance, finish and diagnose, for all three batches
     assert for_more <= 2
 
 

@@ -1,0 +1,139 @@
+import dataclasses
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from mbrl_jax.imagination import horizon
+from mbrl_jax.runs import execution, program_cache, runner
+from mbrl_jax.runs.program_cache import ProgramCache
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache in use, beside one of JAX's own that begins empty."""
+    monkeypatch.setattr(program_cache, "_IN_USE", [])
+    told = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
+    compilation_cache.reset_cache()
+    program_cache.use(tmp_path / "programs")
+    yield program_cache.in_use()
+    jax.config.update("jax_compilation_cache_dir", told)
+    compilation_cache.reset_cache()
+    jax.monitoring.unregister_event_listener(program_cache._note)
+
+
+def entries(cache):
+    return sorted(cache.folder.glob("*")) if cache.folder.exists() else []
+
+
+def with_learning_rate(config, rate):
+    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, learning_rate=rate))
+
+
+def assert_same(ours, theirs):
+    for x, y in zip(jax.tree.leaves(ours.result), jax.tree.leaves(theirs.result), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_what_is_in_the_cache_is_neither_traced_nor_compiled_serves_other_numbers_and_leaves_the_same_result(
+    tiny, cache, monkeypatch
+):
+    other = with_learning_rate(tiny, 3e-3)
+    first = runner.run(tiny, 3)
+    (written,) = entries(cache)
+
+    def lowers(*_, **__):
+        raise AssertionError("traced")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "lower", lowers)
+        assert_same(runner.run(tiny, 3), first)
+        recalled = runner.run(other, 3)
+        assert (recalled.temporary_bytes_per_seed, recalled.state_bytes_per_seed) == (
+            first.temporary_bytes_per_seed,
+            first.state_bytes_per_seed,
+        )
+        with pytest.raises(AssertionError, match="traced"):
+            runner.run(tiny, 3, base_seed=1, devices=1)
+    written.unlink()
+    jax.clear_caches()
+    traced = runner.run(other, 3)
+    assert_same(recalled, traced)
+    with pytest.raises(AssertionError):
+        assert_same(recalled, first)
+    assert not entries(cache)  # JAX read it from its own cache: what is read is never written
+
+
+def test_a_key_follows_from_all_that_a_program_follows_from_and_from_no_traced_number(tiny, monkeypatch):
+    devices = jax.local_devices()
+    key = program_cache.key_of(tiny, devices, 3, 1)
+    assert key == program_cache.key_of(with_learning_rate(tiny, 3e-3), devices, 3, 1)
+    static = dataclasses.replace(tiny, agent=dataclasses.replace(tiny.agent, target="max"))
+    others = [
+        program_cache.key_of(static, devices, 3, 1),
+        program_cache.key_of(with_learning_rate(tiny, jnp.ones(3)), devices, 3, 1),
+        program_cache.key_of(with_learning_rate(tiny, jnp.ones(6)), devices, 3, 1),
+        program_cache.key_of(tiny, devices[:1], 3, 1),
+        program_cache.key_of(tiny, devices[1:], 3, 1),
+        program_cache.key_of(tiny, devices, 4, 1),
+        program_cache.key_of(tiny, devices, 3, 2),
+    ]
+    with jax.default_matmul_precision("highest"):
+        others.append(program_cache.key_of(tiny, devices, 3, 1))
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        others.append(program_cache.key_of(tiny, devices, 3, 1))
+    for name in ("_source", "_versions"):
+        with monkeypatch.context() as patch:
+            patch.setattr(program_cache, name, lambda: "another")
+            others.append(program_cache.key_of(tiny, devices, 3, 1))
+    assert len({key, *others}) == 1 + len(others)
+    assert key == program_cache.key_of(tiny, devices, 3, 1)
+
+
+def test_a_changed_source_file_is_another_source(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(program_cache.mbrl_jax, "__file__", str(tmp_path / "__init__.py"))
+    before = program_cache._source.__wrapped__()
+    assert program_cache._source.__wrapped__() == before
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert program_cache._source.__wrapped__() != before
+
+
+def test_a_damaged_entry_is_told_of_removed_and_made_anew(tmp_path):
+    cache = ProgramCache(tmp_path)
+    (tmp_path / "key.program").write_bytes(pickle.dumps("whole")[:-3])
+    with pytest.warns(UserWarning, match=r"key.program cannot be read and is compiled anew: "):
+        assert cache.read("key") == {}
+    assert not entries(cache)
+    assert cache.read("key") == {}
+
+
+def test_those_used_last_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(program_cache, "ENTRIES", 2)
+    cache, call = ProgramCache(tmp_path), jax.jit(lambda x: x + 1).lower(jnp.zeros(2)).compile()
+    for age, key in ((30, "a"), (20, "b")):
+        cache.write(key, {"f": (call, jax.ShapeDtypeStruct((2,), jnp.float32))})
+        program_cache.os.utime(tmp_path / f"{key}.program", (1e9 - age, 1e9 - age))
+    cache.read("a")
+    cache.write("c", {"f": (call, jax.ShapeDtypeStruct((2,), jnp.float32))})
+    assert [path.name for path in entries(cache)] == ["a.program", "c.program"]
+
+
+def test_programs_with_a_controller_from_elsewhere_are_not_kept(tiny, cache, monkeypatch):
+    assert program_cache.in_use() == cache
+    monkeypatch.setitem(horizon.CONTROLLERS, "mine", lambda: horizon.make_controller("fixed", {"length": 1}))
+    assert program_cache.in_use() is None
+    monkeypatch.delitem(horizon.CONTROLLERS, "mine")
+    given = []
+    monkeypatch.setattr(
+        runner.parts, "program_that_fits", lambda *arguments, **named: given.append((*arguments, *named.values()))
+    )
+    runner.prepare(tiny, 2)
+    assert cache in given.pop()
+    runner.prepare(tiny, 2, controller=horizon.make_controller("fixed", {"length": 1}))
+    assert cache not in given.pop()
