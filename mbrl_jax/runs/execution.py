@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mbrl_jax.config import ConfigError
 from mbrl_jax.runs import program_cache
-from mbrl_jax.runs.program_cache import Kept
+from mbrl_jax.runs.program_cache import Known, ProgramCache
 
 SEEDS = "seeds"
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_cpu_prefer_vector_width": "512"}}
@@ -156,16 +156,16 @@ class Compiled(NamedTuple):
     temporary_bytes: int  # per device
     bytes: int  # per device: of arguments, results and what is in between, all that is there at once
     out: Any  # shapes and dtypes of what it returns
-    fresh: bool  # compiled by this process and written to JAX's cache
+    fingerprint: str | None = None  # by which a cache has it
 
     @classmethod
-    def of(cls, call: jax.stages.Compiled, seconds: float, out: Any, fresh: bool) -> "Compiled":
+    def of(cls, call: jax.stages.Compiled, seconds: float, out: Any, fingerprint: str | None = None) -> "Compiled":
         """With what the compiler says of its memory."""
         analysis = call.memory_analysis()
         if analysis is None:
-            return cls(call, seconds, 0, 0, out, fresh)
+            return cls(call, seconds, 0, 0, out, fingerprint)
         passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        return cls(call, seconds, analysis.temp_size_in_bytes, analysis.temp_size_in_bytes + passed, out, fresh)
+        return cls(call, seconds, analysis.temp_size_in_bytes, analysis.temp_size_in_bytes + passed, out, fingerprint)
 
 
 class Lowered(NamedTuple):
@@ -182,9 +182,8 @@ class Lowered(NamedTuple):
     def compile(self) -> Compiled:
         """The compiled function."""
         start = time.perf_counter()
-        options = COMPILER_OPTIONS.get(jax.local_devices()[0].platform)
-        call, fresh = program_cache.compiled_here(lambda: self.stage.compile(compiler_options=options))
-        return Compiled.of(call, self.seconds + time.perf_counter() - start, self.out, fresh)
+        call = self.stage.compile(compiler_options=COMPILER_OPTIONS.get(jax.local_devices()[0].platform))
+        return Compiled.of(call, self.seconds + time.perf_counter() - start, self.out)
 
 
 def lower(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Lowered:
@@ -194,17 +193,43 @@ def lower(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...]
     return Lowered(stage, time.perf_counter() - start)
 
 
-def compile_all(traced: Sequence[Lowered]) -> list[Compiled]:
-    """All of them compiled: for a CPU at the same time, else one after another, as the compiler may try kernels on the device."""
-    with ThreadPoolExecutor(len(traced) if jax.local_devices()[0].platform == "cpu" else 1) as pool:
-        return list(pool.map(Lowered.compile, traced))
+def compile_all(traced: Sequence[Lowered], layout: Layout, cache: ProgramCache | None = None) -> list[Compiled]:
+    """All of them compiled: for a CPU at the same time, else one after another, as the compiler may try kernels on the device.
+
+    Those that a cache has come from there, and what is compiled goes there.
+    """
+    devices: list[jax.Device] = layout.mesh.devices.tolist()
+    options = COMPILER_OPTIONS.get(devices[0].platform)
+
+    def one(each: Lowered) -> Compiled:
+        if cache is None:
+            return each.compile()
+        start, fingerprint = time.perf_counter(), program_cache.fingerprint_of(each.stage, devices, options)
+        call = cache.load(fingerprint, each.stage.in_tree, each.stage.out_tree, devices)
+        if call is not None:
+            return Compiled.of(call, each.seconds + time.perf_counter() - start, each.out, fingerprint)
+        made, fresh = program_cache.compiled_here(each.compile)
+        if fresh:
+            cache.keep(fingerprint, made.call)
+        return made._replace(fingerprint=fingerprint if fresh else None)
+
+    with ThreadPoolExecutor(len(traced) if devices[0].platform == "cpu" else 1) as pool:
+        return list(pool.map(one, traced))
 
 
-def load(kept: Kept, layout: Layout, *arguments: Any) -> Compiled:
-    """A function that an earlier process compiled for these arguments, or for others of their shapes."""
-    start = time.perf_counter()
-    call = program_cache.load(kept, arguments, layout.mesh.devices.tolist())
-    return Compiled.of(call, time.perf_counter() - start, kept.out, fresh=False)
+def load_all(
+    known: Sequence[Known], arguments: Sequence[tuple[Any, ...]], layout: Layout, cache: ProgramCache
+) -> list[Compiled | None]:
+    """Functions that an earlier process compiled, each for a tree of arguments like its own here; none for one that is gone."""
+    devices: list[jax.Device] = layout.mesh.devices.tolist()
+
+    def one(each: Known, its: tuple[Any, ...]) -> Compiled | None:
+        start = time.perf_counter()
+        call = cache.load(each.fingerprint, jax.tree.structure((its, {})), jax.tree.structure(each.out), devices)
+        return None if call is None else Compiled.of(call, time.perf_counter() - start, each.out, each.fingerprint)
+
+    with ThreadPoolExecutor(len(known)) as pool:
+        return list(pool.map(one, known, arguments))
 
 
 def check_memory(bytes_per_seed: int, seeds: int) -> None:

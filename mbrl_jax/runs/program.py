@@ -17,7 +17,7 @@ from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.metrics import Entry
-from mbrl_jax.runs.program_cache import ProgramCache
+from mbrl_jax.runs.program_cache import Known, ProgramCache
 
 FUNCTIONS = ("init", "fit", "advance", "finish")  # of an algorithm, that every run needs
 CHUNKS = 10  # that a run has at least
@@ -131,12 +131,15 @@ class Program:
 
         """
         chunk = self._rounds_of_a_chunk(0)
-        key = self._recall(chunk)
+        known = self._recall(chunk)
         self._check_memory()
         self._check_host_memory(chunk)
         made = self._compile(FUNCTIONS, chunk)
-        if self.cache is not None and all(each.fresh for each in made):
-            self.cache.write(key, {name: (each.call, each.out) for name, each in zip(FUNCTIONS, made, strict=True)})
+        if self.cache is not None and not known:
+            found = zip(FUNCTIONS, made, strict=True)
+            kept = {name: Known(each.fingerprint, each.out) for name, each in found if each.fingerprint is not None}
+            if len(kept) == len(FUNCTIONS):
+                self.cache.note(self._key(chunk), kept)
         return max(each.bytes for each in made) * self.layout.mesh.size
 
     def train(self, keeper: Keeper | None, interruption: Interruption | None) -> SoFar:
@@ -273,33 +276,34 @@ class Program:
                 "diagnose": (algorithm.diagnose, axes, 0),
             }
             function, in_axes, out_axes = functions[name]
-            first = self._first(name)
+            first = self.keys if name == "init" else self.layout.placed(self._out("init")[0], axes)
             spread = execution.spread(function, (in_axes, self.hyper_axes), out_axes, self.layout)
             made = execution.lower(spread, first, self.hyper, donate=(0,) if name in ("fit", "advance") else ())
             self.compiling += made.seconds
             self._lowered[place] = made
         return self._lowered[place]
 
-    def _first(self, name: str) -> Any:
-        """What a function takes first, or its shapes."""
-        return self.keys if name == "init" else self.layout.placed(self._out("init")[0], self.algorithm.axes)
-
     def _out(self, name: str, chunk: int = 0) -> Any:
         """Shapes and dtypes of what a function returns."""
         compiled = self._compiled.get(_place(name, chunk))
         return self._lower(name, chunk).out if compiled is None else compiled.out
 
-    def _recall(self, chunk: int) -> str:
-        """Take from the cache what is there; the key that it is or will be there by."""
+    def _recall(self, chunk: int) -> bool:
+        """Take from the cache what :meth:`prepare` compiles, if all of it is there."""
         if self.cache is None:
-            return ""
-        self.show.phase("compiling")
-        start = time.perf_counter()
-        key = program_cache.key_of(self.hyper, self.layout.mesh.devices.tolist(), len(self.number), chunk)
-        for name, kept in self.cache.read(key).items():
-            self._compiled[_place(name, chunk)] = execution.load(kept, self.layout, self._first(name), self.hyper)
+            return False
+        start, known = time.perf_counter(), self.cache.find(self._key(chunk))
+        if known:
+            self.show.phase("compiling")
+            arguments = [(self.keys if name == "init" else known["init"].out[0], self.hyper) for name in known]
+            loaded = execution.load_all(list(known.values()), arguments, self.layout, self.cache)
+            there = {_place(name, chunk): each for name, each in zip(known, loaded, strict=True) if each is not None}
+            self._compiled.update(there)
         self.compiling += time.perf_counter() - start
-        return key
+        return len(self._compiled) == len(FUNCTIONS)
+
+    def _key(self, chunk: int) -> str:
+        return program_cache.key_of(self.hyper, self.layout.mesh.devices.tolist(), len(self.number), chunk)
 
     def _compile(self, names: Sequence[str], chunk: int = 0) -> list[execution.Compiled]:
         """The same, compiled, several at once."""
@@ -308,7 +312,7 @@ class Program:
             traced = [self._lower(name, chunk) for name in missing]
             self.show.phase("compiling")
             start = time.perf_counter()
-            made = execution.compile_all(traced)
+            made = execution.compile_all(traced, self.layout, self.cache)
             self.compiling += time.perf_counter() - start
             self._compiled.update((_place(name, chunk), each) for name, each in zip(missing, made, strict=True))
         found = [self._compiled[_place(name, chunk)] for name in names]

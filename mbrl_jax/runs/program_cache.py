@@ -1,9 +1,10 @@
 """Compiled programs for the next start, which then need not be traced.
 
-JAX's own cache saves compiling, but a program must be traced before it is found there, and that takes longer than to read it.
+JAX's own cache saves compiling, but a function must be traced before it is found there, and that takes longer than to read it.
 Here the functions of a program are found by what they follow from: the source of this package, the versions of what it builds on,
 JAX's settings, the static settings of a run and the shapes of the traced ones, how many agents there are, and the devices. Traced
-numbers are arguments of the functions, so the same ones serve other numbers.
+numbers are arguments of the functions, so the same ones serve other numbers. Where any of that is new, if only a comment in the
+source, the functions are traced, and what is still the same to the letter is not compiled again.
 """
 
 import functools
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.experimental import serialize_executable
@@ -25,55 +26,76 @@ from jax.experimental import serialize_executable
 import mbrl_jax
 from mbrl_jax.imagination.horizon import CONTROLLERS
 
+T = TypeVar("T")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # that programs and figures depend on
-ENTRIES = 100  # that are kept, the ones used last
+FILES = 400  # of each kind that are kept, those used last
 
 
-class Kept(NamedTuple):
-    """A compiled function as it is kept."""
+class Known(NamedTuple):
+    """What is known of a function without tracing it."""
 
-    executable: bytes
+    fingerprint: str
     out: Any  # shapes and dtypes of what it returns
 
 
 class ProgramCache(NamedTuple):
-    """A folder of compiled programs. Whatever is in it may be deleted at any time."""
+    """A folder of compiled functions. Whatever is in it may be deleted at any time."""
 
     folder: Path
 
-    def read(self, key: str) -> dict[str, Kept]:
-        """The functions of the program of that key by name, none if it is not there."""
-        path = self._path(key)
-        if not path.exists():
-            return {}
-        try:
-            found: dict[str, Kept] = pickle.loads(path.read_bytes())
-            path.touch()
-        except Exception as error:  # whatever a damaged file makes pickle raise
-            warnings.warn(f"{path} cannot be read and is compiled anew: {error!r}", stacklevel=2)
-            path.unlink(missing_ok=True)
-            return {}
-        return found
+    def find(self, key: str) -> dict[str, Known]:
+        """What is known of the functions of a program by their names, nothing if one of them is not there."""
+        found: dict[str, Known] = self._read(f"{key}.program", pickle.loads) or {}
+        return found if all((self.folder / f"{each.fingerprint}.function").exists() for each in found.values()) else {}
 
-    def write(self, key: str, functions: Mapping[str, tuple[jax.stages.Compiled, Any]]) -> None:
-        """Keep compiled functions and the shapes that they return.
+    def note(self, key: str, functions: Mapping[str, Known]) -> None:
+        """Let a program be found by its key."""
+        self._write(f"{key}.program", pickle.dumps(dict(functions)))
 
-        They must have been compiled by this process: what was read from a cache lacks some of its code when it is written again.
+    def load(self, fingerprint: str, before: Any, after: Any, devices: Sequence[jax.Device]) -> jax.stages.Compiled | None:
+        """A function, none if it is not there.
+
+        Args:
+          fingerprint: by which it was kept.
+          before: the tree of its arguments, ``((…), {})``.
+          after: the tree of what it returns.
+          devices: that it runs on.
+
         """
-        kept = {name: Kept(serialize_executable.serialize(call)[0], out) for name, (call, out) in functions.items()}
+
+        def loaded(data: bytes) -> jax.stages.Compiled:
+            return serialize_executable.deserialize_and_load(data, before, after, execution_devices=devices)
+
+        return self._read(f"{fingerprint}.function", loaded)
+
+    def keep(self, fingerprint: str, call: jax.stages.Compiled) -> None:
+        """Keep a function that this process compiled. One that was read from a cache lacks some code when it is written again."""
+        self._write(f"{fingerprint}.function", serialize_executable.serialize(call)[0])
+
+    def _read(self, name: str, understood: Callable[[bytes], T]) -> T | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            path.touch()
+            return understood(path.read_bytes())
+        except Exception as error:  # whatever a damaged file makes pickle and XLA raise
+            warnings.warn(f"{path} cannot be read and is made anew: {error!r}", stacklevel=3)
+            path.unlink(missing_ok=True)
+            return None
+
+    def _write(self, name: str, data: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         new = self.folder / f".{secrets.token_hex(8)}.new"
-        new.write_bytes(pickle.dumps(kept))
-        new.replace(self._path(key))
-        by_age = sorted(self.folder.glob("*.program"), key=lambda path: -path.stat().st_mtime)
-        for path in by_age[ENTRIES:]:
+        new.write_bytes(data)
+        new.replace(self.folder / name)
+        alike = sorted(self.folder.glob(f"*{Path(name).suffix}"), key=lambda path: -path.stat().st_mtime)
+        for path in alike[FILES:]:
             path.unlink(missing_ok=True)
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.program"
 
 
 _IN_USE: list[ProgramCache] = []  # one or none
+_WRITTEN = threading.local()  # by each thread, to JAX's cache
 
 
 def use(folder: Path) -> None:
@@ -101,24 +123,19 @@ def key_of(hyper: Any, devices: Sequence[jax.Device], *said: object) -> str:
 
     """
     shapes = jax.tree.map(lambda leaf: str(jax.typeof(leaf)) if isinstance(leaf, jax.Array) else type(leaf).__name__, hyper)
-    where = [(device.platform, device.device_kind, device.id) for device in devices]
-    return hashlib.sha256(repr((shapes, where, said, _surroundings())).encode()).hexdigest()
+    return _digest(shapes, said, _source(), _surroundings(devices))
 
 
-def load(kept: Kept, arguments: tuple[Any, ...], devices: Sequence[jax.Device]) -> jax.stages.Compiled:
-    """The function, to be called with ``arguments`` or others of their shapes."""
-    before, after = jax.tree.structure((arguments, {})), jax.tree.structure(kept.out)
-    return serialize_executable.deserialize_and_load(kept.executable, before, after, execution_devices=devices)
+def fingerprint_of(traced: jax.stages.Lowered, devices: Sequence[jax.Device], options: object) -> str:
+    """The fingerprint of a function that has been traced, to be compiled with these options."""
+    return _digest(traced.as_text(), options, _surroundings(devices))
 
 
 def compiled_here(compile_: Callable[[], Any]) -> tuple[Any, bool]:
-    """What a function returns that compiles a program, and whether it really did so and wrote it to JAX's cache."""
+    """What a function returns that compiles, and whether it really did so and wrote it to JAX's cache, not read it there."""
     before = getattr(_WRITTEN, "count", 0)
     made = compile_()
     return made, getattr(_WRITTEN, "count", 0) > before
-
-
-_WRITTEN = threading.local()
 
 
 def _note(event: str, **_: Any) -> None:
@@ -126,10 +143,15 @@ def _note(event: str, **_: Any) -> None:
         _WRITTEN.count = getattr(_WRITTEN, "count", 0) + 1
 
 
-def _surroundings() -> tuple[object, ...]:
-    """All that every program follows from, besides what it is of."""
+def _digest(*said: object) -> str:
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _surroundings(devices: Sequence[jax.Device]) -> tuple[object, ...]:
+    """What every compiled function follows from, besides what it computes."""
+    where = [(device.platform, device.device_kind, device.id) for device in devices]
     settings = sorted((name, repr(value)) for name, value in jax.config.values.items() if "cache" not in name)
-    return _source(), _versions(), settings, os.environ.get("XLA_FLAGS", ""), platform.python_version()
+    return where, _versions(), settings, os.environ.get("XLA_FLAGS", ""), platform.python_version()
 
 
 @functools.cache

@@ -1,5 +1,4 @@
 import dataclasses
-import pickle
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mbrl_jax.imagination import horizon
 from mbrl_jax.runs import execution, program_cache, runner
-from mbrl_jax.runs.program_cache import ProgramCache
+from mbrl_jax.runs.program_cache import Known, ProgramCache
 
 
 @pytest.fixture
@@ -42,24 +41,28 @@ def assert_same(ours, theirs):
 def test_what_is_in_the_cache_is_neither_traced_nor_compiled_serves_other_numbers_and_leaves_the_same_result(
     tiny, cache, monkeypatch
 ):
+    def refuses(*_, **__):
+        raise AssertionError("traced or compiled")
+
     other = with_learning_rate(tiny, 3e-3)
     first = runner.run(tiny, 3)
-    (written,) = entries(cache)
-
-    def lowers(*_, **__):
-        raise AssertionError("traced")
-
+    assert sorted(path.suffix for path in entries(cache)) == [".function"] * 4 + [".program"]
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "lower", lowers)
+        patch.setattr(execution, "lower", refuses)
         assert_same(runner.run(tiny, 3), first)
         recalled = runner.run(other, 3)
-        assert (recalled.temporary_bytes_per_seed, recalled.state_bytes_per_seed) == (
-            first.temporary_bytes_per_seed,
-            first.state_bytes_per_seed,
-        )
-        with pytest.raises(AssertionError, match="traced"):
-            runner.run(tiny, 3, base_seed=1, devices=1)
-    written.unlink()
+        told = (recalled.temporary_bytes_per_seed, recalled.state_bytes_per_seed)
+        assert told == (first.temporary_bytes_per_seed, first.state_bytes_per_seed)
+        with pytest.raises(AssertionError, match="traced or compiled"):
+            runner.run(tiny, 3, devices=1)
+    with monkeypatch.context() as patch:  # only a comment is new: traced, but not compiled, and then known
+        patch.setattr(program_cache, "_source", lambda: "another")
+        patch.setattr(execution.Lowered, "compile", refuses)
+        assert_same(runner.run(other, 3), recalled)
+        patch.setattr(execution, "lower", refuses)
+        assert_same(runner.run(other, 3), recalled)
+    for path in entries(cache):
+        path.unlink()
     jax.clear_caches()
     traced = runner.run(other, 3)
     assert_same(recalled, traced)
@@ -104,24 +107,44 @@ def test_a_changed_source_file_is_another_source(tmp_path, monkeypatch):
     assert program_cache._source.__wrapped__() != before
 
 
-def test_a_damaged_entry_is_told_of_removed_and_made_anew(tmp_path):
-    cache = ProgramCache(tmp_path)
-    (tmp_path / "key.program").write_bytes(pickle.dumps("whole")[:-3])
-    with pytest.warns(UserWarning, match=r"key.program cannot be read and is compiled anew: "):
-        assert cache.read("key") == {}
+@pytest.fixture
+def function():
+    return jax.jit(lambda x: x + 1).lower(jnp.zeros(2)).compile()
+
+
+def test_what_is_damaged_is_told_of_removed_and_made_anew(tmp_path, function):
+    cache, (before, after) = ProgramCache(tmp_path), (function.in_tree, function.out_tree)
+    cache.keep("f", function)
+    cache.note("key", {"init": Known("f", None)})
+    assert cache.find("key") == {"init": Known("f", None)}
+    assert cache.load("f", before, after, jax.local_devices()[:1]) is not None
+    for path in entries(cache):
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.warns(UserWarning, match=r"key.program cannot be read and is made anew: "):
+        assert cache.find("key") == {}
+    with pytest.warns(UserWarning, match=r"f.function cannot be read and is made anew: "):
+        assert cache.load("f", before, after, jax.local_devices()[:1]) is None
     assert not entries(cache)
-    assert cache.read("key") == {}
+    assert (cache.find("key"), cache.load("f", before, after, jax.local_devices()[:1])) == ({}, None)
 
 
-def test_those_used_last_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(program_cache, "ENTRIES", 2)
-    cache, call = ProgramCache(tmp_path), jax.jit(lambda x: x + 1).lower(jnp.zeros(2)).compile()
-    for age, key in ((30, "a"), (20, "b")):
-        cache.write(key, {"f": (call, jax.ShapeDtypeStruct((2,), jnp.float32))})
-        program_cache.os.utime(tmp_path / f"{key}.program", (1e9 - age, 1e9 - age))
-    cache.read("a")
-    cache.write("c", {"f": (call, jax.ShapeDtypeStruct((2,), jnp.float32))})
-    assert [path.name for path in entries(cache)] == ["a.program", "c.program"]
+def test_a_program_of_which_a_function_is_gone_is_not_found(tmp_path, function):
+    cache = ProgramCache(tmp_path)
+    cache.keep("f", function)
+    cache.note("key", {"init": Known("f", None), "fit": Known("g", None)})
+    assert cache.find("key") == {}
+
+
+def test_those_used_last_are_kept(tmp_path, monkeypatch, function):
+    monkeypatch.setattr(program_cache, "FILES", 2)
+    cache = ProgramCache(tmp_path)
+    cache.note("key", {})
+    for age, name in ((30, "a"), (20, "b")):
+        cache.keep(name, function)
+        program_cache.os.utime(tmp_path / f"{name}.function", (1e9 - age, 1e9 - age))
+    cache.load("a", function.in_tree, function.out_tree, jax.local_devices()[:1])
+    cache.keep("c", function)
+    assert [path.name for path in entries(cache)] == ["a.function", "c.function", "key.program"]
 
 
 def test_programs_with_a_controller_from_elsewhere_are_not_kept(tiny, cache, monkeypatch):
