@@ -436,7 +436,8 @@ def main() -> None:
                 "git": results.git_revision(),
             }
             given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            draw(points, given.out.with_suffix(".png"))
+            if any("failed" not in each for each in points):
+                draw(points, given.out.with_suffix(".png"))
             print(json.dumps({key: point.get(key) for key in ("preset", "seeds", "recipe_seconds", "failed")}), flush=True)
             if "failed" in point:
                 break
