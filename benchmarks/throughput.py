@@ -21,10 +21,7 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import statistics as numbers
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,9 +34,10 @@ import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
+from start import starts
 
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, save, to_dict
+from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
 from mbrl_jax.environment import make_environment
 from mbrl_jax.replay import width
 from mbrl_jax.runs import compiled, execution, figures, program_cache, results, runner
@@ -173,32 +171,6 @@ def rates(precision: str) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- one point
-
-GET_READY = """
-import sys, time
-from mbrl_jax import config
-from mbrl_jax.runs import execution, runner
-execution.use_all_cores()
-execution.use_compilation_cache()
-imported = time.perf_counter()
-runner.prepare(config.load(sys.argv[1]), int(sys.argv[2]))
-print(time.perf_counter() - imported)
-"""
-
-
-def starts(config: ModelFreeQConfig, seeds: int) -> dict[str, float]:
-    """Seconds until all is compiled, in a process with empty caches and in the next, and those since the next one was begun."""
-    told = {}
-    with tempfile.TemporaryDirectory() as folder:
-        save(config, Path(folder, "config.yaml"))
-        surroundings = os.environ | {"XDG_CACHE_HOME": folder, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        surroundings.pop("JAX_COMPILATION_CACHE_DIR", None)
-        command = [sys.executable, "-c", GET_READY, str(Path(folder, "config.yaml")), str(seeds)]
-        for name in ("compile", "from_cache"):
-            start = time.perf_counter()
-            done = subprocess.run(command, env=surroundings, check=True, capture_output=True, text=True)
-            told[name], told["second_start"] = float(done.stdout), time.perf_counter() - start
-    return told
 
 
 class Point:
