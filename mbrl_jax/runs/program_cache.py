@@ -7,6 +7,7 @@ numbers are arguments of the functions, so the same ones serve other numbers. Wh
 source, the functions are traced, and what is still the same to the letter is not compiled again.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -77,21 +78,36 @@ class ProgramCache(NamedTuple):
         if not path.exists():
             return None
         try:
-            path.touch()
-            return understood(path.read_bytes())
+            data = path.read_bytes()
+            with contextlib.suppress(OSError):  # a folder that may only be read
+                path.touch()
+            return understood(data)
         except Exception as error:  # whatever a damaged file makes pickle and XLA raise
             warnings.warn(f"{path} cannot be read and is made anew: {error!r}", stacklevel=3)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             return None
 
     def _write(self, name: str, data: bytes) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         new = self.folder / f".{secrets.token_hex(8)}.new"
-        new.write_bytes(data)
-        new.replace(self.folder / name)
-        alike = sorted(self.folder.glob(f"*{Path(name).suffix}"), key=lambda path: -path.stat().st_mtime)
-        for path in alike[FILES:]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(data)
+            new.replace(self.folder / name)
+        except OSError as error:
+            warnings.warn(f"{self.folder} cannot be written, the next start compiles again: {error!r}", stacklevel=3)
+            with contextlib.suppress(OSError):
+                new.unlink()
+            return
+        for path in sorted(self.folder.glob(f"*{Path(name).suffix}"), key=_last_use, reverse=True)[FILES:]:
             path.unlink(missing_ok=True)
+
+
+def _last_use(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
 
 
 _IN_USE: list[ProgramCache] = []  # one or none

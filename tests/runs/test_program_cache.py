@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from mbrl_jax.imagination import horizon
-from mbrl_jax.runs import execution, program_cache, runner
+from mbrl_jax.runs import command_line, execution, program_cache, runner
 from mbrl_jax.runs.program_cache import Known, ProgramCache
 
 
@@ -98,6 +99,32 @@ def test_a_key_follows_from_all_that_a_program_follows_from_and_from_no_traced_n
     assert key == program_cache.key_of(tiny, devices, 3, 1)
 
 
+def with_controller(config):
+    lanes = {"controller": "threshold", "controller_settings": {"mark": 0.3}, "penalty": "disagreement"}
+    return dataclasses.replace(config, imagination=dataclasses.replace(config.imagination, **lanes, penalty_weight=0.1))
+
+
+def text(config):
+    """The functions of a program, as they are traced."""
+    algorithm, key = runner.make_train(config), jax.random.key(0)
+    state, _ = jax.eval_shape(algorithm.init, key, config)
+    functions = (algorithm.fit, algorithm.advance, algorithm.finish)
+    traced = [jax.make_jaxpr(algorithm.init)(key, config), *(jax.make_jaxpr(each)(state, config) for each in functions)]
+    return [re.sub("0x[0-9a-f]+", "", str(each)) for each in traced]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cartpole_interactive", "cartpole_pg", "pendulum_pg", "cartpole_pg_model_free", "cartpole_batch_model_free", "cartpole_mpc"],
+)
+def test_no_traced_number_is_part_of_a_program(name):
+    config = command_line.read_preset(name)
+    config = with_controller(config) if name == "cartpole_interactive" else config
+    other = jax.tree.map(lambda number: number + 1 if isinstance(number, int) else 0.9 * number, config)
+    assert other != config
+    assert text(config) == text(other)
+
+
 def test_a_changed_source_file_is_another_source(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text("x = 1\n")
     monkeypatch.setattr(program_cache.mbrl_jax, "__file__", str(tmp_path / "__init__.py"))
@@ -126,6 +153,14 @@ def test_what_is_damaged_is_told_of_removed_and_made_anew(tmp_path, function):
         assert cache.load("f", before, after, jax.local_devices()[:1]) is None
     assert not entries(cache)
     assert (cache.find("key"), cache.load("f", before, after, jax.local_devices()[:1])) == ({}, None)
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_and_the_run_goes_on(tmp_path, function):
+    (tmp_path / "file").touch()
+    cache = ProgramCache(tmp_path / "file" / "folder")
+    with pytest.warns(UserWarning, match=r"folder cannot be written, the next start compiles again: NotADirectoryError"):
+        cache.keep("f", function)
+    assert cache.find("f") == {}
 
 
 def test_a_program_of_which_a_function_is_gone_is_not_found(tmp_path, function):
