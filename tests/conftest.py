@@ -13,8 +13,8 @@ import pytest
 
 # Tests compile much and run little: what compiles fastest is chosen, here and in the processes that tests start.
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
-if jax.__version_info__ < (0, 11):  # later ones know but one way to emit fusions, and end at a flag that they do not know
-    flags.append("--xla_cpu_use_fusion_emitters=false")
+if jax.__version_info__ < (0, 11):  # later ones know but one way to emit fusions, and a flag that they do not know ends them
+    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_opt_preset=FAST_COMPILE"]
 os.environ["XLA_FLAGS"] = " ".join(flags)
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_num_cpu_devices", 2)
