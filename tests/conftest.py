@@ -1,5 +1,6 @@
 """What every test shares: JAX made strict before anything uses it, a small configuration, and real CartPole rows."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,10 +14,12 @@ import pytest
 
 # Tests compile much and run little: what compiles fastest is chosen, here and in the processes that tests start.
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
-if jax.__version_info__ < (0, 11):  # later ones know but one way to emit fusions, and a flag that they do not know ends them
-    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_opt_preset=FAST_COMPILE"]
+if jax.__version_info__ < (0, 11):  # later ones know but one way to emit fusions, and end at a flag that they do not know
+    flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(flags)
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_traceback_in_locations_limit", 0)
+gc.set_threshold(50_000, 20, 20)  # to trace makes many objects, and few that are garbage
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -131,15 +131,12 @@ class Program:
 
         """
         chunk = self._rounds_of_a_chunk(0)
-        known = self._recall(chunk)
+        recalled = self._recall(chunk)
         self._check_memory()
         self._check_host_memory(chunk)
         made = self._compile(FUNCTIONS, chunk)
-        if self.cache is not None and not known:
-            found = zip(FUNCTIONS, made, strict=True)
-            kept = {name: Known(each.fingerprint, each.out) for name, each in found if each.fingerprint is not None}
-            if len(kept) == len(FUNCTIONS):
-                self.cache.note(self._key(chunk), kept)
+        if not recalled:
+            self._remember(made, chunk)
         return max(each.bytes for each in made) * self.layout.mesh.size
 
     def train(self, keeper: Keeper | None, interruption: Interruption | None) -> SoFar:
@@ -302,11 +299,18 @@ class Program:
         self.compiling += time.perf_counter() - start
         return len(self._compiled) == len(FUNCTIONS)
 
+    def _remember(self, made: Sequence[execution.Compiled], chunk: int) -> None:
+        """Let the next start recall it, if the cache has all of it."""
+        functions = zip(FUNCTIONS, made, strict=True)
+        known = {name: Known(each.fingerprint, each.out) for name, each in functions if each.fingerprint is not None}
+        if self.cache is not None and len(known) == len(FUNCTIONS):
+            self.cache.note(self._key(chunk), known)
+
     def _key(self, chunk: int) -> str:
         return program_cache.key_of(self.hyper, self.layout.mesh.devices.tolist(), len(self.number), chunk)
 
     def _compile(self, names: Sequence[str], chunk: int = 0) -> list[execution.Compiled]:
-        """The same, compiled, several at once."""
+        """Functions as of :meth:`_lower`, compiled, those at the same time that have not been yet."""
         missing = [name for name in names if _place(name, chunk) not in self._compiled]
         if missing:
             traced = [self._lower(name, chunk) for name in missing]
