@@ -390,7 +390,7 @@ def main() -> None:
             try:
                 made = Point(config, seeds, given.repetitions, given.round_seconds)
                 point |= made.measure(reached[precision], profile=on_gpu)
-            except jax.errors.JaxRuntimeError as error:
+            except RuntimeError as error:  # JAX's own, or of a process that got ready
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 point["failed"] = "out of memory"

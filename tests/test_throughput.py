@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import start
 import throughput
 
 from mbrl_jax.config import QLearningConfig
@@ -70,3 +71,18 @@ def test_a_number_of_seeds_that_does_not_fit_into_memory_ends_its_row_and_is_not
     assert "out of memory" in capsys.readouterr().out
     (point,) = json.loads(out.read_text())["points"]
     assert (point["seeds"], point["failed"]) == (2, "out of memory")
+
+
+@pytest.mark.parametrize(("said", "failed"), [("RESOURCE_EXHAUSTED: out of memory", "out of memory"), ("a mistake", None)])
+def test_a_process_that_fails_ends_the_row_if_memory_ran_out_and_else_says_why(tmp_path, monkeypatch, said, failed):
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--presets", "smoke", "--seeds", "2", "--out", str(out)])
+    monkeypatch.setattr(throughput, "rates", lambda precision: {"operations_per_second": 1e9})
+    monkeypatch.setattr(throughput.execution, "use_all_cores", lambda: None)
+    monkeypatch.setattr(start, "GET_READY", f"raise SystemExit({said!r})")
+    if failed is None:
+        with pytest.raises(RuntimeError, match=said):
+            throughput.main()
+    else:
+        throughput.main()
+        assert json.loads(out.read_text())["points"][0]["failed"] == failed
