@@ -22,7 +22,7 @@ from rich.table import Table
 
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import load
-from mbrl_jax.runs import execution, program_cache, results, run_folder, runner
+from mbrl_jax.runs import execution, results, run_folder, runner
 from mbrl_jax.runs.run_folder import Asked
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def main() -> None:
         "ratio": {
             name: {"median": float(np.median(r)), "low": float(r.min()), "high": float(r.max())} for name, r in ratios.items()
         },
-        "versions": results.versions(program_cache.PACKAGES),
+        "versions": results.versions(execution.PACKAGES),
         "device": execution.device(),
         "precision": "float32",
         "git": results.git_revision(),

@@ -39,7 +39,7 @@ from mbrl_jax import statistics
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, load, to_dict
-from mbrl_jax.runs import execution, horizon_figures, program_cache, results, runner
+from mbrl_jax.runs import execution, horizon_figures, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.sweep import sweep, vary
 from mbrl_jax.statistics import Estimate
@@ -171,7 +171,7 @@ def plain(value: Any) -> Any:
 def circumstances(seeds: int) -> dict[str, Any]:
     return {
         "seeds": seeds,
-        "versions": results.versions(program_cache.PACKAGES),
+        "versions": results.versions(execution.PACKAGES),
         "device": execution.device(),
         "git": results.git_revision(),
         "precision": "float32",

@@ -26,7 +26,7 @@ from mbrl_jax.environment import Environment, EnvironmentState, make_environment
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble
-from mbrl_jax.runs import execution, program_cache, results
+from mbrl_jax.runs import execution, results
 
 ROOT = Path(__file__).parent.parent
 PLACES = {"|x| < 0.2": (0.0, 0.2), "0.5 to 1.2": (0.5, 1.2), "1.5 to 2.3": (1.5, 2.3)}  # metres
@@ -98,7 +98,7 @@ def main() -> None:
         told = {place: statistics.bootstrap(found[:, i]) for i, place in enumerate(PLACES)}
         rows.append({"inputs": name, **settings, "iqm_low_high": {place: list(x) for place, x in told.items()}})
         table.add_row(name, *(f"{x.value:.4f} [{x.low:.4f}, {x.high:.4f}]" for x in told.values()))
-    content = {"stage": "reach", "seeds": given.seeds, "rows": rows, "versions": results.versions(program_cache.PACKAGES)}
+    content = {"stage": "reach", "seeds": given.seeds, "rows": rows, "versions": results.versions(execution.PACKAGES)}
     content |= {"device": execution.device(), "precision": f"float32, matrix products {preset.precision}"}
     content |= {"git": results.git_revision()}
     given.out.mkdir(parents=True, exist_ok=True)

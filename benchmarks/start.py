@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax.config import RunConfig, load, save
-from mbrl_jax.runs import execution, program_cache, results
+from mbrl_jax.runs import execution, results
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "start.json"
@@ -76,7 +76,7 @@ def main() -> None:
     content = {
         "stage": "start",
         "rows": rows,
-        "versions": results.versions(program_cache.PACKAGES),
+        "versions": results.versions(execution.PACKAGES),
         "device": execution.device(),
         "git": results.git_revision(),
     }

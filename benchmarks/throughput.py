@@ -40,7 +40,7 @@ from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
 from mbrl_jax.environment import make_environment
 from mbrl_jax.replay import width
-from mbrl_jax.runs import compiled, execution, figures, program_cache, results, runner
+from mbrl_jax.runs import compiled, execution, figures, results, runner
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed"
@@ -403,7 +403,7 @@ def main() -> None:
                 "points": points,
                 "repetitions": given.repetitions,
                 "compiler_options": execution.COMPILER_OPTIONS.get(jax.local_devices()[0].platform, {}),
-                "versions": results.versions(program_cache.PACKAGES),
+                "versions": results.versions(execution.PACKAGES),
                 "device": execution.device(),
                 "git": results.git_revision(),
             }

@@ -32,8 +32,9 @@ USAGE = """usage: mbrl-jax COMMAND …
       share the seeds, on one machine or many; all of them see DIR
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
   sweep CONFIG --grid PATH=V1,V2,… [--grid PATH=…] --seeds N --out DIR [--seed BASE] [--devices all|N] [--memory GB]
-      [--any.other.setting VALUE …]
-      train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be
+      [--any.other.setting VALUE …] [--resume]
+      train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be;
+      --resume trains what an earlier call has left undone
   compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume]
       train the model-based and the model-free arm on the same real data, and set them side by side
   runs DIR
@@ -187,10 +188,11 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
 
 
 def _sweep(words: list[str]) -> None:
-    given = _parse("sweep", words, ("grid", tyro.conf.UseAppendAction[tuple[str, ...]], ()), *MACHINE)
+    options = (("grid", tyro.conf.UseAppendAction[tuple[str, ...]], ()), ("resume", bool, False))
+    given = _parse("sweep", words, *options, *MACHINE)
     from mbrl_jax.runs import grid
 
-    grid.command(given.config, given.grid, given.seeds, given.out, given.seed, *_machine(given))
+    grid.command(given.config, given.grid, given.seeds, given.out, given.seed, *_machine(given), given.resume)
 
 
 def _reference(words: list[str]) -> None:

@@ -21,10 +21,9 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import program_cache
-from mbrl_jax.runs.program_cache import Known, ProgramCache
 
 SEEDS = "seeds"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions a run's figures depend on
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_cpu_prefer_vector_width": "512"}}
 """What a platform's compiler is told, as it measured best: benchmarks/NOTES.md."""
 
@@ -69,9 +68,8 @@ def use_all_cores() -> None:
 def use_compilation_cache() -> None:
     """Keep compiled programs for the next start, in the user's cache folder, unless JAX has been told where or is told not to.
 
-    JAX keeps all that is compiled, and :mod:`mbrl_jax.runs.program_cache` what need not even be traced. Programs for a CPU fit
-    that CPU, so every kind of CPU has a folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns both off; whatever is in
-    the folder may be deleted at any time.
+    JAX finds a program by its lowered text and checks what it reads. Programs for a CPU fit that CPU, so every kind of CPU has a
+    folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the cache off; the folder may be deleted at any time.
     """
     told: Any = jax.config
     if told.jax_compilation_cache_dir is not None or not told.jax_enable_compilation_cache:
@@ -84,7 +82,6 @@ def use_compilation_cache() -> None:
     folder = root / "mbrl_jax" / f"{platform.machine()}_{kind}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    program_cache.use(folder / "programs")
 
 
 def choose_layout(seeds: int, most: int | None = None) -> Layout:
@@ -156,16 +153,6 @@ class Compiled(NamedTuple):
     temporary_bytes: int  # per device
     bytes: int  # per device: of arguments, results and what is in between, all that is there at once
     out: Any  # shapes and dtypes of what it returns
-    fingerprint: str | None = None  # by which a cache has it
-
-    @classmethod
-    def of(cls, call: jax.stages.Compiled, seconds: float, out: Any, fingerprint: str | None = None) -> "Compiled":
-        """With what the compiler says of its memory."""
-        analysis = call.memory_analysis()
-        if analysis is None:
-            return cls(call, seconds, 0, 0, out, fingerprint)
-        passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        return cls(call, seconds, analysis.temp_size_in_bytes, analysis.temp_size_in_bytes + passed, out, fingerprint)
 
 
 class Lowered(NamedTuple):
@@ -183,7 +170,12 @@ class Lowered(NamedTuple):
         """The compiled function."""
         start = time.perf_counter()
         call = self.stage.compile(compiler_options=COMPILER_OPTIONS.get(jax.local_devices()[0].platform))
-        return Compiled.of(call, self.seconds + time.perf_counter() - start, self.out)
+        seconds, analysis = self.seconds + time.perf_counter() - start, call.memory_analysis()
+        if analysis is None:
+            return Compiled(call, seconds, 0, 0, self.out)
+        passed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        temporary = analysis.temp_size_in_bytes
+        return Compiled(call, seconds, temporary, temporary + passed, self.out)
 
 
 def lower(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Lowered:
@@ -193,43 +185,10 @@ def lower(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...]
     return Lowered(stage, time.perf_counter() - start)
 
 
-def compile_all(traced: Sequence[Lowered], layout: Layout, cache: ProgramCache | None = None) -> list[Compiled]:
-    """All of them compiled: for a CPU at the same time, else one after another, as the compiler may try kernels on the device.
-
-    Those that a cache has come from there, and what is compiled goes there.
-    """
-    devices: list[jax.Device] = layout.mesh.devices.tolist()
-    options = COMPILER_OPTIONS.get(devices[0].platform)
-
-    def one(each: Lowered) -> Compiled:
-        if cache is None:
-            return each.compile()
-        start, fingerprint = time.perf_counter(), program_cache.fingerprint_of(each.stage, devices, options)
-        call = cache.load(fingerprint, each.stage.in_tree, each.stage.out_tree, devices)
-        if call is not None:
-            return Compiled.of(call, each.seconds + time.perf_counter() - start, each.out, fingerprint)
-        made, fresh = program_cache.compiled_here(each.compile)
-        if fresh:
-            cache.keep(fingerprint, made.call)
-        return made._replace(fingerprint=fingerprint if fresh else None)
-
-    with ThreadPoolExecutor(len(traced) if devices[0].platform == "cpu" else 1) as pool:
-        return list(pool.map(one, traced))
-
-
-def load_all(
-    known: Sequence[Known], arguments: Sequence[tuple[Any, ...]], layout: Layout, cache: ProgramCache
-) -> list[Compiled | None]:
-    """Functions that an earlier process compiled, each for a tree of arguments like its own here; none for one that is gone."""
-    devices: list[jax.Device] = layout.mesh.devices.tolist()
-
-    def one(each: Known, its: tuple[Any, ...]) -> Compiled | None:
-        start = time.perf_counter()
-        call = cache.load(each.fingerprint, jax.tree.structure((its, {})), jax.tree.structure(each.out), devices)
-        return None if call is None else Compiled.of(call, time.perf_counter() - start, each.out, each.fingerprint)
-
-    with ThreadPoolExecutor(len(known)) as pool:
-        return list(pool.map(one, known, arguments))
+def compile_all(traced: Sequence[Lowered], layout: Layout) -> list[Compiled]:
+    """Compile all of them: for a CPU at the same time, else one after another, as the compiler may try kernels on the device."""
+    with ThreadPoolExecutor(len(traced) if layout.mesh.devices.flat[0].platform == "cpu" else 1) as pool:
+        return list(pool.map(Lowered.compile, traced))
 
 
 def check_memory(bytes_per_seed: int, seeds: int) -> None:

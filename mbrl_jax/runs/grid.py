@@ -1,14 +1,16 @@
 """Every combination of values of some settings, times seeds: ``mbrl-jax sweep``.
 
 What differs in traced settings alone runs together in one compiled program; every combination of static ones is compiled once.
-All combinations have the same seeds, so they are paired. A grid leaves a folder for each combination, as
-:mod:`mbrl_jax.runs.results` writes them, ``sweep.json``, a list of the combinations' summaries, each with its ``settings``, and
-``sweep.png``.
+All combinations have the same seeds, so they are paired. A grid leaves a numbered folder for each combination, as
+:mod:`mbrl_jax.runs.results` writes them, ``sweep.png``, and ``sweep.json``: for each folder its ``name``, its ``settings``, its
+``state`` (``waiting``, ``finished``, or ``failed`` with an ``error``), what was asked for, and once it is finished its summary.
+A combination is written as soon as it is trained, and one that fails does not end the others.
 """
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ from mbrl_jax.runs.runner import Run
 from mbrl_jax.runs.sweep import mean_depth
 from mbrl_jax.statistics import Estimate, bootstrap
 
+TABLE = "sweep.json"
+
 
 class Cell(NamedTuple):
     """A combination."""
@@ -34,8 +38,8 @@ class Cell(NamedTuple):
     config: RunConfig
 
     @property
-    def name(self) -> str:
-        """What tells it from the others, fit for a folder."""
+    def label(self) -> str:
+        """Its settings in one line."""
         return ",".join(f"{path}={_text(value)}" for path, value in self.settings.items())
 
 
@@ -60,11 +64,17 @@ def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
         check(config_of_cell)
         flat = results.flat_settings(config_of_cell)
         made.append(Cell({path: flat[path] for path in grid}, config_of_cell))
-    names = [cell.name for cell in made]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"grid: {name} is given twice; each value must be given once")
+    labels = [cell.label for cell in made]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"grid: {label} is given twice; each value must be given once")
     return made
+
+
+def names(made: Sequence[Cell]) -> list[str]:
+    """The folder of each combination: its number, as short as the longest one."""
+    digits = len(str(len(made) - 1))
+    return [f"{place:0{digits}d}" for place in range(len(made))]
 
 
 def parse(words: Sequence[str]) -> dict[str, list[Any]]:
@@ -98,10 +108,23 @@ def run(
     display: Display | None = None,
     memory: int | None = None,
     devices: int | None = None,
-) -> list[Run]:
+    leave: Callable[[int, Run], None] = lambda place, run: None,
+    failed: Callable[[Sequence[int], Exception], None] | None = None,
+) -> dict[int, Run]:
     """Train ``seeds`` agents for every combination, those that differ in traced settings alone in one compiled program.
 
-    Arguments as of :func:`mbrl_jax.runs.runner.run_together`.
+    Args:
+      made: the combinations.
+      seeds: as in :func:`mbrl_jax.runs.runner.run_together`, and so are the arguments up to ``devices``.
+      base_seed: of all combinations.
+      display: shows progress.
+      memory: bytes that may be used.
+      devices: how many to use.
+      leave: called with a combination's place and run as soon as all of its seeds are trained.
+      failed: called with the places of the combinations that an error has cost and the error; the others go on. None raises it.
+
+    Returns:
+      The runs by their places.
 
     Raises:
       ConfigError: as :func:`mbrl_jax.runs.runner.run_together`.
@@ -109,10 +132,19 @@ def run(
     """
     runs: dict[int, Run] = {}
     for places in _groups(made):
-        configs = [made[place].config for place in places]
-        together = runner.run_together(configs, seeds, base_seed=base_seed, display=display, memory=memory, devices=devices)
-        runs |= dict(zip(places, together, strict=True))
-    return [runs[place] for place in range(len(made))]
+        left = list(places)
+        try:
+            configs = [made[place].config for place in places]
+            together = runner.train_together(configs, seeds, base_seed=base_seed, display=display, memory=memory, devices=devices)
+            for place, one in zip(places, together, strict=True):
+                leave(place, one)
+                runs[place] = one
+                left.remove(place)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(left, error)
+    return runs
 
 
 def command(
@@ -123,8 +155,9 @@ def command(
     seed: int,
     memory: int | None = None,
     devices: int | None = None,
+    resume: bool = False,
 ) -> None:
-    """Train a grid, print its figures, and write its folder.
+    """Train a grid, print its figures, and write its folder. Exits with 1 if a combination failed.
 
     Args:
       config: what all combinations share.
@@ -134,6 +167,7 @@ def command(
       seed: the base seed.
       memory: as in :func:`run`.
       devices: as in :func:`run`.
+      resume: train what an earlier call with the same arguments has left undone in the folder, if there was one.
 
     Raises:
       ConfigError: as :func:`cells`, :func:`parse` and :func:`run`, or the folder cannot be used.
@@ -144,19 +178,126 @@ def command(
     groups = _groups(made)
     for places in groups:  # refuse what cannot work before anything is trained
         runner.make_train_together([made[place].config for place in places])
-    with results.new_folder(out) as folder, Display.standard("sweep") as display:
-        runs = run(made, seeds, base_seed=seed, display=display, memory=memory, devices=devices)
-    summaries = []
-    for cell, each in zip(made, runs, strict=True):
-        (folder / cell.name).mkdir()
-        summaries.append({"settings": cell.settings, **results.write(each, folder / cell.name)})
-    (folder / "sweep.json").write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
-    draw(made, runs, folder / "sweep.png")
+    table = _Table(out, made, seeds, seed)
+    runs = table.take_up() if resume and not results.is_untouched(out) else table.begin()
+    left = [place for place in range(len(made)) if place not in runs]
+    started, before = time.perf_counter(), len(runs)
+
+    def failed(places: Sequence[int], error: Exception) -> None:
+        if isinstance(error, ConfigError) and len(runs) == before == 0 and places[0] == 0:
+            raise error  # nothing is lost, and most likely none of them can work
+        table.fail([left[place] for place in places], error)
+        display.say(f"{len(places)} of {len(made)} combinations failed: {error!r}; the others go on")
+
+    def leave(place: int, one: Run) -> None:
+        table.finish(left[place], one)
+        runs[left[place]] = one
+
+    with Display.standard("sweep") as display:
+        try:
+            options = {"base_seed": seed, "display": display, "memory": memory, "devices": devices}
+            run([made[place] for place in left], seeds, leave=leave, failed=failed, **options)  # type: ignore[arg-type]
+        except BaseException:
+            table.withdraw()
+            raise
+    finished = sorted(runs)
     console = Console()
-    console.print(as_table(made, runs))
-    compiling, running = (sum(getattr(each.seconds, name) for each in runs) for name in ("compile", "run"))
-    programs = f"{len(groups)} program{'s' if len(groups) > 1 else ''}"
-    console.print(f"compiled {programs} in {compiling:.0f} s, ran in {running:.0f} s; written to {folder}")
+    if finished:
+        shown, ended = [made[place] for place in finished], [runs[place] for place in finished]
+        draw(shown, ended, out / "sweep.png")
+        console.print(as_table(shown, ended))
+    console.print(
+        f"{len(finished)} of {len(made)} combinations in {time.perf_counter() - started:.0f} s; written to {out}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if len(finished) < len(made):
+        for place, error in table.failures().items():
+            console.print(f"failed: {names(made)[place]}, {made[place].label}: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(1)
+
+
+class _Table:
+    """The folder of a grid and its ``sweep.json``."""
+
+    def __init__(self, folder: Path, made: Sequence[Cell], seeds: int, seed: int):
+        """Of combinations with these seeds; nothing is written yet."""
+        self.folder, self.names = folder, names(made)
+        self._asked = [
+            {"name": name, "settings": cell.settings, "config": to_dict(cell.config), "seeds": seeds, "base_seed": seed}
+            for name, cell in zip(self.names, made, strict=True)
+        ]
+        self._entries: list[dict[str, Any]] = [{**asked, "state": "waiting"} for asked in self._asked]
+
+    def begin(self) -> dict[int, Run]:
+        """Make the folders and the table; no run is there.
+
+        Raises:
+          ConfigError: the folder exists, or something cannot be written there.
+
+        """
+        results.make_folder(self.folder)
+        try:
+            for name in self.names:
+                (self.folder / name).mkdir()
+            self._write()
+        except OSError as error:
+            self.withdraw()
+            raise ConfigError(f"out: nothing can be written to {str(self.folder)!r}: {error}") from error
+        return {}
+
+    def take_up(self) -> dict[int, Run]:
+        """The finished runs of an earlier call, by their places.
+
+        Raises:
+          ConfigError: the folder holds no grid, or another one.
+
+        """
+        try:
+            there = json.loads((self.folder / TABLE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"out: {str(self.folder)!r} holds no sweep that could go on: {error}") from error
+        theirs = [{name: each.get(name) for name in self._asked[0]} for each in there]
+        if theirs != json.loads(json.dumps(self._asked)):
+            raise ConfigError(
+                f"out: {str(self.folder)!r} does not fit; the sweep in it was asked for with another grid, preset, --seeds or "
+                "--seed, and goes on only with the same"
+            )
+        runs = {}
+        for place, (name, entry) in enumerate(zip(self.names, there, strict=True)):
+            if entry["state"] == "finished":
+                self._entries[place], runs[place] = entry, results.read(self.folder / name)
+            (self.folder / name).mkdir(exist_ok=True)
+        return runs
+
+    def finish(self, place: int, run: Run) -> None:
+        """Write a run into its folder."""
+        summary = results.write(run, self.folder / self.names[place])
+        self._entries[place] = {**self._asked[place], "state": "finished", **summary}
+        self._write()
+
+    def fail(self, places: Sequence[int], error: Exception) -> None:
+        """Note what an error has cost."""
+        for place in places:
+            self._entries[place] |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+        self._write()
+
+    def failures(self) -> dict[int, str]:
+        """The errors by the places of what failed."""
+        return {place: entry["error"] for place, entry in enumerate(self._entries) if entry["state"] == "failed"}
+
+    def withdraw(self) -> None:
+        """Remove the folder if nothing was trained."""
+        if any(entry["state"] != "waiting" for entry in self._entries):
+            return
+        (self.folder / TABLE).unlink(missing_ok=True)
+        for folder in (*(self.folder / name for name in self.names), self.folder):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _write(self) -> None:
+        with results.new_file(self.folder / TABLE) as path:
+            path.write_text(json.dumps(self._entries, indent=1) + "\n", encoding="utf-8")
 
 
 def as_table(made: Sequence[Cell], runs: Sequence[Run]) -> Table:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import hosts, interruption, parts, program_cache, results, run_folder, runner
+from mbrl_jax.runs import execution, hosts, interruption, parts, results, run_folder, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.hosts import Host
 from mbrl_jax.runs.interruption import Interrupted
@@ -82,20 +82,20 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
     if len(batches) > 1:
         return work.in_parts(batches, begun)
     with work.folder(asked, out) as folder:
-        run = work.train(asked, folder)
-        work.leave(run, out)
-        folder.finished()
-    return run
+        return work.complete(asked, folder)
 
 
 def write(run: Run, folder: Path) -> None:
-    """Draw a run and write its results, the summary last."""
-    from mbrl_jax.runs import figures, horizon_figures
+    """Write the results of a run and draw it, the summary last."""
 
-    figures.draw_run(run, folder / "curves.png")
-    if run.diagnosis is not None:
-        horizon_figures.draw_imagination(run, folder / "imagination.png")
-    results.write(run, folder)
+    def draw() -> None:
+        from mbrl_jax.runs import figures, horizon_figures
+
+        figures.draw_run(run, folder / "curves.png")
+        if run.diagnosis is not None:
+            horizon_figures.draw_imagination(run, folder / "imagination.png")
+
+    results.write(run, folder, draw)
 
 
 def clear(out: Path) -> None:
@@ -157,7 +157,7 @@ class _Work(NamedTuple):
         if begun or number:
             self._wait_until_begun()
         else:
-            os.close(run_folder.begin(self.out, self.asked, self.command, program_cache.PACKAGES, self.program.at_once))
+            os.close(run_folder.begin(self.out, self.asked, self.command, execution.PACKAGES, self.program.at_once))
         places = {self.out / PARTS / f"{i:04d}": part for i, part in enumerate(batches)}
         order = sorted(places, key=lambda place: (int(place.name) - number) % count)  # this one's own first
         lock, waiting = run_folder.hold(self.out, shared=True, wait=True), False  # while anybody has it, the parts stay
@@ -204,8 +204,7 @@ class _Work(NamedTuple):
             return False
         self.display.say(f"batch {place.name}: {part}")
         with folder:
-            self.leave(self.train(its, folder), place, figures=False)
-            folder.finished()
+            self.complete(its, folder, figures=False)
         return True
 
     def folder(self, asked: Asked, out: Path, resume: bool = False) -> RunFolder:
@@ -213,7 +212,18 @@ class _Work(NamedTuple):
         keeping, say = self.keeping, self.display.say
         if (keeping.resume or resume) and not results.is_untouched(out):
             return run_folder.take_up(out, asked, keeping.every, keeping.keep, say, keeping.resume_from)
-        return run_folder.create(out, asked, self.command, program_cache.PACKAGES, keeping.every, keeping.keep, say)
+        return run_folder.create(out, asked, self.command, execution.PACKAGES, keeping.every, keeping.keep, say)
+
+    def complete(self, asked: Asked, folder: RunFolder, figures: bool = True) -> Run:
+        """Train the seeds of a folder and write their results; say with every error what is saved of them."""
+        try:
+            run = self.train(asked, folder)
+            self.leave(run, folder.path, figures)
+            folder.finished()
+        except Exception as error:
+            error.add_note(f"Round {folder.wait()} of the run in {str(folder.path)!r} is saved. To go on: {self.again}")
+            raise
+        return run
 
     def train(self, asked: Asked, folder: RunFolder) -> Run:
         """Train the seeds of a folder."""

@@ -18,7 +18,6 @@ from mbrl_jax.config import ConfigError, RunConfig
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.program import Program, Seconds
-from mbrl_jax.runs.program_cache import ProgramCache
 
 if TYPE_CHECKING:
     from mbrl_jax.runs.runner import Run
@@ -50,7 +49,6 @@ def program_that_fits(
     memory: int | None = None,
     devices: int | None = None,
     most: int | None = None,
-    cache: ProgramCache | None = None,
 ) -> Program:
     """The compiled program for as many of the agents at once as memory holds.
 
@@ -66,7 +64,6 @@ def program_that_fits(
       memory: bytes, in place of what the devices have.
       devices: how many to use; none uses all.
       most: agents at once at the most, as where several hosts share them; none is all.
-      cache: of compiled functions, where all that they follow from is this package's; none compiles anew.
 
     Raises:
       ConfigError: not even one agent fits.
@@ -81,7 +78,7 @@ def program_that_fits(
     fitting = min(wanted, available // held)
     while fitting:
         size = split(agents, fitting)[0].agents
-        program = Program(algorithm, configs, seeds, base_seed, show, devices, size, cache)
+        program = Program(algorithm, configs, seeds, base_seed, show, devices, size)
         needed = program.prepare()
         if needed <= available:
             if fitting < wanted:
@@ -93,6 +90,13 @@ def program_that_fits(
         f"memory: {available / 1e9:,.3f} GB do not hold one seed, which takes {held / 1e6:,.2f} MB between rounds, and more "
         "while it computes; try a smaller imagination.capacity or random_transitions"
     )
+
+
+def cut(run: Run, first: int, end: int) -> Run:
+    """The agents ``first`` to ``end - 1`` of a run, with their share of its seconds."""
+    seconds = Seconds(*(each * (end - first) / len(run.result.outcome.frozen) for each in run.seconds))
+    result, diagnosis = (jax.tree.map(lambda leaf: leaf[first:end], each) for each in (run.result, run.diagnosis))
+    return run._replace(result=result, diagnosis=diagnosis, seconds=seconds)
 
 
 def joined(runs: Sequence[Run]) -> Run:

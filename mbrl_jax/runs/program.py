@@ -12,12 +12,11 @@ import numpy as np
 
 from mbrl_jax.algorithms.training import Train, keys_of
 from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig
-from mbrl_jax.runs import execution, metrics, program_cache
+from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.metrics import Entry
-from mbrl_jax.runs.program_cache import Known, ProgramCache
 
 FUNCTIONS = ("init", "fit", "advance", "finish")  # of an algorithm, that every run needs
 CHUNKS = 10  # that a run has at least
@@ -99,12 +98,11 @@ class Program:
         show: Display,
         devices: int | None = None,
         at_once: int | None = None,
-        cache: ProgramCache | None = None,
     ):
-        """For all agents at once, or for ``at_once`` of them; compiled functions come from ``cache`` and go there."""
+        """For all agents at once, or for ``at_once`` of them."""
         self.algorithm, self.config, self.show, self.seeds, self.base_seed = algorithm, configs[0], show, seeds, base_seed
         self.configs, self.at_once = list(configs), len(configs) * seeds if at_once is None else at_once
-        self.layout, self.cache = execution.choose_layout(self.at_once, devices), cache
+        self.layout = execution.choose_layout(self.at_once, devices)
         self.state_bytes = self.temporary_bytes = 0
         self.compiling = 0.0  # seconds, since they were last told
         self._lowered: dict[str, execution.Lowered] = {}
@@ -131,12 +129,9 @@ class Program:
 
         """
         chunk = self._rounds_of_a_chunk(0)
-        recalled = self._recall(chunk)
         self._check_memory()
         self._check_host_memory(chunk)
         made = self._compile(FUNCTIONS, chunk)
-        if not recalled:
-            self._remember(made, chunk)
         return max(each.bytes for each in made) * self.layout.mesh.size
 
     def train(self, keeper: Keeper | None, interruption: Interruption | None) -> SoFar:
@@ -146,13 +141,14 @@ class Program:
         else:
             so_far, found = self._restore(keeper.found), keeper.found
         chunk = self._rounds_of_a_chunk(so_far.done)
-        (advance,) = self._compile(("advance",), chunk)
+        if so_far.done < self.algorithm.rounds:
+            self._compile(("advance",), chunk)
         if found is not None and found.round:
-            so_far.rounds = [self._refill(advance.out[1], found, "metrics", 0)]
+            so_far.rounds = [self._refill(self._out("advance", chunk)[1], found, "metrics", 0)]
         so_far.seconds["compile"] += self.compiling
         self.show.phase("training", total=self.algorithm.rounds, done=so_far.done, note=f"compiled in {self.compiling:.1f} s")
         self.compiling = 0.0
-        self._advance(advance.call, chunk, so_far, keeper, interruption)
+        self._advance(chunk, so_far, keeper, interruption)
         return so_far
 
     def finish(self, so_far: SoFar, diagnose: bool) -> tuple[Any, Any]:
@@ -197,10 +193,11 @@ class Program:
         updates = len(self.number) * self.config.updates / self.algorithm.rounds / self.layout.mesh.size
         return chunk_of(self.algorithm.rounds, min(self.algorithm.rounds // CHUNKS, int(CHUNK_UPDATES / max(updates, 1))), done)
 
-    def _advance(
-        self, advance: Callable[..., Any], chunk: int, so_far: SoFar, keeper: Keeper | None, interruption: Interruption | None
-    ) -> None:
-        """All rounds that are left. While the devices are at a chunk, the host is at what the one before came to."""
+    def _advance(self, chunk: int, so_far: SoFar, keeper: Keeper | None, interruption: Interruption | None) -> None:
+        """Train all rounds that are left, and save the last one before anything is made of it.
+
+        While the devices compute a chunk, the host works on the metrics of the one before.
+        """
         start, first, before = time.perf_counter(), so_far.done, so_far.seconds["train"]
         waiting: Any = None
 
@@ -222,11 +219,12 @@ class Program:
                 self.show.round(self._note(entry, (so_far.done - first) / elapsed))
 
         for begin in range(first, self.algorithm.rounds, chunk):
-            self.state, measured = advance(self.state, self.hyper)
+            self.state, measured = self._compiled[_place("advance", chunk)].call(self.state, self.hyper)
             settle()
             waiting = measured
-            stop = interruption is not None and interruption.requested and begin + chunk < self.algorithm.rounds
-            if keeper is not None and (stop or keeper.due()):
+            last = begin + chunk >= self.algorithm.rounds
+            stop = interruption is not None and interruption.requested and not last
+            if keeper is not None and (stop or last or keeper.due()):
                 settle()
                 keeper.save(so_far.done, self._arrays(so_far), self._about(so_far))
             if stop:
@@ -285,30 +283,6 @@ class Program:
         compiled = self._compiled.get(_place(name, chunk))
         return self._lower(name, chunk).out if compiled is None else compiled.out
 
-    def _recall(self, chunk: int) -> bool:
-        """Take from the cache what :meth:`prepare` compiles, if all of it is there."""
-        if self.cache is None:
-            return False
-        start, known = time.perf_counter(), self.cache.find(self._key(chunk))
-        if known:
-            self.show.phase("compiling")
-            arguments = [(self.keys if name == "init" else known["init"].out[0], self.hyper) for name in known]
-            loaded = execution.load_all(list(known.values()), arguments, self.layout, self.cache)
-            there = {_place(name, chunk): each for name, each in zip(known, loaded, strict=True) if each is not None}
-            self._compiled.update(there)
-        self.compiling += time.perf_counter() - start
-        return len(self._compiled) == len(FUNCTIONS)
-
-    def _remember(self, made: Sequence[execution.Compiled], chunk: int) -> None:
-        """Let the next start recall it, if the cache has all of it."""
-        functions = zip(FUNCTIONS, made, strict=True)
-        known = {name: Known(each.fingerprint, each.out) for name, each in functions if each.fingerprint is not None}
-        if self.cache is not None and len(known) == len(FUNCTIONS):
-            self.cache.note(self._key(chunk), known)
-
-    def _key(self, chunk: int) -> str:
-        return program_cache.key_of(self.hyper, self.layout.mesh.devices.tolist(), len(self.number), chunk)
-
     def _compile(self, names: Sequence[str], chunk: int = 0) -> list[execution.Compiled]:
         """Functions as of :meth:`_lower`, compiled, those at the same time that have not been yet."""
         missing = [name for name in names if _place(name, chunk) not in self._compiled]
@@ -316,7 +290,7 @@ class Program:
             traced = [self._lower(name, chunk) for name in missing]
             self.show.phase("compiling")
             start = time.perf_counter()
-            made = execution.compile_all(traced, self.layout, self.cache)
+            made = execution.compile_all(traced, self.layout)
             self.compiling += time.perf_counter() - start
             self._compiled.update((_place(name, chunk), each) for name, each in zip(missing, made, strict=True))
         found = [self._compiled[_place(name, chunk)] for name in names]

@@ -145,8 +145,8 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
-def write(run: Run, folder: Path) -> dict[str, Any]:
-    """Write everything but the figures into an existing folder; returns the summary."""
+def write(run: Run, folder: Path, draw: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Write the results into an existing folder; ``draw`` adds its figures before the summary. Return the summary."""
     summary = summarise(run)
     outcome = run.result.outcome
     arrays = {
@@ -155,21 +155,23 @@ def write(run: Run, folder: Path) -> dict[str, Any]:
         "outcome.npz": {name: getattr(outcome, name) for name in OUTCOME},
         "diagnosis.npz": run.diagnosis,
     }
-    with _new_file(folder / "config.yaml") as path:
+    with new_file(folder / "config.yaml") as path:
         save(run.config, path)
-    with _new_file(folder / "metrics.parquet") as path:
+    with new_file(folder / "metrics.parquet") as path:
         metrics.write(path, metrics.as_table(run.config, run.result.collected, run.result.fit, run.result.metrics))
     for name, tree in arrays.items():
         if tree is not None:
-            with _new_file(folder / name) as path, path.open("wb") as file:
+            with new_file(folder / name) as path, path.open("wb") as file:
                 np.savez_compressed(file, **typing.cast(Any, flatten(tree)))
-    with _new_file(folder / "summary.json") as path:
+    if draw is not None:
+        draw()
+    with new_file(folder / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes ``path`` in one step, once what was written is whole and on the disk."""
     temporary = path.with_name(f".{path.name}.new")
     yield temporary

@@ -1,7 +1,7 @@
 """Runs an algorithm for many seeds, round by round, and times it with compilation apart."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,12 +11,11 @@ from mbrl_jax.algorithms.training import Outcome, Result, Train
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
-from mbrl_jax.runs import execution, parts, program_cache
+from mbrl_jax.runs import execution, parts
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interruption
 from mbrl_jax.runs.parts import Part
 from mbrl_jax.runs.program import Keeper, Program, Seconds
-from mbrl_jax.runs.program_cache import PACKAGES
 
 
 class Backend(NamedTuple):
@@ -166,8 +165,7 @@ def prepare(
     show = Display.silent() if display is None else display
     algorithm = make_train(config, controller)
     check_diagnosis(diagnose, algorithm, config)
-    cache = program_cache.in_use() if controller is None else None
-    return parts.program_that_fits(algorithm, [config], seeds, base_seed, show, memory, devices, most, cache)
+    return parts.program_that_fits(algorithm, [config], seeds, base_seed, show, memory, devices, most)
 
 
 def run_part(
@@ -200,7 +198,7 @@ def run_part(
         base_seed=program.base_seed,
         result=Result(outcome, so_far.collected, so_far.fit, so_far.metrics()),
         seconds=Seconds(**so_far.seconds),
-        backend=Backend("jax", execution.device(), f"float32, matrix products {program.config.precision}", PACKAGES),
+        backend=Backend("jax", execution.device(), f"float32, matrix products {program.config.precision}", execution.PACKAGES),
         state_bytes_per_seed=program.state_bytes,
         temporary_bytes_per_seed=program.temporary_bytes,
         diagnosis=diagnosis,
@@ -220,8 +218,8 @@ def run_together(
 ) -> list[Run]:
     """Train ``seeds`` agents for each of ``configs``, all in one compiled program; seed i has the same key for each.
 
-    Where memory does not hold all of them at once they are trained in equal batches. Seconds are the whole program's, shared out
-    equally over the configs.
+    Where memory does not hold all of them at once they are trained in equal batches. Each run has its share of the whole
+    program's seconds.
 
     Args:
       configs: at least one; they may differ in traced settings only.
@@ -237,28 +235,53 @@ def run_together(
       ConfigError: as :func:`run`, or the configs differ in a static setting.
 
     """
+    return list(
+        train_together(
+            configs,
+            seeds,
+            base_seed=base_seed,
+            display=display,
+            controller=controller,
+            diagnose=diagnose,
+            memory=memory,
+            devices=devices,
+        )
+    )
+
+
+def train_together(
+    configs: Sequence[RunConfig],
+    seeds: int,
+    *,
+    base_seed: int = 0,
+    display: Display | None = None,
+    controller: HorizonController | None = None,
+    diagnose: bool = False,
+    memory: int | None = None,
+    devices: int | None = None,
+) -> Iterator[Run]:
+    """Yield the runs of :func:`run_together` in order, each as soon as the last of its seeds is trained.
+
+    Arguments and errors as there.
+    """
     check_seeds(seeds, base_seed)
     show = Display.silent() if display is None else display
     algorithm = make_train_together(configs, controller)
     check_diagnosis(diagnose, algorithm, configs[0])
-    cache = program_cache.in_use() if controller is None else None
-    program = parts.program_that_fits(algorithm, configs, seeds, base_seed, show, memory, devices, cache=cache)
-    batches = parts.split(len(configs) * seeds, program.at_once)
-    whole = parts.joined([run_part(program, part, diagnose=diagnose) for part in batches])
-    seconds = Seconds(*(each / len(configs) for each in whole.seconds))
-
-    def of_config(place: int, tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[place * seeds : (place + 1) * seeds], tree)
-
-    return [
-        whole._replace(
-            config=config,
-            result=of_config(place, whole.result),
-            diagnosis=of_config(place, whole.diagnosis),
-            seconds=seconds,
-        )
-        for place, config in enumerate(configs)
-    ]
+    program = parts.program_that_fits(algorithm, configs, seeds, base_seed, show, memory, devices)
+    pieces: list[Run] = []  # of the config that is not whole yet
+    compiling, place = 0.0, 0
+    for part in parts.split(len(configs) * seeds, program.at_once):
+        whole = run_part(program, part, diagnose=diagnose)
+        compiling, first = compiling + whole.seconds.compile, 0
+        while first < part.agents:
+            end = min(part.agents, (place + 1) * seeds - part.first)
+            pieces.append(parts.cut(whole, first, end))
+            first = end
+            if part.first + end == (place + 1) * seeds:
+                one = parts.joined(pieces)
+                yield one._replace(config=configs[place], seconds=one.seconds._replace(compile=compiling / len(configs)))
+                pieces, place = [], place + 1
 
 
 def traced_settings(config: RunConfig) -> dict[str, float]:

@@ -173,16 +173,17 @@ def test_sweep_prints_a_row_and_writes_a_folder_for_each_value(command, trained)
     out, setting = command.folder / "swept", "imagination.controller_settings.length"
     words = ("--grid", f"{setting}=1,3", "--seeds", 2, "--out", out, "--agent.discount", 0.9)
     done = command("sweep", "smoke", *words)
-    for word in (setting, "chosen", "last", "depth", "1.00", "compiled 1 program in"):
+    for word in (setting, "chosen", "last", "depth", "1.00", "2 of 2 combinations in"):
         assert word in done.stdout
-    assert {path.name for path in out.iterdir()} == {f"{setting}=1", f"{setting}=3", "sweep.json", "sweep.png"}
+    assert {path.name for path in out.iterdir()} == {"0", "1", "sweep.json", "sweep.png"}
     arms = json.loads((out / "sweep.json").read_text())
-    for value, arm in zip(("1", "3"), arms, strict=True):
-        folder = out / f"{setting}={value}"
+    for name, value, arm in zip(("0", "1"), (1.0, 3.0), arms, strict=True):
+        folder = out / name
         assert {path.name for path in folder.iterdir()} == RESULTS - {"curves.png"}
         config = settings.load(folder / "config.yaml")
-        assert (config.imagination.controller_settings, config.agent.discount) == ({"length": float(value)}, 0.9)
-        assert arm == {"settings": {setting: float(value)}, **json.loads((folder / "summary.json").read_text())}
+        assert (config.imagination.controller_settings, config.agent.discount) == ({"length": value}, 0.9)
+        asked = {"name": name, "settings": {setting: value}, "state": "finished"}
+        assert arm == {**asked, **json.loads((folder / "summary.json").read_text())}
 
 
 def test_reference_writes_what_train_writes(command, trained):

@@ -1,4 +1,7 @@
+import errno
+import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import jax
 import matplotlib.image
@@ -6,7 +9,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import command_line, grid, runner
+from mbrl_jax.runs import command_line, grid, results, runner
 
 LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
 
@@ -23,11 +26,12 @@ def made(free):
 
 @pytest.fixture(scope="module")
 def runs(made):
-    return grid.run(made, 2, base_seed=3)
+    runs = grid.run(made, 2, base_seed=3)
+    return [runs[place] for place in range(4)]
 
 
 def test_a_grid_is_every_combination_in_the_order_given(made):
-    assert [cell.name for cell in made] == [
+    assert [cell.label for cell in made] == [
         "agent.batch_size=8,agent.learning_rate=0.001",
         "agent.batch_size=8,agent.learning_rate=0.01",
         "agent.batch_size=16,agent.learning_rate=0.001",
@@ -50,13 +54,13 @@ def test_every_combination_has_the_numbers_of_a_run_of_its_own(made, runs):
 
 def test_what_differs_in_traced_settings_alone_is_one_program(made, free, monkeypatch):
     groups = []
-    original = runner.run_together
+    original = runner.train_together
 
     def noted(configs, *arguments, **options):
         groups.append([config.agent.batch_size for config in configs])
         return original(configs, *arguments, **options)
 
-    monkeypatch.setattr(runner, "run_together", noted)
+    monkeypatch.setattr(runner, "train_together", noted)
     grid.run(made, 1)
     assert groups == [[8, 8], [16, 16]]
 
@@ -80,7 +84,7 @@ def test_static_settings_of_every_type_are_put_in(tiny):
     assert {(cell.config.agent.hidden, cell.config.agent.target, cell.config.model.elites) for cell in made} == {
         (hidden, target, elites) for hidden in ((8, 8), (16,)) for target in ("max", "double") for elites in (None, 1)
     }
-    assert made[0].name == "agent.hidden=[8,8],agent.target=max,model.elites=None"
+    assert made[0].label == "agent.hidden=[8,8],agent.target=max,model.elites=None"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,95 @@ def test_the_figure_is_a_curve_over_one_number_and_rows_over_more(made, runs, tm
 def test_a_grid_of_model_based_runs_is_swept_too(tiny):
     short = replace(tiny, steps=10)
     made = grid.cells(short, {LENGTH: [1, 2]})
-    table = grid.as_table(made, grid.run(made, 1))
+    table = grid.as_table(made, [grid.run(made, 1)[place] for place in (0, 1)])
     assert [column.header for column in table.columns] == [LENGTH, "chosen", "last", "depth"]
     assert next(iter(table.columns[3].cells)) == "1.00"
+
+
+LONG = [
+    f"{path}={value}"
+    for path, value in {
+        "agent.learning_rate": 0.00031415926535,
+        "agent.learning_rate_decay": 0.12345678901,
+        "agent.discount": 0.98765432101,
+        "agent.target_rate": 0.01234567890,
+        "agent.huber_delta": 1.23456789012,
+        "agent.target_quantile": 0.25123456789,
+        "agent.target_beta": 1.00123456789,
+        "exploration.start": 0.20123456789,
+        "exploration.end": 0.02123456789,
+        "environment.observation_noise": 0.00123456789,
+    }.items()
+]
+
+
+def swept(free, folder, monkeypatch, words, *more, fail=()):
+    """``sweep`` on the command's own function; training the groups whose number is in ``fail`` raises, the n-th call being n."""
+    original, calls = runner.train_together, []
+
+    def train_together(configs, *arguments, **options):
+        calls.append(len(configs))
+        if len(calls) - 1 in fail:
+            raise RuntimeError("the device is lost")
+        return original(configs, *arguments, **options)
+
+    monkeypatch.setattr(runner, "train_together", train_together)
+    try:
+        grid.command(free, words, 1, folder, 0, resume="resume" in more)
+    finally:
+        monkeypatch.setattr(runner, "train_together", original)
+    return calls
+
+
+def test_a_combination_whose_settings_fill_a_line_is_written(free, tmp_path, monkeypatch):
+    swept(free, tmp_path / "out", monkeypatch, LONG)
+    (entry,) = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert len(",".join(LONG)) > 255
+    assert (entry["name"], entry["state"]) == ("0", "finished")
+    assert entry["settings"]["agent.discount"] == 0.98765432101
+    assert results.read(tmp_path / "out" / "0").config.agent.discount == 0.98765432101
+
+
+def test_a_combination_that_fails_costs_only_itself_and_a_resumed_sweep_trains_it_alone(free, tmp_path, monkeypatch, capsys):
+    words, out = ["agent.batch_size=8,16,32"], tmp_path / "out"
+    with pytest.raises(SystemExit, match="1"):
+        swept(free, out, monkeypatch, words, fail=[1])
+    assert [entry["state"] for entry in json.loads((out / "sweep.json").read_text())] == ["finished", "failed", "finished"]
+    said = capsys.readouterr().out
+    assert "2 of 3 combinations" in said
+    assert "failed: 1, agent.batch_size=16: RuntimeError: the device is lost" in said
+    kept = [(out / name / "outcome.npz").read_bytes() for name in ("0", "2")]
+
+    assert swept(free, out, monkeypatch, words, "resume") == [1]
+    assert [entry["state"] for entry in json.loads((out / "sweep.json").read_text())] == ["finished"] * 3
+    assert [(out / name / "outcome.npz").read_bytes() for name in ("0", "2")] == kept
+    assert swept(free, out, monkeypatch, words, "resume") == []
+    with pytest.raises(ConfigError, match="asked for with another grid"):
+        swept(free, out, monkeypatch, ["agent.batch_size=8,16"], "resume")
+
+
+def test_a_combination_is_on_the_disk_before_the_next_begins(free, tmp_path, monkeypatch):
+    there, original = [], runner.run_part
+
+    def run_part(program, part, **options):
+        there.append(sorted(path.parent.name for path in (tmp_path / "out").glob("*/summary.json")))
+        return original(program, part, **options)
+
+    monkeypatch.setattr(runner, "run_part", run_part)
+    swept(free, tmp_path / "out", monkeypatch, ["agent.batch_size=8,16"])
+    assert there == [[], ["0"]]
+
+
+def test_a_folder_that_cannot_hold_the_combinations_is_found_out_before_training(free, tmp_path, monkeypatch):
+    original = Path.mkdir
+
+    def mkdir(self, *arguments, **options):
+        if self.name == "1":
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(runner, "train_together", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match="out: nothing can be written to .*: .*File name too long"):
+        grid.command(free, ["agent.batch_size=8,16"], 1, tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()

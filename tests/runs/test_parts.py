@@ -199,7 +199,7 @@ def test_the_command_line_sweeps_in_batches(tiny, room, tmp_path, capsys):
     words = ["sweep", str(tmp_path / "tiny.yaml"), "--grid", "agent.learning_rate=1e-3,1e-2", "--seeds", "2"]
     command_line.main([*words, "--memory", str(room / 1e9), "--devices", "2", "--out", str(tmp_path / "out")])
     assert "2 of 4 seeds fit into memory at once" in capsys.readouterr().err
-    assert results.read_summary(tmp_path / "out" / "agent.learning_rate=0.01")["seeds"] == 2
+    assert results.read_summary(tmp_path / "out" / "1")["seeds"] == 2
 
 
 def test_a_sweep_that_cannot_be_is_refused_before_a_folder_is_made(tiny, tmp_path, capsys):

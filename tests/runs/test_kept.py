@@ -1,0 +1,89 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mbrl_jax.config import save
+from mbrl_jax.runs import figures, kept, results
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.kept import Keeping
+from mbrl_jax.runs.program import Program
+from mbrl_jax.runs.run_folder import Asked
+
+ARRAYS = ("metrics.parquet", "policies.npz", "model.npz", "outcome.npz")
+
+
+def keep(config, out, **keeping):
+    return kept.keep(Asked(config, 2, 3, False), out, Keeping(**keeping), "mbrl-jax train", Display.silent())
+
+
+def arrays(out):
+    return {name: (out / name).read_bytes() for name in ARRAYS}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    keep(tiny, out)
+    return arrays(out)
+
+
+@pytest.mark.parametrize("fails", ["evaluating", "drawing", "writing"])
+def test_whatever_fails_after_the_last_round_loses_nothing_that_was_trained(fails, tiny, tmp_path, monkeypatch, unbroken):
+    def failing(*_, **__):
+        raise RuntimeError("the device is lost")
+
+    out = tmp_path / "run"
+    place, name = {
+        "evaluating": (Program, "finish"),
+        "drawing": (figures, "draw_run"),
+        "writing": (results.np, "savez_compressed"),
+    }[fails]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failing)
+        with pytest.raises(RuntimeError, match="the device is lost") as failure:
+            keep(tiny, out)
+    rounds = tiny.steps // tiny.round_steps
+    assert f"Round {rounds} of the run in {str(out)!r} is saved. To go on: mbrl-jax train --resume" in failure.value.__notes__[0]
+
+    compiled, original = [], Program._compile
+    monkeypatch.setattr(Program, "_compile", lambda self, names, *rest: compiled.extend(names) or original(self, names, *rest))
+    keep(tiny, out, resume=True)
+    assert "advance" not in compiled  # it evaluates and trains nothing
+    assert arrays(out) == unbroken
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == rounds
+    assert not (out / "checkpoints").exists()
+
+
+CACHED = """
+import sys
+from mbrl_jax.runs import command_line
+for command in sys.argv[1:]:
+    command_line.main(command.split("|"))
+"""
+
+
+def test_runs_that_share_a_cache_are_each_like_the_run_without_one(tiny, tmp_path):
+    short = replace(tiny, steps=10, evaluation=replace(tiny.evaluation, episodes=1))
+    save(short, tmp_path / "short.yaml")
+
+    def train(folder, **surroundings):
+        start = ["train", str(tmp_path / "short.yaml"), "--seeds", "1"]
+        changes = [["--imagination.lanes", "4"], ["--imagination.lanes", "8"], ["--random-transitions", "120"]]
+        commands = [[*start, *change, "--out", str(folder / str(i))] for i, change in enumerate(changes)]
+        grid = ["sweep", *start[1:], "--grid", "random_transitions=100,140", "--out", str(folder / "sweep")]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), **surroundings}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        words = ["|".join(command) for command in (*commands, grid)]
+        done = subprocess.run([sys.executable, "-c", CACHED, *words], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert {entry["state"] for entry in json.loads((folder / "sweep" / "sweep.json").read_text())} == {"finished"}
+        return [arrays(folder / place) for place in ("0", "1", "2", "sweep/0", "sweep/1")]
+
+    first = train(tmp_path / "first")
+    assert any((tmp_path / "cache").rglob("*")), "nothing was cached"
+    assert train(tmp_path / "second") == first
+    assert train(tmp_path / "alone", JAX_ENABLE_COMPILATION_CACHE="false") == first
