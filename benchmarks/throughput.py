@@ -2,7 +2,6 @@
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --presets cartpole_batch cartpole_best --seeds 1 4 16 64 256 1024 4096 --minutes 25
-    python benchmarks/throughput.py --precisions default highest --set kernels=pallas  # on an NVIDIA GPU
 
 For each preset, precision and number of seeds, until the time or the memory ends: two processes, one after the other, get ready
 to train as the command line does, the first with empty caches. Then the whole recipe is run phase by phase: first calls apart,
@@ -194,10 +193,7 @@ class Point:
         fit = self.compiled(self.algorithm.fit, axes, (axes, 0), state)
         state, _ = self.timed("fit", lambda: fit.call(state, config), again=isinstance(config, DynaQConfig))
         advance = self.compiled(self.algorithm.advance, axes, (axes, 0), state)
-        if config.kernels == "xla":
-            self.told["kernels_per_step"] = compiled.kernels(compiled.loop_body(advance.call.as_text() or "", config.round_steps))
-        else:
-            self.told["kernels_per_step"] = 1 / config.round_steps  # the fused one, for a whole round
+        self.told["kernels_per_step"] = compiled.kernels(compiled.loop_body(advance.call.as_text() or "", config.round_steps))
         if profile:
             self.told["launched_per_step"] = launched(lambda: advance.call(state, config)) / config.round_steps
         state, metrics, seconds = self.rounds(advance.call, state)

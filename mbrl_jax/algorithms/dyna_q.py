@@ -32,7 +32,6 @@ from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
 from mbrl_jax.imagination.lanes import LaneDraws, LaneLog, Lanes
 from mbrl_jax.imagination.outcomes import expected_outcomes
-from mbrl_jax.kernels import check_kernels, rounds
 from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble
 from mbrl_jax.model.fitting import FitLog, ModelState
@@ -126,7 +125,6 @@ def make_train(
         return controller_of(hyper.imagination, controller)
 
     check_controller(controller_for(config), config.imagination, ensemble_of(config), task.dynamics)
-    check_kernels(config, task, controller)
 
     def init(key: Array, hyper: DynaQConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
@@ -199,15 +197,7 @@ def make_train(
 
         carry = (state.time, state.episode, state.real, state.imagined, state.lanes, state.agent)
         draws = draw(config, task, ensemble, stream(state.key, Stream.ROUND, state.time))
-        if config.kernels == "xla":
-            (time, episode, real, imagined, lanes, agent), logs = jax.lax.scan(step, carry, draws)
-        else:
-            time, episode, real, imagined, lanes, agent = carry
-            progress = training.progress(time + jnp.arange(config.round_steps, dtype=time.dtype), config.steps)
-            imagined, lanes, agent, logs = rounds.imagine_and_learn(
-                hyper, learner, ensemble, members, real, imagined, lanes, agent, draws.lanes, draws.imagined, progress
-            )
-            time = time + config.round_steps
+        (time, episode, real, imagined, lanes, agent), logs = jax.lax.scan(step, carry, draws)
         state = state._replace(time=time, episode=episode, real=real, imagined=imagined, lanes=lanes, agent=agent)
 
         # the round's end: refit, choose, evaluate

@@ -20,7 +20,6 @@ from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train,
 from mbrl_jax.config import ModelFreeQConfig, check
 from mbrl_jax.environment import Environment, EnvironmentState, make_environment
 from mbrl_jax.evaluation import play
-from mbrl_jax.kernels import check_kernels, rounds
 from mbrl_jax.replay import Replay
 
 
@@ -76,7 +75,6 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     check(config)
     task = make_environment(config.environment) if environment is None else environment
     make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
-    check_kernels(config, task)
 
     def init(key: Array, hyper: ModelFreeQConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
@@ -110,13 +108,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
 
         carry = (state.time, state.episode, state.real, state.agent)
         draws = draw(config, task, stream(state.key, Stream.ROUND, state.time))
-        if config.kernels == "xla":
-            (time, episode, real, agent), log = jax.lax.scan(step, carry, draws)
-        else:
-            time, episode, real, agent = carry
-            progress = training.progress(time + jnp.arange(config.round_steps, dtype=time.dtype), config.steps)
-            agent, log = rounds.learn_from(config.kernels, learner, agent, real, draws.batch, progress)
-            time = time + config.round_steps
+        (time, episode, real, agent), log = jax.lax.scan(step, carry, draws)
         state = State(time, state.key, episode, real, agent)
         curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, state.time)
         return state, Metrics(training.average_blocks(log, config.metric_steps), curve, agent.frozen)

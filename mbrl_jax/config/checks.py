@@ -104,9 +104,6 @@ def _check_q_learning(config: ModelFreeQConfig, problems: _Problems) -> None:
         config.agent.members,
         "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
     )
-    if config.kernels != "xla":
-        for path, (value, right) in _what_kernels_lack(config).items():
-            problems.append(f"{path}: {value!r} does not fit; with kernels {config.kernels!r} it must be {right}")
     problems.require(
         isinstance(config, DynaQConfig) or config.agent.target in ("max", "double"),
         "agent.target",
@@ -240,29 +237,6 @@ def _check_planning(config: MPCConfig, problems: _Problems) -> None:
         config.agent.target,
         "the Q-learner of a planner learns from real transitions, so it must be 'max' or 'double'",
     )
-
-
-def _what_kernels_lack(config: ModelFreeQConfig) -> dict[str, tuple[Any, str]]:
-    """The settings that the fused kernels do not do, by path: their value, and what they do."""
-    does: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "protocol": (config.protocol, ("batch",)),
-        "agent.target": (config.agent.target, ("max", "double")),
-        "agent.members": (config.agent.members, (1,)),
-    }
-    if isinstance(config, DynaQConfig):
-        model, imagination = config.model, config.imagination
-        does |= {
-            "agent.real_ratio": (config.agent.real_ratio, (0,)),
-            "model.activation": (model.activation, ("silu", "tanh", "relu")),
-            "model.kind": (model.kind, ("gaussian",)),
-            "model.reward": (model.reward, ("known",)),
-            "model.termination": (model.termination, ("known",)),
-            "imagination.restart": (imagination.restart, ("streaming",)),
-            "imagination.sampling": (imagination.sampling, ("ts1", "ts_infinity")),
-            "imagination.controller": (imagination.controller, ("fixed",)),
-            "imagination.penalty": (imagination.penalty, ("none",)),
-        }
-    return {path: (value, " or ".join(map(repr, fits))) for path, (value, fits) in does.items() if value not in fits}
 
 
 def holdout_stride(config: RunConfig) -> int:

@@ -308,9 +308,6 @@ class ImaginingConfig(ModelBasedConfig):
 class ModelFreeQConfig(RunConfig):
     """Q-learning from real transitions alone."""
 
-    kernels: Literal["xla", "pallas", "pallas_interpret"] = static("xla")
-    """What runs a round's steps: XLA's own kernels; one fused kernel on an NVIDIA GPU, which does less; or that one interpreted,
-    on any device and slowly, to check it."""
     agent: QLearningConfig = group(QLearningConfig)
     exploration: ExplorationConfig = group(ExplorationConfig)
 
