@@ -10,10 +10,11 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mbrl_jax import draws
@@ -23,8 +24,9 @@ from mbrl_jax.config import ConfigError, EnvironmentConfig
 class EnvironmentSpec(NamedTuple):
     """What a learner must know of a task before it starts.
 
-    An action is one int32 below ``action_count``, or, where that is 0, ``action_size`` numbers from -1 to 1, which the task
-    brings to its own units. Wherever a docstring has actions [...], the latter are [..., A].
+    An action is one int32 below ``action_count``, or, where that is 0, ``action_size`` numbers from -1 to 1. ``Environment.step``
+    gets those; :func:`in_units` turns them into the task's own units, in which actions leave the library. Wherever a docstring
+    has actions [...], continuous ones are [..., A].
     """
 
     name: str
@@ -35,6 +37,7 @@ class EnvironmentSpec(NamedTuple):
     action_size: int = 0  # A numbers of a continuous action, 0 where actions are discrete
     observation_limits: tuple[float, ...] | None = None  # D magnitudes that no axis exceeds, so that imagination need not either
     angles: tuple[tuple[int, int], ...] = ()  # pairs of axes that are the cosine and the sine of one
+    action_scale: tuple[float, ...] = ()  # A positive numbers: a continuous action of 1 in the task's own units; () if that is 1
 
     @property
     def continuous(self) -> bool:
@@ -96,7 +99,7 @@ class _Task(NamedTuple):
     reward: Callable[[Array, Array, Array], Array]
     terminated: Callable[[Array, Array, Array], Array]
     inner: Callable[[Array], Mapping[str, Array]]  # from s [D], the fields of the simulator's state, without its time
-    action_scale: tuple[float, ...] = ()  # what 1 is in the task's own units, for each number of a continuous action
+    action_scale: tuple[float, ...] = ()  # of a continuous action, as in EnvironmentSpec
     observation_limits: tuple[float, ...] | None = None
     angles: tuple[tuple[int, int], ...] = ()
 
@@ -204,10 +207,8 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         action_size=len(task.action_scale),
         observation_limits=task.observation_limits,
         angles=task.angles,
+        action_scale=task.action_scale,
     )
-
-    def in_units(action: Array) -> Array:
-        return action * jnp.asarray(task.action_scale, action.dtype) if task.action_scale else action
 
     def draw_resets(key: Array, shape: tuple[int, ...]) -> EnvironmentState:
         count = 1
@@ -221,7 +222,9 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     def step(state: EnvironmentState, action: Array, fresh: EnvironmentState) -> tuple[EnvironmentState, Transition]:
         unused = jax.random.key(0)  # none of these tasks has noise in its dynamics
         with jax.numpy_dtype_promotion("standard"):
-            observation, inner, reward, terminated, _ = simulator.step_env(unused, state.inner, in_units(action), parameters)
+            observation, inner, reward, terminated, _ = simulator.step_env(
+                unused, state.inner, in_units(spec, action), parameters
+            )
             truncated = simulator.is_truncated(inner, parameters)
         transition = Transition(
             observation=state.observation,
@@ -240,7 +243,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
             key = jax.random.key(0)  # neither what a reset draws nor noise that is not there gets into the result
             with jax.numpy_dtype_promotion("standard"):
                 inner = simulator.reset_env(key, parameters)[1].replace(**task.inner(observation))
-                following = simulator.step_env(key, inner, in_units(action), parameters)[0]
+                following = simulator.step_env(key, inner, in_units(spec, action), parameters)[0]
             return following.astype(observation.dtype)
 
         own = spec.action_shape
@@ -270,6 +273,27 @@ class _OnDemand(types.ModuleType):
         if name.startswith("__"):  # what Python itself asks a module for
             raise AttributeError(name)
         return getattr(importlib.import_module(self.__name__), name)
+
+
+Actions = TypeVar("Actions", Array, np.ndarray)
+
+
+def in_units(spec: EnvironmentSpec, action: Actions) -> Actions:
+    """Actions [...] in the task's own units: continuous ones times ``spec.action_scale``, discrete ones as they are.
+
+    Raises:
+      ConfigError: the scale does not have a positive number for each number of an action.
+
+    """
+    if not spec.action_scale:
+        return action
+    if len(spec.action_scale) != spec.action_size or min(spec.action_scale) <= 0:
+        right = (
+            f"{spec.action_size} positive numbers, one for each of an action" if spec.continuous else "() for discrete actions"
+        )
+        raise ConfigError(f"action_scale: {spec.action_scale!r} of {spec.name} does not fit; it must be {right}")
+    scale = np.asarray(spec.action_scale, action.dtype)
+    return action * scale.reshape((1,) * (action.ndim - 1) + scale.shape)
 
 
 def restart(state: EnvironmentState, fresh: EnvironmentState, ended: Array) -> EnvironmentState:

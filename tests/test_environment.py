@@ -190,6 +190,27 @@ def test_the_time_limit_is_the_tasks_own_unless_it_is_set(name, limit):
     assert make(name, 7).spec.time_limit == 7
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (3, 2)])
+def test_in_units_scales_each_number_of_a_continuous_action_whatever_the_leading_axes(shape):
+    spec = env.EnvironmentSpec("two numbers", 1, 0, 10, (1.0,), action_size=2, action_scale=(2.0, 0.5))
+    for kind in (np, jnp):
+        action = env.in_units(spec, kind.full((*shape, 2), -0.5, kind.float32))
+        assert isinstance(action, kind.ndarray)
+        np.testing.assert_array_equal(action, np.broadcast_to(np.float32([-1.0, -0.25]), (*shape, 2)))
+        untouched = kind.ones(shape, kind.int32)
+        assert env.in_units(make("CartPole-v1").spec, untouched) is untouched
+        assert env.in_units(spec._replace(action_scale=()), untouched) is untouched
+
+
+@pytest.mark.parametrize("scale", [(2.0,), (1.0, 0.0), (1.0, 1.0, 1.0)])
+def test_an_action_scale_that_does_not_fit_the_action_is_refused(scale):
+    spec = env.EnvironmentSpec("two numbers", 1, 0, 10, (1.0,), action_size=2, action_scale=scale)
+    with pytest.raises(ConfigError, match="action_scale: .* of two numbers does not fit; it must be 2 positive numbers"):
+        env.in_units(spec, np.zeros(2, np.float32))
+    with pytest.raises(ConfigError, match=r"it must be \(\) for discrete actions"):
+        env.in_units(spec._replace(action_size=0), np.zeros((), np.int32))
+
+
 def test_the_spec_gives_the_sizes_and_a_scale_for_every_axis():
     sizes = {name: (make(name).spec.observation_size, make(name).spec.action_count) for name in TASKS}
     assert sizes == {"CartPole-v1": (4, 2), "Acrobot-v1": (6, 3), "MountainCar-v0": (2, 3)}

@@ -10,16 +10,24 @@ import numpy as np
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, RunConfig
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environment import EnvironmentSpec, in_units, make_environment
 from mbrl_jax.evaluation import play
 from mbrl_jax.runs import results
 
 
 class Policy:
-    """The greedy policies of a run's seeds.
+    """The greedy policies of a run's seeds, for callers outside the library.
+
+    Observations are NumPy arrays or lists. Actions are NumPy arrays in the task's own units: what ``step`` of the task in
+    gymnasium takes. The action for one observation is an ``np.int64`` of a discrete task and an array [A] of float32 of a
+    continuous one; actions for several are arrays of int64 [...] or of float32 [..., A].
+
+    >>> policy = mbrl_jax.load_policy("runs/first")
+    >>> observation, *_ = env.step(policy(observation, seed=0))
 
     Attributes:
       config: of the run.
+      spec: sizes and limits of its task.
       params: network parameters, leaves [seeds, ...].
 
     """
@@ -27,7 +35,9 @@ class Policy:
     def __init__(self, config: RunConfig, params: Any):
         """Made by :func:`load_policy`."""
         self.config, self.params = config, jax.tree.map(jnp.asarray, params)
-        greedy = algorithm_of(config).greedy(config, make_environment(config.environment))
+        task = make_environment(config.environment)
+        self.spec = task.spec
+        greedy = algorithm_of(config).greedy(config, task)
         self._one = jax.jit(lambda params, seed, s: greedy(jax.tree.map(lambda leaf: leaf[seed], params), s))
         self._all = jax.jit(jax.vmap(greedy))
 
@@ -35,19 +45,38 @@ class Policy:
         """How many seeds there are."""
         return len(jax.tree.leaves(self.params)[0])
 
-    def __call__(self, observation: Any, seed: int | None = None) -> jax.Array:
+    def __call__(self, observation: Any, seed: int | None = None) -> Any:
         """Actions [...] of one seed's policy for observations [..., D]; without a seed, [seeds, ...] for [seeds, ..., D].
 
         Raises:
-          ConfigError: there is no such seed.
+          ConfigError: there is no such seed, or observations do not have that shape.
 
         """
-        observation = jnp.asarray(observation, jnp.float32)
+        observation = np.asarray(observation, np.float32)
+        lead = () if seed is not None else (len(self),)
+        size = self.spec.observation_size
+        if observation.ndim <= len(lead) or observation.shape[-1] != size or observation.shape[: len(lead)] != lead:
+            right = f"[{', '.join(map(str, (*lead, '...', size)))}]"
+            hint = "" if seed is not None else "; for one policy name its seed, as in policy(observation, seed=0)"
+            raise ConfigError(f"observation: shape {list(observation.shape)} does not fit; it must be {right}{hint}")
         if seed is None:
-            return self._all(self.params, observation)
+            return actions_for_others(self.spec, self._all(self.params, observation))
         if not 0 <= seed < len(self):
             raise ConfigError(f"seed: {seed!r} is out of range; it must be from 0 to {len(self) - 1}")
-        return self._one(self.params, seed, observation)
+        return actions_for_others(self.spec, self._one(self.params, seed, observation))
+
+
+def actions_for_others(spec: EnvironmentSpec, action: jax.Array) -> Any:
+    """A policy's actions [...] as a simulator outside the library takes them.
+
+    Returns:
+      For continuous actions, float32 [..., A] in the task's own units and within its bounds. For discrete ones, int64 [...], an
+      ``np.int64`` if there is but one.
+
+    """
+    if not spec.continuous:
+        return np.asarray(action).astype(np.int64)[()]
+    return in_units(spec, np.clip(np.asarray(action, np.float32), -1.0, 1.0))  # a planner's mean may exceed 1 by rounding
 
 
 def load_policy(folder: str | Path, which: Literal["chosen", "last"] | None = None) -> Policy:
@@ -114,9 +143,7 @@ def _play_gymnasium(config: RunConfig, params: Any, episodes: int, seed: int) ->
     running, returns = np.ones(seeds * episodes, bool), np.zeros(seeds * episodes)
     while running.any():
         table = jnp.asarray(observation, jnp.float32).reshape(seeds, episodes, -1)
-        action = np.asarray(greedy(params, table)).reshape(-1, *task.spec.action_shape)
-        if task.spec.continuous:
-            action = action * environments.single_action_space.high
+        action = actions_for_others(task.spec, greedy(params, table)).reshape(-1, *task.spec.action_shape)
         observation, reward, terminated, truncated, _ = environments.step(action)
         returns += np.where(running, reward, 0.0)
         running &= ~(terminated | truncated)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import mbrl_jax
 from mbrl_jax.agents.policy_gradient import PolicyGradient
 from mbrl_jax.agents.q_learning import make_q_learner
+from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import ConfigError, EnvironmentConfig, ImaginedPGConfig, ModelFreeQConfig, PolicyGradientConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.runs import playing, results, runner
@@ -51,11 +53,111 @@ def test_what_is_not_there_is_refused(folder, tiny, tmp_path):
         playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 0, "gymnax", 0)
 
 
-def test_continuous_policies_are_played_in_both_simulators_in_the_tasks_own_units():
-    config = ImaginedPGConfig(environment=EnvironmentConfig(name="Pendulum-v1"), agent=PolicyGradientConfig(hidden=(8,)))
+def pendulum_config():
+    return ImaginedPGConfig(environment=EnvironmentConfig(name="Pendulum-v1"), agent=PolicyGradientConfig(hidden=(8,)))
+
+
+def pendulum_params(bias):
+    """Two seeds' actors on Pendulum whose mean outputs are ``bias`` [2], pushed about a little by the observation."""
+    config = pendulum_config()
     learner = PolicyGradient(config.agent, make_environment(config.environment).spec)
     params = jax.vmap(lambda key: learner.init(key).online.actor)(jax.random.split(jax.random.key(0), 2))
-    params["params"]["Dense_1"]["bias"] = jnp.array([[9.0, 0.0], [-9.0, 0.0]])  # full torque, one way and the other
+    params["params"]["Dense_1"]["bias"] = jnp.stack([jnp.array(bias), jnp.zeros(2)], axis=1)
+    return params
+
+
+def returns_of_ours_and_of_gymnasium(policy, seed, same_start, steps):
+    """Returns of the first ``steps`` of one episode: in our environment by the greedy policy itself, and in gymnasium's by
+    ``env.step(policy(observation))``, from the same state.
+    """
+    task = make_environment(policy.config.environment)
+    greedy = algorithm_of(policy.config).greedy(policy.config, task)
+    params = jax.tree.map(lambda leaf: leaf[seed], policy.params)
+    start = task.draw_resets(jax.random.key(3), ())
+
+    def step(state, _):
+        state, transition = task.step(state, greedy(params, state.observation), start)
+        return state, transition.reward
+
+    ours = float(jax.jit(lambda: jax.lax.scan(step, start, length=steps)[1].sum())())
+    environment = gymnasium.make(policy.config.environment.name)
+    environment.reset(seed=0)
+    environment.unwrapped.state = same_start(start.inner)
+    observation, theirs = np.asarray(start.observation), 0.0
+    for _ in range(steps):
+        action = policy(observation, seed=seed)
+        assert environment.action_space.contains(action)
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        assert not terminated
+        assert not truncated
+        theirs += reward
+    return ours, theirs
+
+
+def test_env_step_of_gymnasium_takes_a_continuous_action_as_it_is_and_returns_the_same():
+    policy = playing.Policy(pendulum_config(), pendulum_params([0.9, -2.0]))
+    for seed in range(2):
+        ours, theirs = returns_of_ours_and_of_gymnasium(
+            policy, seed, lambda inner: np.array([inner.theta, inner.theta_dot], np.float64), steps=60
+        )
+        assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+def test_env_step_of_gymnasium_takes_a_discrete_action_as_it_is_and_returns_the_same(tiny):
+    params = jax.vmap(lambda key: make_q_learner(tiny.agent, make_environment(tiny.environment).spec).init(key).online)(
+        jax.random.split(jax.random.key(1), 2)
+    )
+    policy = playing.Policy(tiny, params)
+    ours, theirs = returns_of_ours_and_of_gymnasium(
+        policy, 1, lambda inner: [float(x) for x in (inner.x, inner.x_dot, inner.theta, inner.theta_dot)], steps=5
+    )
+    assert theirs == ours == 5.0
+
+
+def test_actions_have_the_shapes_of_observations_and_the_types_of_gymnasium(tiny):
+    policy = playing.Policy(pendulum_config(), pendulum_params([9.0, -9.0]))
+    one, several = [1.0, 0.0, 0.1], np.ones((5, 3))
+    everyone = policy([[one] * 4] * 2)
+    for action, shape in ((policy(one, seed=0), (1,)), (policy(several, seed=1), (5, 1)), (everyone, (2, 4, 1))):
+        assert type(action) is np.ndarray
+        assert action.shape == shape
+        assert action.dtype == np.float32
+    np.testing.assert_allclose(everyone[:, :, 0], [[2.0] * 4, [-2.0] * 4], rtol=1e-3)
+    learner = make_q_learner(tiny.agent, make_environment(tiny.environment).spec)
+    policy = playing.Policy(tiny, jax.vmap(lambda key: learner.init(key).online)(jax.random.split(jax.random.key(1), 2)))
+    assert type(policy([0.0] * 4, seed=0)) is np.int64
+    for action, shape in (
+        (policy(np.ones((5, 4)), seed=1), (5,)),
+        (policy(np.ones((2, 5, 4))), (2, 5)),
+        (policy(np.ones((2, 4))), (2,)),
+    ):
+        assert type(action) is np.ndarray
+        assert action.shape == shape
+        assert action.dtype == np.int64
+
+
+def test_no_action_that_leaves_exceeds_the_tasks_bounds_by_rounding():
+    spec = make_environment(EnvironmentConfig(name="Pendulum-v1")).spec
+    action = playing.actions_for_others(spec, jnp.array([[1.0000001], [-1.0000001], [0.5]]))
+    np.testing.assert_array_equal(action, np.array([[2.0], [-2.0], [1.0]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "seed", "message"),
+    [
+        ((3,), 0, r"observation: shape \[3\] does not fit; it must be \[..., 4\]$"),
+        ((), 0, r"observation: shape \[\] does not fit; it must be \[..., 4\]$"),
+        ((4,), None, r"observation: shape \[4\] does not fit; it must be \[3, ..., 4\]; for one policy name its seed"),
+        ((2, 4), None, r"observation: shape \[2, 4\] does not fit; it must be \[3, ..., 4\]"),
+    ],
+)
+def test_observations_of_another_shape_are_refused(folder, shape, seed, message):
+    with pytest.raises(ConfigError, match=message):
+        mbrl_jax.load_policy(folder)(np.zeros(shape), seed=seed)
+
+
+def test_continuous_policies_are_played_in_both_simulators_in_the_tasks_own_units():
+    config, params = pendulum_config(), pendulum_params([9.0, -9.0])  # full torque, one way and the other
     ours, theirs = (playing.play_policies(config, params, 40, name, 0) for name in ("gymnax", "gymnasium"))
     assert ours.shape == theirs.shape == (2, 40)
     np.testing.assert_allclose(ours.mean(), theirs.mean(), rtol=0.1)
