@@ -30,13 +30,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 from start import starts
 
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
+from mbrl_jax.config.files import parse
 from mbrl_jax.environment import make_environment
 from mbrl_jax.replay import width
 from mbrl_jax.runs import compiled, execution, figures, results, runner
@@ -59,7 +59,7 @@ def preset(name: str, precision: str, changes: Sequence[str]) -> ModelFreeQConfi
         place = content
         for group in groups:
             place = place[group]
-        place[last] = yaml.safe_load(value)
+        place[last] = parse(value)
     config = from_dict(content)
     assert isinstance(config, ModelFreeQConfig), f"{name}: the floor is counted for Q-learning, with a model or without"
     return config

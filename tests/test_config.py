@@ -84,6 +84,56 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(text, tmp_path):
     assert rate == 0.001
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(
+            "algorithm: dyna_q\nagent: {discount: 0.9}\nsteps: 10\nagent: {batch_size: 8}\n",
+            "agent: it is given twice, in lines 2 and 4; give it once",
+            id="a group",
+        ),
+        pytest.param(
+            "algorithm: dyna_q\nagent:\n  discount: 0.9\n  hidden: [8]\n  'discount': 0.8\n",
+            "discount: it is given twice, in lines 3 and 5",
+            id="a setting in a group, once quoted",
+        ),
+        pytest.param(
+            "algorithm: dyna_q\nagent: {discount: 0.9, discount: 0.9}\n",
+            "discount: it is given twice, in line 2;",
+            id="in one line",
+        ),
+        pytest.param(
+            "algorithm: dyna_q\nimagination:\n  controller_settings:\n    length: 3\n    length: 4\n",
+            "length: it is given twice, in lines 4 and 5",
+            id="a controller's number",
+        ),
+        pytest.param(
+            "steps: 10\nalgorithm: dyna_q\nsteps: 10\n", "steps: it is given twice, in lines 1 and 3", id="the same value"
+        ),
+        pytest.param("model: &m {members: 2}\nagent: {<<: *m, <<: *m}\n", "<<: it is given twice, in line 2", id="a merge key"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_with_both_lines(text, message, tmp_path):
+    path = tmp_path / "preset.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}: {message}')}"):
+        load(path)
+    (tmp_path / "upper.yaml").write_text("base: preset.yaml\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {message}")):
+        load(tmp_path / "upper.yaml")
+
+
+def test_a_merge_key_still_takes_a_groups_settings_and_overrides_them(tmp_path):
+    path = tmp_path / "preset.yaml"
+    text = "algorithm: dyna_q\nagent: &sizes\n  hidden: [8]\n  batch_size: 16\nmodel:\n  <<: *sizes\n  batch_size: 32\n"
+    path.write_text(text, encoding="utf-8")
+    config = load(path)
+    assert (config.agent.hidden, config.agent.batch_size) == ((8,), 16)
+    assert (config.model.hidden, config.model.batch_size) == ((8,), 32)
+    path.write_text(text.replace("<<: *sizes", "<<: [*sizes, {hidden: [4], epochs: 3}]"), encoding="utf-8")
+    assert (load(path).model.hidden, load(path).model.epochs, load(path).model.batch_size) == ((8,), 3, 32)
+
+
 def test_a_whole_number_where_a_float_belongs_becomes_one():
     config = from_dict({"algorithm": "dyna_q", "agent": {"discount": 1, "input_scale": [1, 2, 3, 4]}})
     assert isinstance(config.agent.discount, float)

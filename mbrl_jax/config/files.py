@@ -1,6 +1,7 @@
 """Settings as YAML files and as plain dictionaries."""
 
 import dataclasses
+import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,40 @@ from mbrl_jax.config.fields import ConfigError, convert
 from mbrl_jax.config.schema import ALGORITHMS, RunConfig, algorithm_name
 
 
+class RepeatedKeyError(yaml.YAMLError):
+    """A YAML mapping names one key twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but for repeated keys: it would keep the last value and drop the others without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping and look at its keys, before a merge key (``<<``) adds those that it may override."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):  # any other cannot be looked up, which PyYAML refuses itself
+                name, line = (key.tag, key.value), key.start_mark.line + 1
+                if name in lines:
+                    where = f"in lines {lines[name]} and {line}" if line != lines[name] else f"in line {line}"
+                    raise RepeatedKeyError(f"{key.value}: it is given twice, {where}; give it once, with all that belongs to it")
+                lines[name] = line
+                # PyYAML 6.0.4 compares the keys of merged mappings by identity; of equal ones not interned the last would win.
+                key.value = sys.intern(key.value)
+        return node
+
+
+def parse(text: str) -> Any:
+    """The content of a YAML document.
+
+    Raises:
+      RepeatedKeyError: a mapping at whatever depth names a key twice.
+      yaml.YAMLError: it is not YAML.
+
+    """
+    return yaml.load(text, _Loader)
+
+
 def load(path: str | Path) -> RunConfig:
     """Read a preset: a YAML mapping with an ``algorithm`` and any of that algorithm's settings.
 
@@ -20,7 +55,7 @@ def load(path: str | Path) -> RunConfig:
     are merged; a list or a controller's numbers replace those of the base.
 
     Raises:
-      ConfigError: a file is missing, is not a YAML mapping, or holds an unknown field or a bad value.
+      ConfigError: a file is missing, is not a YAML mapping, names a key twice, or holds an unknown field or a bad value.
 
     """
     path = Path(path)
@@ -36,11 +71,13 @@ def load(path: str | Path) -> RunConfig:
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     """The settings in a file and in its base; ``readers`` are the files that led here."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: it cannot be read: {error}") from error
+    except RepeatedKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: it is not valid YAML: {error}") from error
     if not isinstance(content, Mapping):

@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check, from_dict, to_dict
+from mbrl_jax.config.files import RepeatedKeyError
+from mbrl_jax.config.files import parse as parse_yaml
 from mbrl_jax.runs import execution, figures, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
@@ -89,7 +91,9 @@ def parse(words: Sequence[str]) -> dict[str, list[Any]]:
         path, equals, values = word.partition("=")
         path = path.strip().replace("-", "_")  # as flags may be written
         try:
-            read = yaml.safe_load(f"[{values}]") if equals else None
+            read = parse_yaml(f"[{values}]") if equals else None
+        except RepeatedKeyError as error:
+            raise ConfigError(f"grid: {word!r}: {error}") from error
         except yaml.YAMLError:
             read = None
         if not path or not isinstance(read, list):

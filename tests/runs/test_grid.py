@@ -93,6 +93,7 @@ def test_static_settings_of_every_type_are_put_in(tiny):
         ([], "grid: it is empty"),
         (["agent.learning_rate"], "grid: 'agent.learning_rate' must be a setting with its values"),
         (["agent.hidden=[8"], "must be a setting with its values"),
+        (["agent.hidden={a: 1, a: 2}"], "grid: 'agent.hidden={a: 1, a: 2}': a: it is given twice, in line 1"),
         (["agent.learning_rate="], r"agent.learning_rate: \[\] has no values"),
         (["agent.learning_rate=0.1", "agent.learning-rate=0.2"], "agent.learning_rate is given twice"),
         (["agent.learning_rate=0.1,1e-1"], "agent.learning_rate=0.1 is given twice"),
