@@ -9,7 +9,6 @@ training phase, each to the unbroken run beside it, and writes benchmarks/result
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import load
-from mbrl_jax.runs import execution, results, run_folder, runner
+from mbrl_jax.runs import execution, results, run_folder, runner, strict_json
 from mbrl_jax.runs.run_folder import Asked
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +119,7 @@ def main() -> None:
         "git": results.git_revision(),
     }
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "chunking.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(OUT / "chunking.json", content)
     table = Table(title=f"training phase, {given.seeds} seeds, {content['rounds']} rounds, against one unbroken scan")
     for column in ("", "median ratio", "least", "most"):
         table.add_column(column, justify="right")

@@ -66,7 +66,7 @@ from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble, Members
 from mbrl_jax.networks import Params
-from mbrl_jax.runs import execution, figures, results
+from mbrl_jax.runs import execution, figures, results, strict_json
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "gradient_variance"
@@ -484,7 +484,7 @@ def main() -> None:
     for stage in flags.stages:
         path = flags.out / f"{stage}.json"
         if not flags.draw_again:
-            path.write_text(json.dumps(measure(stage, flags.seeds, flags.estimates, flags.batches)) + "\n", encoding="utf-8")
+            strict_json.write(path, measure(stage, flags.seeds, flags.estimates, flags.batches), indent=None)
         told = json.loads(path.read_text(encoding="utf-8"))
         for share in SHARES[stage]:
             Console(width=150).print(table_of(stage, told, share))

@@ -39,7 +39,7 @@ from mbrl_jax import statistics
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, load, to_dict
-from mbrl_jax.runs import execution, horizon_figures, results, runner
+from mbrl_jax.runs import execution, horizon_figures, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.sweep import sweep, vary
 from mbrl_jax.statistics import Estimate
@@ -180,7 +180,7 @@ def circumstances(seeds: int) -> dict[str, Any]:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(content)) + "\n", encoding="utf-8")
+    strict_json.write(path, plain(content), indent=None)
 
 
 def read(name: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, load, to_dict
-from mbrl_jax.runs import comparison, execution, figures, results, runner
+from mbrl_jax.runs import comparison, execution, figures, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -199,7 +199,7 @@ def bootstrap_row(returns: list[float]) -> tuple[float, float, float]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(path, content)
 
 
 STAGES = {

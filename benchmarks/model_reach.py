@@ -10,7 +10,6 @@ table.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from mbrl_jax.environment import Environment, EnvironmentState, make_environment
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble
-from mbrl_jax.runs import execution, results
+from mbrl_jax.runs import execution, results, strict_json
 
 ROOT = Path(__file__).parent.parent
 PLACES = {"|x| < 0.2": (0.0, 0.2), "0.5 to 1.2": (0.5, 1.2), "1.5 to 2.3": (1.5, 2.3)}  # metres
@@ -102,7 +101,7 @@ def main() -> None:
     content |= {"device": execution.device(), "precision": f"float32, matrix products {preset.precision}"}
     content |= {"git": results.git_revision()}
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "reach.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(given.out / "reach.json", content)
     Console(width=140).print(table)
 
 

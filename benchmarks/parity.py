@@ -8,7 +8,6 @@ in its array), beside the tolerance that the suite demands. The planted faults r
 """
 
 import argparse
-import json
 import os
 import secrets
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mbrl_jax.runs import results
+from mbrl_jax.runs import results, strict_json
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "gymnasium", "torch", "scipy", "numpy")
@@ -102,7 +101,7 @@ def main() -> None:
         "git": results.git_revision(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "table.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(arguments.out / "table.json", content)
     print(as_markdown(rows))
     print(f"\n{len(gatherer.entries)} comparisons; {gatherer.caught} of {gatherer.planted} planted faults caught; seed {seed}")
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import DynaQConfig, load
-from mbrl_jax.runs import execution, figures, reference, results, runner
+from mbrl_jax.runs import execution, figures, reference, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def main() -> None:
             theirs = reference.run(config, given.reference_seeds, processes=given.processes, display=display)
         with Display.standard(f"{name}, JAX") as display:
             ours = runner.run(config, given.jax_seeds, display=display)
-        content = json.dumps(measure(name, ours, theirs), indent=1) + "\n"
+        content = strict_json.dumps(measure(name, ours, theirs), indent=1) + "\n"
         (given.out / f"{name}.json").write_text(content, encoding="utf-8")
         draw(name, {"JAX": ours, "PyTorch reference": theirs}, given.out / f"{name}.png")
     print_table(given.out)

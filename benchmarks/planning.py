@@ -31,7 +31,7 @@ from mbrl_jax.algorithms import mpc
 from mbrl_jax.config import MPCConfig, RunConfig, load
 from mbrl_jax.environment import make_environment
 from mbrl_jax.model import fitting
-from mbrl_jax.runs import execution, figures, results, runner
+from mbrl_jax.runs import execution, figures, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ def learn(stage: str, seeds: int | None, out: Path) -> None:
         "curve": {"step": steps_of(config), "return": curve.tolist()},
         "summary": results.summarise(run),
     }
-    (out / f"{stage}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(out / f"{stage}.json", content)
     if stage == "cartpole":
         draw_beside_dyna_q(content, out / f"{stage}.png")
     else:
@@ -199,7 +199,7 @@ def measure_speed(out: Path) -> None:
         "precision": "float32",
         "git": results.git_revision(),
     }
-    (out / "speed.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(out / "speed.json", content)
 
 
 def main() -> None:

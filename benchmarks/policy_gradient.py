@@ -12,7 +12,6 @@ Each writes a JSON file, and most a figure, into benchmarks/results/policy_gradi
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import ImaginedPGConfig, RunConfig, load
-from mbrl_jax.runs import execution, figures, results, runner
+from mbrl_jax.runs import execution, figures, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +127,7 @@ def stage_data(seeds: int) -> None:
 
 
 def write(stage: str, content: dict[str, Any]) -> None:
-    (OUT / f"{stage}.json").write_text(json.dumps({"stage": stage, **content}, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(OUT / f"{stage}.json", {"stage": stage, **content})
 
 
 def stage_tuning(seeds: int) -> None:

@@ -7,7 +7,6 @@ has empty caches. Writes benchmarks/results/speed/start.json and prints the medi
 """
 
 import argparse
-import json
 import os
 import statistics as numbers
 import subprocess
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax.config import RunConfig, load, save
-from mbrl_jax.runs import execution, results
+from mbrl_jax.runs import execution, results, strict_json
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "start.json"
@@ -81,7 +80,7 @@ def main() -> None:
         "git": results.git_revision(),
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    strict_json.write(given.out, content)
     Console().print(table)
 
 

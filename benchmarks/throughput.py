@@ -39,7 +39,7 @@ from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_st
 from mbrl_jax.config.files import parse
 from mbrl_jax.environment import make_environment
 from mbrl_jax.replay import width
-from mbrl_jax.runs import compiled, execution, figures, results, runner
+from mbrl_jax.runs import compiled, execution, figures, results, runner, strict_json
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed"
@@ -403,7 +403,7 @@ def main() -> None:
                 "device": execution.device(),
                 "git": results.git_revision(),
             }
-            given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            strict_json.write(given.out, content)
             if any("failed" not in each for each in points):
                 draw(points, given.out.with_suffix(".png"))
             print(json.dumps({key: point.get(key) for key in ("preset", "seeds", "recipe_seconds", "failed")}), flush=True)

@@ -31,7 +31,8 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        """As ``492.2 [474.5, 499.3]``, a dash where there is no number."""
+        return "-" if np.isnan(self.value) else f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 def interquartile_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:

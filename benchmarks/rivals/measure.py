@@ -35,7 +35,7 @@ from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, load, to_dict
-from mbrl_jax.runs import results
+from mbrl_jax.runs import results, strict_json
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "rivals.json"
@@ -420,7 +420,7 @@ def main() -> None:
                     print(json.dumps({"repetition": repetition, name: one.runs[-1]}), flush=True)
                 content = as_content(contestants, given)
                 given.out.parent.mkdir(parents=True, exist_ok=True)
-                given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                strict_json.write(given.out, content)
     finally:
         for one in contestants.values():
             one.end()

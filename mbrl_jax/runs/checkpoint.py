@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbrl_jax.config import ConfigError
+from mbrl_jax.runs import strict_json
 
 FORMAT = 1
 MANIFEST, DIGEST, ARRAYS = "manifest.json", "manifest.sha256", "arrays"
@@ -60,7 +61,7 @@ def write(root: Path, number: int, arrays: Mapping[str, np.ndarray], about: Mapp
             "arrays": {path: {"shape": list(array.shape), "dtype": str(array.dtype)} for path, array in arrays.items()},
             "files": {name: _digest(temporary / name) for name in _files(temporary)},
         }
-        text = json.dumps(manifest, indent=1).encode()
+        text = strict_json.dumps(manifest, indent=1).encode()
         _write_synced(temporary / MANIFEST, text)
         _write_synced(temporary / DIGEST, hashlib.sha256(text).hexdigest().encode())
         _remove(final)  # a damaged one of this round, which a run that went on from an earlier one comes by again

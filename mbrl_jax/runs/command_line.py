@@ -1,7 +1,6 @@
 """The command line, ``mbrl-jax``."""
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, RunConfig
-from mbrl_jax.runs import comparison, execution, hosts, kept, listing, results, run_folder, runner
+from mbrl_jax.runs import comparison, execution, hosts, kept, listing, results, run_folder, runner, strict_json
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.kept import Keeping
 from mbrl_jax.runs.run_folder import Asked
@@ -223,10 +222,10 @@ def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
     for column in ("policy", "IQM", *(f">= {mark}" for mark in marks)):
         table.add_column(column)
     for arm in ("chosen", "last"):
-        iqm = summary["iqm"][arm]
+        iqm = results.read_estimate(summary["iqm"][arm])
         if iqm is not None:
             shares = (share[arm] for share in marks.values())
-            table.add_row(arm, str(statistics.Estimate(iqm["value"], *iqm["ci95"])), *(f"{share:.0%}" for share in shares))
+            table.add_row(arm, str(iqm), *(f"{share:.0%}" for share in shares))
     console = Console()
     console.print(table)
     console.print(
@@ -310,7 +309,7 @@ def compare(
                 runs.append(results.read(arm) if run is None else run)
     ours, theirs = runs
     measured = comparison.compare(ours, theirs)
-    (out / "comparison.json").write_text(json.dumps(comparison.as_json(measured), indent=1) + "\n", encoding="utf-8")
+    strict_json.write(out / "comparison.json", comparison.as_json(measured))
     figures.draw_comparison(ours, theirs, out / "comparison.png")
     console = Console()
     task, transitions = model_based.environment.name, f"{model_based.real_transitions:,} real transitions"
@@ -346,7 +345,7 @@ def _evaluate(words: list[str]) -> None:
         for name, params in policies.items():
             returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
             shares = (statistics.fraction_at_least(mark)(returns) for mark in marks)
-            iqm = str(statistics.bootstrap(returns))
+            iqm = str(results.estimate(returns))
             average = (f"{returns.mean():.1f}", f"{statistics.median(returns):.1f}")
             table.add_row(name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares))
         Console().print(table)

@@ -1,14 +1,16 @@
 """The comparison of the model-based arm with the model-free one on the same real data."""
 
+import math
 from typing import Any
 
 from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig, RunConfig
-from mbrl_jax.runs.results import per_seed
+from mbrl_jax.runs import results
+from mbrl_jax.runs.results import estimate, per_seed
 from mbrl_jax.runs.runner import Run
-from mbrl_jax.statistics import Estimate, bootstrap, fraction_at_least, paired_difference, success_marks
+from mbrl_jax.statistics import Estimate, fraction_at_least, success_marks
 
 
 def check_arms(model_based: RunConfig, model_free: RunConfig) -> None:
@@ -41,18 +43,15 @@ def compare(model_based: Run, model_free: Run) -> dict[str, Any]:
 
     def arm(returns: Any, run: Run) -> dict[str, Any]:
         return {
-            "mean": bootstrap(returns, statistics.mean),
-            "median": bootstrap(returns, statistics.median),
-            "iqm": bootstrap(returns),
-            **{f"at_least_{mark}": bootstrap(returns, fraction_at_least(mark)) for mark in marks},
+            "mean": estimate(returns, statistics.mean),
+            "median": estimate(returns, statistics.median),
+            "iqm": estimate(returns),
+            **{f"at_least_{mark}": estimate(returns, fraction_at_least(mark)) for mark in marks},
             "seconds": run.seconds.run,
         }
 
     def difference(ours: Any) -> dict[str, Estimate]:
-        return {
-            "mean": paired_difference(ours, baseline),
-            "iqm": paired_difference(ours, baseline, statistics.interquartile_mean),
-        }
+        return {"mean": estimate(ours - baseline, statistics.mean), "iqm": estimate(ours - baseline)}
 
     return {
         "arms": {
@@ -68,7 +67,7 @@ def compare(model_based: Run, model_free: Run) -> dict[str, Any]:
 def as_json(figures: Any) -> Any:
     """:func:`compare`'s figures as plain JSON."""
     if isinstance(figures, Estimate):
-        return {"value": figures.value, "ci95": [figures.low, figures.high]}
+        return results.as_json(figures)
     if isinstance(figures, dict):
         return {name: as_json(value) for name, value in figures.items()}
     return figures
@@ -86,11 +85,16 @@ def as_table(figures: dict[str, Any], title: str) -> Table:
         difference = arm["paired_difference"]
         table.add_row(
             name,
-            f"{arm['mean'].value:.1f}",
-            f"{arm['median'].value:.1f}",
+            _shown(arm["mean"], ".1f"),
+            _shown(arm["median"], ".1f"),
             str(arm["iqm"]),
-            *(f"{arm[f'at_least_{mark}'].value:.0%}" for mark in figures["marks"]),
+            *(_shown(arm[f"at_least_{mark}"], ".0%") for mark in figures["marks"]),
             "" if difference is None else str(difference["mean"]),
             f"{arm['seconds']:.0f}",
         )
     return table
+
+
+def _shown(told: Estimate, form: str) -> str:
+    """An estimate's value alone, a dash where there is no number."""
+    return "-" if math.isnan(told.value) else format(told.value, form)

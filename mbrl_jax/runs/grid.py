@@ -8,7 +8,6 @@ A combination is written as soon as it is trained, and one that fails does not e
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,11 @@ from rich.table import Table
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check, from_dict, to_dict
 from mbrl_jax.config.files import RepeatedKeyError
 from mbrl_jax.config.files import parse as parse_yaml
-from mbrl_jax.runs import execution, figures, results, runner
+from mbrl_jax.runs import execution, figures, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
 from mbrl_jax.runs.sweep import mean_depth
-from mbrl_jax.statistics import Estimate, bootstrap
+from mbrl_jax.statistics import Estimate
 
 TABLE = "sweep.json"
 
@@ -258,11 +257,11 @@ class _Table:
 
         """
         try:
-            there = json.loads((self.folder / TABLE).read_text(encoding="utf-8"))
+            there = strict_json.loads((self.folder / TABLE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"out: {str(self.folder)!r} holds no sweep that could go on: {error}") from error
         theirs = [{name: each.get(name) for name in self._asked[0]} for each in there]
-        if theirs != json.loads(json.dumps(self._asked)):
+        if theirs != strict_json.loads(strict_json.dumps(self._asked)):
             raise ConfigError(
                 f"out: {str(self.folder)!r} does not fit; the sweep in it was asked for with another grid, preset, --seeds or "
                 "--seed, and goes on only with the same"
@@ -301,7 +300,7 @@ class _Table:
 
     def _write(self) -> None:
         with results.new_file(self.folder / TABLE) as path:
-            path.write_text(json.dumps(self._entries, indent=1) + "\n", encoding="utf-8")
+            strict_json.write(path, self._entries)
 
 
 def as_table(made: Sequence[Cell], runs: Sequence[Run]) -> Table:
@@ -373,7 +372,7 @@ def _arms(each: Run) -> dict[str, Estimate]:
     """The IQM of the final returns by policy."""
     outcome = each.result.outcome
     told = {"chosen": outcome.returns_chosen, "last": outcome.returns_last}
-    return {arm: bootstrap(results.per_seed(returns)) for arm, returns in told.items() if returns is not None}
+    return {arm: results.estimate(results.per_seed(returns)) for arm, returns in told.items() if returns is not None}
 
 
 def _groups(made: Sequence[Cell]) -> list[list[int]]:

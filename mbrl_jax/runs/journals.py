@@ -3,12 +3,12 @@
 import errno
 import hashlib
 import importlib
-import json
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from mbrl_jax.config import ConfigError
+from mbrl_jax.runs import strict_json
 from mbrl_jax.runs.metrics import Entry
 
 
@@ -36,11 +36,11 @@ def require(package: str, extra: str) -> None:
 
 
 class JsonLines:
-    """A line for every round: an :class:`mbrl_jax.runs.metrics.Entry` and ``saved``."""
+    """A line for every round: an :class:`mbrl_jax.runs.metrics.Entry` and ``saved``; null for a value that is not finite."""
 
     def __init__(self, path: Path, after: int):
         """Go on after the round ``after``; what an earlier process wrote of later ones is dropped."""
-        lines = [json.dumps(line) for line in read_lines(path) if line["round"] <= after]
+        lines = [strict_json.dumps(line) for line in read_lines(path) if line["round"] <= after]
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         temporary.replace(path)
@@ -53,7 +53,7 @@ class JsonLines:
           OSError: it cannot be written.
 
         """
-        line, before = json.dumps({**entry.as_json(), "saved": saved}).encode() + b"\n", self._file.tell()
+        line, before = strict_json.dumps({**entry.as_json(), "saved": saved}).encode() + b"\n", self._file.tell()
         try:
             written = self._file.write(line)
             if written != len(line):
@@ -68,11 +68,14 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that :class:`JsonLines` wrote, without a last one that a killed process left unfinished."""
+    """The lines of a file that :class:`JsonLines` wrote, without a last one that a killed process left unfinished.
+
+    Among ``values``, None stands for a number that was not finite.
+    """
     if not path.exists():
         return []
     *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    return [strict_json.loads(line) for line in whole]
 
 
 class TensorBoard:

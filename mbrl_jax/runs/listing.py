@@ -52,14 +52,11 @@ def _look(root: Path, place: Path) -> Listed:
 
 
 def _finished(name: str, summary: dict[str, Any]) -> Listed:
-    def iqm(arm: str) -> Estimate | None:
-        told = summary["iqm"][arm]
-        return None if told is None else Estimate(told["value"], *told["ci95"])
-
     settings = {**results.flat_settings(from_dict(summary["config"])), "algorithm": summary["algorithm"]}
     settings |= {"seeds": summary["seeds"], "seed": summary["base_seed"]}
+    chosen, last = (results.read_estimate(summary["iqm"][arm]) for arm in ("chosen", "last"))
     frozen = len(summary["frozen_seeds"])
-    return Listed(name, settings, "finished", iqm("chosen"), iqm("last"), f"{frozen} seeds went non-finite" if frozen else "")
+    return Listed(name, settings, "finished", chosen, last, f"{frozen} seeds went non-finite" if frozen else "")
 
 
 def _unfinished(name: str, place: Path) -> Listed:
@@ -72,8 +69,13 @@ def _unfinished(name: str, place: Path) -> Listed:
         return Listed(name, settings, f"{done} of {batches} batches", None, None, "")
     lines, rounds = read_lines(place / LINES), config.steps // config.round_steps
     done = lines[-1]["round"] if lines else 0
-    note = f"IQM {lines[-1]['values']['curve_return']:.0f} by its curve" if lines else ""
-    return Listed(name, settings, f"round {done} of {rounds}", None, None, note)
+    return Listed(name, settings, f"round {done} of {rounds}", None, None, _curve_note(lines[-1]) if lines else "")
+
+
+def _curve_note(line: dict[str, Any]) -> str:
+    """What a round's line of ``metrics.jsonl`` says of the return."""
+    reached = line["values"]["curve_return"]
+    return "no finite return by its curve" if reached is None else f"IQM {reached:.0f} by its curve"
 
 
 def as_table(runs: Sequence[Listed]) -> Table:

@@ -14,7 +14,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -32,9 +31,10 @@ from mbrl_jax.algorithms.training import Outcome, Result
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, load, save, to_dict
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
-from mbrl_jax.runs import checkpoint, metrics
+from mbrl_jax.runs import checkpoint, metrics, strict_json
 from mbrl_jax.runs.program import Seconds
 from mbrl_jax.runs.runner import Backend, Run, frozen_seeds
+from mbrl_jax.statistics import Estimate
 
 FORMAT = 1
 RUN, CHECKPOINTS, PARTS = "run.json", "checkpoints", "parts"
@@ -88,11 +88,29 @@ def per_seed(returns: Any) -> np.ndarray:
     return np.asarray(returns, np.float64).mean(axis=1)
 
 
+def estimate(scores: np.ndarray, statistic: statistics.Statistic = statistics.interquartile_mean) -> Estimate:
+    """A statistic over returns [seeds] with its 95 % interval, NaN in every place if a return is not finite."""
+    return statistics.bootstrap(scores, statistic) if np.all(np.isfinite(scores)) else Estimate(np.nan, np.nan, np.nan)
+
+
+def as_json(told: Estimate) -> dict[str, Any]:
+    """An estimate as it stands in ``summary.json`` and ``comparison.json``."""
+    return {"value": told.value, "ci95": [told.low, told.high]}
+
+
+def read_estimate(told: Mapping[str, Any] | None) -> Estimate | None:
+    """The estimate that :func:`as_json` wrote; NaN where its numbers are null, none where there is no estimate at all."""
+    if told is None:
+        return None
+    return Estimate(*(np.nan if number is None else number for number in (told["value"], *told["ci95"])))
+
+
 def summarise(run: Run) -> dict[str, Any]:
     """The figures of a run, as the fields of ``summary.json``.
 
     ``return_last`` and ``return_chosen`` hold one number a seed, the mean of its evaluation episodes; what the model-free arm
-    cannot have (a chosen policy) is null. Rates are over the training phase, without compilation.
+    cannot have (a chosen policy) is null, and so is a number that is not finite. Rates are over the training phase, without
+    compilation.
     """
     config, outcome = run.config, run.result.outcome
     last = per_seed(outcome.returns_last)
@@ -103,10 +121,6 @@ def summarise(run: Run) -> dict[str, Any]:
 
     def for_each(statistic: Callable[[np.ndarray], Any]) -> dict[str, Any]:
         return {arm: None if scores is None else statistic(scores) for arm, scores in arms.items()}
-
-    def interval(scores: np.ndarray) -> dict[str, Any]:
-        estimate = statistics.bootstrap(scores)
-        return {"value": estimate.value, "ci95": [estimate.low, estimate.high]}
 
     def share_at_least(mark: float) -> Callable[[np.ndarray], float]:
         return lambda scores: float(statistics.fraction_at_least(mark)(scores))
@@ -125,7 +139,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "random_return": None if np.all(np.isnan(collected)) else float(np.nanmean(collected)),
         "return_last": last.tolist(),
         "return_chosen": None if chosen is None else chosen.tolist(),
-        "iqm": for_each(interval),
+        "iqm": for_each(lambda scores: as_json(estimate(scores))),
         "fraction_at_least": {
             str(mark): for_each(share_at_least(mark)) for mark in statistics.success_marks(config.environment.name)
         },
@@ -166,7 +180,7 @@ def write(run: Run, folder: Path, draw: Callable[[], None] | None = None) -> dic
     if draw is not None:
         draw()
     with new_file(folder / "summary.json") as path:
-        path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        strict_json.write(path, summary)
     return summary
 
 
@@ -261,7 +275,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = strict_json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{str(folder)!r}: there is no finished run; a folder of one has a summary.json") from None
     except (OSError, ValueError) as error:
@@ -296,7 +310,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     """
     try:
-        content: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        content: dict[str, Any] = strict_json.loads((folder / RUN).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"out: {str(folder)!r} holds no run that could go on; a folder of one has a {RUN}") from None
     except (OSError, ValueError) as error:

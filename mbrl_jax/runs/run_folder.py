@@ -9,7 +9,6 @@
 """
 
 import fcntl
-import json
 import os
 import secrets
 import threading
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, to_dict
-from mbrl_jax.runs import checkpoint, results
+from mbrl_jax.runs import checkpoint, results, strict_json
 from mbrl_jax.runs.checkpoint import Checkpoint, DamagedError
 from mbrl_jax.runs.journals import Journal, JsonLines, read_lines
 from mbrl_jax.runs.metrics import Entry
@@ -191,7 +190,7 @@ def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_on
     content = {**asked.as_json(command, results.versions(packages)), "at_once": at_once}
     temporary = path / f".{RUN}.{secrets.token_hex(8)}.new"  # on several machines processes may have the same number
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        strict_json.write(temporary, content)
         lock = os.open(temporary, os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

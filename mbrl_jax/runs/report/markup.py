@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 import math
 import re
 import textwrap
@@ -13,6 +12,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+
+from mbrl_jax.runs import strict_json
 
 TEXT = 9  # points, of legends and the like; a phone shows a figure a little smaller than it is
 WIDTH = 4.0  # inches
@@ -163,7 +164,7 @@ class Figures:
 
 def as_json(data: Any) -> str:
     """Compact JSON that can stand in a script element."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    return strict_json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
 
 
 def inline_svg(figure: Figure, number: int, alt: str) -> str:

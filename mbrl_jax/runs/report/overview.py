@@ -10,7 +10,7 @@ from mbrl_jax.config import to_dict
 from mbrl_jax.runs import results
 from mbrl_jax.runs.report import markup
 from mbrl_jax.runs.report.entries import Entry, by_task
-from mbrl_jax.statistics import Estimate, success_marks
+from mbrl_jax.statistics import success_marks
 
 NOTHING = "-"
 
@@ -145,7 +145,8 @@ def differing(flat: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[
 
 
 def _estimate(told: Mapping[str, Any] | None) -> str:
-    return NOTHING if told is None else str(Estimate(told["value"], *told["ci95"]))
+    estimate = results.read_estimate(told)
+    return NOTHING if estimate is None else str(estimate)
 
 
 def _share(entry: Entry, mark: int, arm: str) -> str:
