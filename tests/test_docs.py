@@ -333,6 +333,21 @@ def section(page, heading):
     return re.search(rf"^#+ {heading}\n(.*?)(?=^#+ |\Z)", TEXTS[page], re.MULTILINE | re.DOTALL)[1]
 
 
+def test_the_same_numbers_are_promised_only_to_rounding():
+    """Another number of seeds is another program: bits are promised of a run that is repeated or resumed, and of no other."""
+    promises = [
+        piece
+        for text in TEXTS.values()
+        for piece in re.split(r"\n\n|\n(?=[*|])", FENCE.sub("", text))
+        if re.search(r"\bsame (random )?numbers\b|\bsame training\b", piece)
+    ]
+    assert promises
+    for piece in promises:
+        assert "rounding" in piece or "same random numbers" in piece, piece
+    told = section("docs/train.md", "What is the same")
+    assert re.search(r"\*\*the same bits\*\*.*\*\*the same to rounding\*\*", told, re.DOTALL)
+
+
 def test_every_preset_that_the_documentation_names_is_shipped():
     named = {code for page in PAGES for code in inline(page) if re.fullmatch(r"(cartpole|horizon)_\w+", code)}
     assert {"cartpole_batch", "cartpole_interactive", "cartpole_best"} <= named <= set(PRESETS)

@@ -1,8 +1,8 @@
 """More agents than fit into memory at once: parts of them, one after another.
 
-An agent's numbers follow from its config, the base seed and its seed's own number alone, so the agents may be cut anywhere. All
-parts are of one size but the last, which is filled up with agents that are there already, so that one compiled program serves
-them all.
+An agent's random numbers follow from the base seed and its seed's own number alone, so the agents may be cut anywhere; in a
+part of another size an agent differs by rounding. All parts are of one size but the last, which is filled up with agents that
+are there already, so that one compiled program serves them all.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def run(
     Args:
       config: what to train; ``precision`` says nothing here, PyTorch multiplies float32 in full.
       seeds: at least 1.
-      base_seed: seed i's numbers follow from this and i alone; they are not the numbers of the JAX side's seeds.
+      base_seed: seed i's random numbers follow from this and i alone; they are not the numbers of the JAX side's seeds.
       compiled: whether hot functions go through ``torch.compile`` (on a GPU as CUDA graphs). One round is run beforehand, and its
         time is reported as compilation.
       processes: seeds that run side by side, each on one thread. The seconds of the run are sums over seeds all the same, and its

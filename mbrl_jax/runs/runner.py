@@ -110,7 +110,7 @@ def run(
     Args:
       config: what to train.
       seeds: at least 1.
-      base_seed: seed i's numbers follow from this and i alone.
+      base_seed: seed i's random numbers follow from this and i alone.
       display: shows progress; none is silent.
       controller: a horizon controller in place of the one that ``config`` names.
       diagnose: ask the real dynamics at the end how wrong the final model is.

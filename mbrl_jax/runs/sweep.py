@@ -26,14 +26,14 @@ def sweep(
 ) -> list[Run]:
     """Train ``seeds`` agents for each value of a setting, all in one compiled program.
 
-    Seed i begins with the same numbers at every value, so the runs are paired.
+    Seed i has the same random numbers at every value, so the runs are paired.
 
     Args:
       config: what all values share.
       settings: dotted paths of traced settings with their values; of several, as in ``{"imagination.cap": [1, 3],
         "agent.discount": [0.9, 0.99]}``, the first values go together, then the second ones, and so on.
       seeds: at least 1, for each value.
-      base_seed: seed i's numbers follow from this and i alone.
+      base_seed: seed i's random numbers follow from this and i alone.
       display: shows progress; none is silent.
       controller: a horizon controller in place of the one that ``config`` names.
       diagnose: ask the real dynamics at the end how wrong the final models are.
