@@ -1,4 +1,4 @@
-"""What is learned from so many real transitions, over seeds: the figures of the README.
+"""What is learned from so many real transitions, over seeds: the figures of docs/results/learning.md.
 
     python benchmarks/learning.py tuning batch interactive best data
 

@@ -1,4 +1,4 @@
-"""What is held against what, and how closely it agrees: the parity suite's own figures, as the table of the README.
+"""What is held against what, and how closely it agrees: the parity suite's own figures, as the table of docs/results/parity.md.
 
     python benchmarks/parity.py [--seed N]
 

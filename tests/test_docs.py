@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import string
@@ -18,7 +19,7 @@ from mbrl_jax.imagination.horizon import CONTROLLERS
 from mbrl_jax.runs import command_line, listing, metrics, results, runner
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
+PAGES = ("README.md", *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md"))))
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRESETS = command_line.presets()
@@ -180,7 +181,7 @@ def check_the_folder_is_what_the_page_says(folder):
     assert there == named - {"checkpoints/", "diagnosis.npz", "imagination.png"}
 
 
-class Reached(Exception):  # noqa: N818, it is no error
+class Reached(BaseException):
     """A command has understood its words and would begin to work."""
 
 
@@ -282,7 +283,29 @@ def test_every_relative_link_leads_somewhere(page):
 def test_the_index_leads_to_every_guide():
     for page in PAGES:
         if page.startswith("docs/") and page != "docs/README.md":
-            assert f"]({Path(page).name})" in TEXTS["docs/README.md"]
+            assert f"]({page.removeprefix('docs/')})" in TEXTS["docs/README.md"], page
+
+
+def test_the_figures_of_the_gpu_are_those_on_file():
+    content = json.loads((ROOT / "benchmarks/results/speed/throughput_h100.json").read_text(encoding="utf-8"))
+    points = {(p["preset"], p["precision"], p["seeds"]): p for p in content["points"]}
+    batch = {seeds: p for (name, precision, seeds), p in points.items() if (name, precision) == ("cartpole_batch", "default")}
+    told = re.findall(r"^\| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) million \|$", TEXTS["README.md"], re.MULTILINE)
+    assert [int(seeds.replace(",", "")) for seeds, *_ in told] == [1, 64, 256, 1024]
+    for seeds, seconds, steps, imagined in told:
+        point = batch[int(seeds.replace(",", ""))]
+        assert f"{point['recipe_seconds']:.1f}" == seconds
+        assert f"{point['recipe_steps_per_second']:,.0f}" == steps
+        assert float(imagined) == pytest.approx(point["imagined_transitions_per_second"] / 1e6, rel=0.02)
+    cells = r"^\| ([\d,]+)(, `highest`[^|]*)? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d,]+) \|"
+    rows = re.findall(cells, TEXTS["docs/results/speed.md"], re.MULTILINE)
+    assert len(rows) == len(batch) + 1
+    for seeds, highest, seconds, fit, milliseconds, steps in rows:
+        point = points["cartpole_batch", "highest" if highest else "default", int(seeds.replace(",", ""))]
+        assert float(seconds) == pytest.approx(point["recipe_seconds"], rel=5e-3)
+        assert float(fit) == pytest.approx(point["steady"]["fit"]["median"], abs=5e-3)
+        assert float(milliseconds) == pytest.approx(1e3 * point["steady"]["round"]["median"], abs=0.06)
+        assert f"{point['recipe_steps_per_second']:,.0f}" == steps
 
 
 # ----------------------------------------------------------------------------------------------------------- the reference
@@ -356,7 +379,7 @@ def test_every_preset_that_the_documentation_names_is_shipped():
 
 
 def test_every_horizon_controller_is_in_the_documentation_and_the_other_way_round():
-    table = re.search(r"^\| shipped \|.*?(?=^\n)", TEXTS["README.md"], re.MULTILINE | re.DOTALL)[0]
+    table = re.search(r"^\| shipped \|.*?(?=^\n)", TEXTS["docs/controllers.md"], re.MULTILINE | re.DOTALL)[0]
     named = {name for row in table.splitlines()[2:] for name in re.findall("`(.*?)`", row.split("|")[1])}
     assert named == set(CONTROLLERS)
 
