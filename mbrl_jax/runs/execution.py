@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mbrl_jax.config import ConfigError
+from mbrl_jax.config import ConfigError, expand
 from mbrl_jax.runs import program_cache
 from mbrl_jax.runs.program_cache import Known, ProgramCache
 
@@ -72,6 +72,10 @@ def use_compilation_cache() -> None:
     JAX keeps all that is compiled, and :mod:`mbrl_jax.runs.program_cache` what need not even be traced. Programs for a CPU fit
     that CPU, so every kind of CPU has a folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns both off; whatever is in
     the folder may be deleted at any time.
+
+    Raises:
+      ConfigError: the user has no cache folder, as the home folder is not known.
+
     """
     told: Any = jax.config
     if told.jax_compilation_cache_dir is not None or not told.jax_enable_compilation_cache:
@@ -80,7 +84,7 @@ def use_compilation_cache() -> None:
     if listed.exists():
         features |= {line for line in listed.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
     kind = hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()[:12]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     folder = root / "mbrl_jax" / f"{platform.machine()}_{kind}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

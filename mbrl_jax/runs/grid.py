@@ -16,11 +16,10 @@ import jax
 import numpy as np
 import yaml
 from matplotlib.axes import Axes
-from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check, from_dict, to_dict
-from mbrl_jax.runs import execution, figures, results, runner
+from mbrl_jax.runs import execution, figures, results, runner, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
 from mbrl_jax.runs.sweep import mean_depth
@@ -152,28 +151,26 @@ def command(
         summaries.append({"settings": cell.settings, **results.write(each, folder / cell.name)})
     (folder / "sweep.json").write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
     draw(made, runs, folder / "sweep.png")
-    console = Console()
-    console.print(as_table(made, runs))
     compiling, running = (sum(getattr(each.seconds, name) for each in runs) for name in ("compile", "run"))
     programs = f"{len(groups)} program{'s' if len(groups) > 1 else ''}"
-    console.print(f"compiled {programs} in {compiling:.0f} s, ran in {running:.0f} s; written to {folder}")
+    terminal.show(as_table(made, runs), f"compiled {programs} in {compiling:.0f} s, ran in {running:.0f} s; written to {folder}")
 
 
 def as_table(made: Sequence[Cell], runs: Sequence[Run]) -> Table:
     """The figures of a grid for a terminal: a row for each combination."""
     based = any(isinstance(cell.config, ImaginingConfig) for cell in made)
     seeds, config = len(runs[0].result.outcome.frozen), made[0].config
-    table = Table(
+    rows = []
+    for cell, each in zip(made, runs, strict=True):
+        row = [*(_text(value) for value in cell.settings.values()), *(str(estimate) for estimate in _arms(each).values())]
+        rows.append([*row, *((f"{mean_depth(each):.2f}",) if based else ())])
+    return terminal.table(
+        (*made[0].settings, *(("chosen",) if based else ()), "last", *(("depth",) if based else ())),
+        rows,
         title=f"{algorithm_name(config)}, {config.protocol}, {seeds} seeds for each row",
         caption="IQM over seeds with 95 % bootstrap intervals" + ("; depth: mean of the imagined rows kept" if based else ""),
+        numbers=True,
     )
-    for column in (*made[0].settings, *(("chosen",) if based else ()), "last", *(("depth",) if based else ())):
-        table.add_column(column, justify="right", overflow="fold")
-    for cell, each in zip(made, runs, strict=True):
-        arms = _arms(each)
-        row = [*(_text(value) for value in cell.settings.values()), *(str(estimate) for estimate in arms.values())]
-        table.add_row(*row, *((f"{mean_depth(each):.2f}",) if based else ()))
-    return table
 
 
 def draw(made: Sequence[Cell], runs: Sequence[Run], path: Path) -> None:
