@@ -1,14 +1,18 @@
 import copy
 import dataclasses
 import math
+import os
+import pwd
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 
+import mbrl_jax
 from mbrl_jax.config import (
     ALGORITHMS,
     ConfigError,
@@ -17,6 +21,8 @@ from mbrl_jax.config import (
     ModelFreeQConfig,
     QLearningConfig,
     check,
+    check_seeds,
+    expand,
     from_dict,
     holdout_stride,
     load,
@@ -420,3 +426,71 @@ def test_a_base_that_cannot_be_is_refused(tmp_path, content, message):
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "own.yaml")
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+def test_the_home_folder_is_put_in_for_a_tilde_at_the_beginning_alone(home):
+    assert expand("~/runs/x") == home / "runs" / "x"
+    assert expand(Path("~")) == home
+    assert expand("runs/~") == Path("runs/~")
+    assert expand(f"~{pwd.getpwuid(os.getuid()).pw_name}/x") == Path(pwd.getpwuid(os.getuid()).pw_dir, "x")
+    with pytest.raises(ConfigError, match="~nobody_of_this_name/x: the home folder is not known"):
+        expand("~nobody_of_this_name/x")
+
+
+def test_presets_are_saved_to_the_home_folder_and_loaded_from_there_as_bases_too(home, tiny):
+    save(tiny, "~/tiny.yaml")
+    assert [path.name for path in home.iterdir()] == ["tiny.yaml"]
+    assert load("~/tiny.yaml") == mbrl_jax.load(Path("~/tiny.yaml")) == tiny
+    Path("more.yaml").write_text("base: ~/tiny.yaml\nsteps: 40\n")
+    assert load("more.yaml") == dataclasses.replace(tiny, steps=40)
+
+
+def test_runs_policies_and_reports_are_looked_for_in_the_home_folder(home):
+    from mbrl_jax.runs import listing, report, results
+
+    for look in (mbrl_jax.load_run, mbrl_jax.load_policy, listing.find, lambda path: report.write([path], "page.html")):
+        with pytest.raises(ConfigError, match=re.escape(str(home / "run"))):
+            look("~/run")
+    (home / "page.html").touch()
+    with pytest.raises(ConfigError, match=re.escape(f"{str(home / 'page.html')!r} exists already")):
+        report.write([], "~/page.html")
+    with results.new_folder("~/new/folder"):
+        assert (home / "new" / "folder").is_dir()
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ((0, 0), "seeds: 0 is out of range"),
+        ((2.0, 0), "seeds: 2.0 does not fit; it must be a whole number"),
+        ((True, 0), "seeds: True does not fit"),
+        ((1, -1), "seed: -1 is out of range; it must be from 0 to 2\\^32 - 1"),
+        ((1, 2**32), "seed: 4294967296 is out of range"),
+        ((1, "3"), "seed: '3' does not fit"),
+        ((1, 0, -1), "first: -1 is out of range"),
+        ((8, 0, 2**31 - 7), "first: 2147483641 is out of range; for 8 seeds it must be from 0 to 2147483640"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(seeds, message):
+    with pytest.raises(ConfigError, match=message):
+        check_seeds(*seeds)
+    count, base, *first = seeds
+    with pytest.raises(ConfigError, match=message):
+        mbrl_jax.seed_keys(base, count, *first)
+
+
+def test_the_first_and_the_last_seeds_are_there():
+    check_seeds(1, 2**32 - 1, 2**31 - 1)
+    keys = [jax.random.key_data(mbrl_jax.seed_keys(base, 1))[0].tolist() for base in (0, 1, 2**31, 2**32 - 1)]
+    assert len({tuple(key) for key in keys}) == 4
+    assert mbrl_jax.seed_keys(np.int64(3), np.int32(2)).shape == (2,)

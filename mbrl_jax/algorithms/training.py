@@ -12,7 +12,7 @@ from jax import Array
 
 from mbrl_jax import draws, replay
 from mbrl_jax import environment as env
-from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, RunConfig
+from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, RunConfig, check_seeds
 from mbrl_jax.environment import Environment, EnvironmentState, Transition
 from mbrl_jax.evaluation import play
 from mbrl_jax.model.ensemble import Members
@@ -130,7 +130,13 @@ def stream(key: Array, which: Stream, time: Array | int = 0) -> Array:
 
 
 def seed_keys(base: int, seeds: int, first: int = 0) -> Array:
-    """[seeds] typed threefry keys; seed i has the same one however many there are."""
+    """[seeds] typed threefry keys; seed i has the same one however many there are.
+
+    Raises:
+      ConfigError: there are no seeds, or a number is out of range.
+
+    """
+    check_seeds(seeds, base, first)
     return keys_of(base, jnp.arange(first, first + seeds))
 
 

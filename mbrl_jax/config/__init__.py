@@ -9,9 +9,10 @@ object is both what ``make_train`` closes over and the ``hyper`` argument of ``t
 mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, with their path, before anything compiles.
 """
 
-from mbrl_jax.config.checks import check, holdout_stride
+from mbrl_jax.config.checks import check, check_seeds, holdout_stride
 from mbrl_jax.config.fields import ConfigError, Limits
 from mbrl_jax.config.files import from_dict, load, save, to_dict
+from mbrl_jax.config.paths import expand
 from mbrl_jax.config.schema import (
     ALGORITHMS,
     DynaQConfig,
@@ -59,6 +60,8 @@ __all__ = [
     "SelectionConfig",
     "algorithm_name",
     "check",
+    "check_seeds",
+    "expand",
     "from_dict",
     "holdout_stride",
     "load",

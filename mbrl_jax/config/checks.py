@@ -1,6 +1,7 @@
 """Refuses settings that cannot work, alone or together."""
 
 import dataclasses
+import numbers
 import typing
 from typing import Any
 
@@ -28,6 +29,30 @@ def check(config: RunConfig) -> None:
         problems += _joint_problems(config)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def check_seeds(seeds: int, base_seed: int, first: int = 0) -> None:
+    """Refuse seeds that cannot be.
+
+    Args:
+      seeds: how many there are.
+      base_seed: from which and from its number the numbers of each follow.
+      first: number of the first one.
+
+    Raises:
+      ConfigError: there are none, one of the arguments is no whole number, or it is out of range.
+
+    """
+    for name, value in (("seeds", seeds), ("seed", base_seed), ("first", first)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise ConfigError(f"{name}: {value!r} does not fit; it must be a whole number")
+    seeds, base_seed, first = int(seeds), int(base_seed), int(first)  # of numpy's types a sum may overflow
+    if seeds < 1:
+        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
+    if not 0 <= base_seed < 2**32:
+        raise ConfigError(f"seed: {base_seed!r} is out of range; it must be from 0 to 2^32 - 1")
+    if not 0 <= first <= 2**31 - seeds:
+        raise ConfigError(f"first: {first!r} is out of range; for {seeds} seeds it must be from 0 to {2**31 - seeds}")
 
 
 def _field_problems(config: Any, prefix: str) -> typing.Iterator[str]:

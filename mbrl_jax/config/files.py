@@ -11,6 +11,7 @@ import yaml
 
 from mbrl_jax.config.checks import check
 from mbrl_jax.config.fields import ConfigError, convert
+from mbrl_jax.config.paths import expand
 from mbrl_jax.config.schema import ALGORITHMS, RunConfig, algorithm_name
 
 
@@ -58,7 +59,7 @@ def load(path: str | Path) -> RunConfig:
       ConfigError: a file is missing, is not a YAML mapping, names a key twice, or holds an unknown field or a bad value.
 
     """
-    path = Path(path)
+    path = expand(path)
     try:
         config = from_dict(_read(path, ()))
         check(config)
@@ -90,7 +91,7 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: base: {base!r} must be the path of another preset")
     if path.resolve() in readers:
         raise ConfigError(f"{path}: base: {base!r} leads back to this file")
-    return _merge(_read(path.parent / base, (*readers, path.resolve())), own)
+    return _merge(_read(path.parent / expand(base), (*readers, path.resolve())), own)
 
 
 def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def save(config: RunConfig, path: str | Path) -> None:
     """Write ``config`` as a preset that :func:`load` reads back to an equal one."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    expand(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

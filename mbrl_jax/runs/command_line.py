@@ -1,6 +1,13 @@
-"""The command line, ``mbrl-jax``."""
+"""The command line, ``mbrl-jax``.
 
+What a person gives, a path above all, is printed as it is (:mod:`mbrl_jax.runs.terminal`). A signal ends a command at once
+(:mod:`mbrl_jax.runs.interruption`), but for a run that trains.
+"""
+
+import contextlib
 import dataclasses
+import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,14 +15,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
-from mbrl_jax.config import ConfigError, RunConfig
-from mbrl_jax.runs import comparison, execution, hosts, kept, listing, results, run_folder, runner, strict_json
+from mbrl_jax.config import ConfigError, RunConfig, expand
+from mbrl_jax.runs import (
+    comparison,
+    execution,
+    hosts,
+    interruption,
+    kept,
+    listing,
+    locks,
+    results,
+    run_folder,
+    runner,
+    strict_json,
+    terminal,
+)
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.kept import Keeping
 from mbrl_jax.runs.run_folder import Asked
@@ -50,7 +68,24 @@ Each command says more with --help; `train CONFIG --help` lists every setting. P
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The ``mbrl-jax`` command. Exits with 2 after bad input, saying what was wrong."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    terminal.accept_all_letters()
+    try:
+        with interruption.at_once():
+            try:
+                _run(list(sys.argv[1:] if arguments is None else arguments))
+            except ConfigError as error:
+                print(f"mbrl-jax: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+            finally:
+                terminal.flush()
+    except BrokenPipeError:
+        if not terminal.discard_if_nobody_reads():
+            raise  # it was another pipe
+        raise SystemExit(terminal.BROKEN_PIPE) from None
+
+
+def _run(words: list[str]) -> None:
+    """Run the command that the first word names."""
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
         "sweep": _sweep,
@@ -62,12 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if not words or words[0] not in commands:
         _show_usage(words)
-    execution.use_compilation_cache()
     try:
-        commands[words[0]](words[1:])
-    except ConfigError as error:
-        print(f"mbrl-jax: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        execution.use_compilation_cache()
+    except ConfigError:
+        told = "the home folder is not known, so nothing that is compiled is kept; XDG_CACHE_HOME may name a folder for it"
+        print(f"mbrl-jax: {told}", file=sys.stderr)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says the same of its own cache
+    commands[words[0]](words[1:])
 
 
 def _show_usage(words: list[str]) -> NoReturn:
@@ -87,17 +123,20 @@ def presets() -> dict[str, Path]:
 
 
 def read_preset(name: str) -> RunConfig:
-    """The settings in a YAML file, or of a shipped preset.
+    """The settings in a YAML file, or of a shipped preset. A file comes before a preset of that name, a folder does not.
 
     Raises:
       ConfigError: there is neither, or it is bad.
 
     """
-    if not Path(name).exists() and name in presets():
-        return settings.load(presets()[name])
-    if not Path(name).exists():
-        raise ConfigError(f"config: {name!r} is neither a file nor a shipped preset; there are {', '.join(sorted(presets()))}")
-    return settings.load(name)
+    path = expand(name)
+    if os.path.exists(path) and not os.path.isdir(path):
+        return settings.load(path)
+    if name not in presets():
+        kind = "a folder, " if os.path.isdir(path) else ""
+        known = ", ".join(sorted(presets()))
+        raise ConfigError(f"config: {name!r} is {kind}neither a file nor a shipped preset; there are {known}")
+    return settings.load(presets()[name])
 
 
 def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
@@ -114,6 +153,7 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
     ]
     flags = dataclasses.make_dataclass(command.capitalize(), fields, kw_only=True)
     given: Any = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax {command} {words[0]}", description=type(preset).__doc__)
+    given.out = expand(given.out)
     _check(given.config, given.seeds, given.seed)
     return given
 
@@ -172,16 +212,17 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
       ConfigError: what was asked for cannot work, or the folder cannot be used.
 
     """
+    locks.require()
     execution.use_all_cores()
     if keeping.resume and run_folder.is_finished(out):
         run_folder.check_same(out, asked)
         kept.clear(out)
-        Console().print(f"the run in {out} is finished already", soft_wrap=True)
+        terminal.show(f"the run in {out} is finished already")
         return
     with Display.standard(settings.algorithm_name(asked.config)) as display:
         run = kept.keep(asked, out, keeping, command, display)
     if run is None:
-        Console().print(f"another process has finished the run in {out}", soft_wrap=True)
+        terminal.show(f"another process has finished the run in {out}")
     else:
         _print(run, results.read_summary(out), out)
 
@@ -217,28 +258,25 @@ def _reference(words: list[str]) -> None:
 
 def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
     """Print the figures of a run."""
-    table = Table(title=f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}")
-    marks = summary["fraction_at_least"]
-    for column in ("policy", "IQM", *(f">= {mark}" for mark in marks)):
-        table.add_column(column)
+    marks, rows = summary["fraction_at_least"], []
     for arm in ("chosen", "last"):
         iqm = results.read_estimate(summary["iqm"][arm])
         if iqm is not None:
-            shares = (share[arm] for share in marks.values())
-            table.add_row(arm, str(iqm), *(f"{share:.0%}" for share in shares))
-    console = Console()
-    console.print(table)
-    console.print(
+            shares = (f"{share[arm]:.0%}" for share in marks.values())
+            rows.append((arm, str(iqm), *shares))
+    title = f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}"
+    terminal.show(
+        terminal.table(("policy", "IQM", *(f">= {mark}" for mark in marks)), rows, title=title),
         f"compiled in {run.seconds.compile:.0f} s, ran in {run.seconds.run:.0f} s: "
         f"{summary['real_steps_per_second']:,.0f} steps/s, "
-        f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s"
+        f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s",
     )
     frozen = summary["frozen_seeds"]
     if len(frozen) == summary["seeds"]:
-        console.print("every seed went non-finite and rests at its last finite parameters; try a smaller agent.learning_rate")
+        terminal.show("every seed went non-finite and rests at its last finite parameters; try a smaller agent.learning_rate")
     elif frozen:
-        console.print(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
-    console.print(f"written to {folder}")
+        terminal.show(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
+    terminal.show(f"written to {folder}")
 
 
 def _compare(words: list[str]) -> None:
@@ -268,7 +306,7 @@ def _compare(words: list[str]) -> None:
         for config in (ours, theirs):
             if config.protocol != protocol:
                 raise ConfigError(f"protocol: {config.protocol!r} in a preset does not fit --protocol {protocol}")
-        compare(ours, theirs, seeds, out, seed, Keeping(resume), shlex.join(["mbrl-jax", "compare", *words]))
+        compare(ours, theirs, seeds, expand(out), seed, Keeping(resume), shlex.join(["mbrl-jax", "compare", *words]))
 
     tyro.cli(flags, args=words, prog="mbrl-jax compare")
 
@@ -291,11 +329,18 @@ def compare(
     comparison.check_arms(model_based, model_free)
     _check(model_based, seeds, seed)
     _check(model_free, seeds, seed)
+    locks.require()
     execution.use_all_cores()
+    with contextlib.nullcontext() if keeping.resume and out.is_dir() else results.new_folder(out):
+        _compare_in(out, model_based, model_free, seeds, seed, keeping, command)
+
+
+def _compare_in(
+    out: Path, model_based: RunConfig, model_free: RunConfig, seeds: int, seed: int, keeping: Keeping, command: str
+) -> None:
+    """The same in a folder that is there."""
     from mbrl_jax.runs import figures
 
-    if not (keeping.resume and out.is_dir()):
-        results.make_folder(out)
     runs: list[runner.Run] = []
     for name, config in (("model_based", model_based), ("model_free", model_free)):
         asked, arm = Asked(config, seeds, seed, False), out / name
@@ -311,12 +356,11 @@ def compare(
     measured = comparison.compare(ours, theirs)
     strict_json.write(out / "comparison.json", comparison.as_json(measured))
     figures.draw_comparison(ours, theirs, out / "comparison.png")
-    console = Console()
     task, transitions = model_based.environment.name, f"{model_based.real_transitions:,} real transitions"
     title = f"{task}, {model_based.protocol}: {transitions}, {seeds} seeds"
-    console.print(comparison.as_table(measured, title))
     compiling = sum(run.seconds.compile for run in runs)
-    console.print(f"besides, {compiling:.0f} s of compilation; figure and data in {out}")
+    told = f"besides, {compiling:.0f} s of compilation; figure and data in {out}"
+    terminal.show(comparison.as_table(measured, title), told)
 
 
 def _evaluate(words: list[str]) -> None:
@@ -338,17 +382,16 @@ def _evaluate(words: list[str]) -> None:
         from mbrl_jax.runs import playing
 
         config, policies = results.load_policies(directory)
-        table = Table(title=f"{config.environment.name} of {env}, {episodes} episodes a policy")
-        marks = statistics.success_marks(config.environment.name)
-        for column in ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in marks)):
-            table.add_column(column)
+        marks, rows = statistics.success_marks(config.environment.name), []
         for name, params in policies.items():
             returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
             shares = (statistics.fraction_at_least(mark)(returns) for mark in marks)
             iqm = str(results.estimate(returns))
             average = (f"{returns.mean():.1f}", f"{statistics.median(returns):.1f}")
-            table.add_row(name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares))
-        Console().print(table)
+            rows.append((name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares)))
+        columns = ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in marks))
+        title = f"{config.environment.name} of {env}, {episodes} episodes a policy"
+        terminal.show(terminal.table(columns, rows, title=title))
 
     tyro.cli(flags, args=words, prog="mbrl-jax evaluate")
 
@@ -361,7 +404,7 @@ def _runs(words: list[str]) -> None:
             directory: the folder
 
         """
-        Console().print(listing.as_table(listing.find(directory)))
+        terminal.show(listing.as_table(listing.find(directory)))
 
     tyro.cli(flags, args=words, prog="mbrl-jax runs")
 
@@ -377,15 +420,16 @@ def _write_report(words: list[str]) -> None:
         """
         from mbrl_jax.runs import report
 
+        out = expand(out)
         report.write(runs, out)
-        Console().print(f"written to {out}")
+        terminal.show(f"written to {out}")
 
     tyro.cli(flags, args=words, prog="mbrl-jax report")
 
 
 def _check(config: RunConfig, seeds: int, seed: int) -> None:
     settings.check(config)
-    runner.check_seeds(seeds, seed)
+    settings.check_seeds(seeds, seed)
 
 
 if __name__ == "__main__":

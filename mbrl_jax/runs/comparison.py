@@ -7,7 +7,7 @@ from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig, RunConfig
-from mbrl_jax.runs import results
+from mbrl_jax.runs import results, terminal
 from mbrl_jax.runs.results import estimate, per_seed
 from mbrl_jax.runs.runner import Run
 from mbrl_jax.statistics import Estimate, fraction_at_least, success_marks
@@ -74,25 +74,32 @@ def as_json(figures: Any) -> Any:
 
 
 def as_table(figures: dict[str, Any], title: str) -> Table:
-    """:func:`compare`'s figures for a terminal."""
-    table = Table(
-        title=title, caption="brackets: 95 % bootstrap intervals; difference: mean over seeds of own return minus model-free"
+    """:func:`compare`'s figures for a terminal of 80 columns or more: a column for each policy."""
+    arms = figures["arms"]
+
+    def interval(estimate: Estimate | None) -> str:
+        if estimate is None:
+            return ""
+        return str(estimate).replace(" ", "\n", 1)
+
+    def column(arm: dict[str, Any]) -> dict[str, str]:
+        return {
+            "mean": _shown(arm["mean"], ".1f"),
+            "median": _shown(arm["median"], ".1f"),
+            "IQM": interval(arm["iqm"]),
+            **{f">= {mark}": _shown(arm[f"at_least_{mark}"], ".0%") for mark in figures["marks"]},
+            "difference": interval(arm["paired_difference"] and arm["paired_difference"]["mean"]),
+            "seconds": f"{arm['seconds']:.0f}",
+        }
+
+    columns = [column(arm) for arm in arms.values()]
+    return terminal.table(
+        ("", *arms),
+        [(name, *(cells[name] for cells in columns)) for name in columns[0]],
+        title=title,
+        caption="brackets: 95 % bootstrap intervals; difference: mean over seeds of own return minus model-free",
+        numbers=True,
     )
-    table.add_column("policy")
-    for column in ("mean", "median", "IQM", *(f">= {mark}" for mark in figures["marks"]), "difference", "seconds"):
-        table.add_column(column, justify="right")
-    for name, arm in figures["arms"].items():
-        difference = arm["paired_difference"]
-        table.add_row(
-            name,
-            _shown(arm["mean"], ".1f"),
-            _shown(arm["median"], ".1f"),
-            str(arm["iqm"]),
-            *(_shown(arm[f"at_least_{mark}"], ".0%") for mark in figures["marks"]),
-            "" if difference is None else str(difference["mean"]),
-            f"{arm['seconds']:.0f}",
-        )
-    return table
 
 
 def _shown(told: Estimate, form: str) -> str:

@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
 
-import sys
+import contextlib
 import time
 from typing import Self
 
@@ -15,6 +15,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mbrl_jax.runs import interruption, terminal
+
+HINTS = {"compiling": "about 10 to 40 s on a CPU the first time"}  # how long a phase may take that shows no progress
+
 
 class Display:
     """Shows the phases of a run and, while training, its rounds with the current IQM. Use as a context manager."""
@@ -26,13 +30,16 @@ class Display:
         self.live = console is not None and console.is_terminal
         self._started = time.perf_counter()
         self._done = self._total = 0
+        self._phase, self._hinted, self._left = "", False, False
+        self._hints = dict(HINTS)  # that have not been shown yet
+        self._leaving = contextlib.ExitStack()
         self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.fields[title]}"),
-            TextColumn("{task.description}"),
+            SpinnerColumn("dots" if console is None or console.encoding.startswith("utf") else "line"),
+            TextColumn("{task.fields[title]}", style="bold", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -48,24 +55,34 @@ class Display:
     @classmethod
     def standard(cls, title: str) -> Self:
         """On standard error, so that standard output carries results only."""
-        return cls(title, Console(file=sys.stderr))
+        return cls(title, terminal.Progress())
 
     def __enter__(self) -> Self:
+        self._leaving.enter_context(interruption.on_leaving(self.leave))
         self._progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+        self._leaving.close()
 
     def phase(self, name: str, total: int | None = None, done: int = 0, note: str = "") -> None:
-        """Show that a phase begins; of ``total`` rounds, if it has any, of which some may be done already."""
+        """Show that a phase begins; of ``total`` rounds, if it has any, of which some may be done already.
+
+        A phase that goes on in several steps is shown once, the first one of its name with how long it may take.
+        """
+        if name == self._phase and total is None and not note:
+            return
+        self._phase = name
+        hint = "" if note else self._hints.pop(name, "")
         if total is not None:
             self._done, self._total = done, total
             self._progress.update(self._task, total=total, completed=done)
         self._progress.update(self._task, description=name)
-        if note:
-            self._progress.update(self._task, note=note)
-        self._line(f"{name} ({note})" if note else name)
+        if note or hint or self._hinted:
+            self._progress.update(self._task, note=note or hint)
+        self._hinted = bool(hint)
+        self._line(f"{name} ({note or hint})" if note or hint else name)
 
     def say(self, text: str) -> None:
         """Tell the person something that stays to be read."""
@@ -75,8 +92,10 @@ class Display:
 
     def leave(self) -> None:
         """Put the terminal in order for a process that ends at once."""
-        if self.console is not None and self.live:
+        if self.console is not None and self.live and not self._left:
+            self._left = True
             self.console.show_cursor(True)
+            self.console.file.write("\n")  # what follows has a line of its own
 
     def round(self, note: str) -> None:
         """Show that a round is done, with what there is to say of it."""

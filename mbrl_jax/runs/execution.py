@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mbrl_jax.config import ConfigError
+from mbrl_jax.config import ConfigError, expand
 
 SEEDS = "seeds"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions a run's figures depend on
@@ -70,6 +70,10 @@ def use_compilation_cache() -> None:
 
     JAX finds a program by its lowered text and checks what it reads. Programs for a CPU fit that CPU, so every kind of CPU has a
     folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the cache off; the folder may be deleted at any time.
+
+    Raises:
+      ConfigError: the user has no cache folder, as the home folder is not known.
+
     """
     told: Any = jax.config
     if told.jax_compilation_cache_dir is not None or not told.jax_enable_compilation_cache:
@@ -78,7 +82,7 @@ def use_compilation_cache() -> None:
     if listed.exists():
         features |= {line for line in listed.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))}
     kind = hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()[:12]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     folder = root / "mbrl_jax" / f"{platform.machine()}_{kind}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -17,13 +17,12 @@ import jax
 import numpy as np
 import yaml
 from matplotlib.axes import Axes
-from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check, from_dict, to_dict
 from mbrl_jax.config.files import RepeatedKeyError
 from mbrl_jax.config.files import parse as parse_yaml
-from mbrl_jax.runs import execution, figures, results, runner, strict_json
+from mbrl_jax.runs import execution, figures, results, runner, strict_json, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
 from mbrl_jax.runs.sweep import mean_depth
@@ -203,20 +202,15 @@ def command(
         except BaseException:
             table.withdraw()
             raise
-    finished = sorted(runs)
-    console = Console()
+    finished, told = sorted(runs), []
     if finished:
         shown, ended = [made[place] for place in finished], [runs[place] for place in finished]
         draw(shown, ended, out / "sweep.png")
-        console.print(as_table(shown, ended))
-    console.print(
-        f"{len(finished)} of {len(made)} combinations in {time.perf_counter() - started:.0f} s; written to {out}",
-        markup=False,
-        soft_wrap=True,
-    )
+        told.append(as_table(shown, ended))
+    spent = time.perf_counter() - started
+    failures = [f"failed: {names(made)[place]}, {made[place].label}: {error}" for place, error in table.failures().items()]
+    terminal.show(*told, f"{len(finished)} of {len(made)} combinations in {spent:.0f} s; written to {out}", *failures)
     if len(finished) < len(made):
-        for place, error in table.failures().items():
-            console.print(f"failed: {names(made)[place]}, {made[place].label}: {error}", markup=False, soft_wrap=True)
         raise SystemExit(1)
 
 
@@ -307,17 +301,17 @@ def as_table(made: Sequence[Cell], runs: Sequence[Run]) -> Table:
     """The figures of a grid for a terminal: a row for each combination."""
     based = any(isinstance(cell.config, ImaginingConfig) for cell in made)
     seeds, config = len(runs[0].result.outcome.frozen), made[0].config
-    table = Table(
+    rows = []
+    for cell, each in zip(made, runs, strict=True):
+        row = [*(_text(value) for value in cell.settings.values()), *(str(estimate) for estimate in _arms(each).values())]
+        rows.append([*row, *((f"{mean_depth(each):.2f}",) if based else ())])
+    return terminal.table(
+        (*made[0].settings, *(("chosen",) if based else ()), "last", *(("depth",) if based else ())),
+        rows,
         title=f"{algorithm_name(config)}, {config.protocol}, {seeds} seeds for each row",
         caption="IQM over seeds with 95 % bootstrap intervals" + ("; depth: mean of the imagined rows kept" if based else ""),
+        numbers=True,
     )
-    for column in (*made[0].settings, *(("chosen",) if based else ()), "last", *(("depth",) if based else ())):
-        table.add_column(column, justify="right", overflow="fold")
-    for cell, each in zip(made, runs, strict=True):
-        arms = _arms(each)
-        row = [*(_text(value) for value in cell.settings.values()), *(str(estimate) for estimate in arms.values())]
-        table.add_row(*row, *((f"{mean_depth(each):.2f}",) if based else ()))
-    return table
 
 
 def draw(made: Sequence[Cell], runs: Sequence[Run], path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbrl_jax.config import ConfigError
+from mbrl_jax.runs import interruption
 
 PATIENCE = 300  # seconds that a process waits for the others to come
 
@@ -75,21 +76,24 @@ def agree(host: Host, settings: dict[str, Any], at_once: int, patience: float = 
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()[:8]
     words = [json.dumps(each) for each in (host._asdict(), [*np.frombuffer(digest, np.int32).tolist(), at_once], int(patience))]
-    child = subprocess.run(
+    child = subprocess.Popen(
         [sys.executable, "-m", __name__, *words],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},  # it computes nothing
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
+    with child, interruption.on_leaving(child.kill):
+        answer, complaint = child.communicate()
     if child.returncode:
-        reason = next((line for line in child.stderr.splitlines() if "Error" in line or "absl::Status" in line), "")
+        reason = next((line for line in complaint.splitlines() if "Error" in line or "absl::Status" in line), "")
         raise ConfigError(
             f"coordinator: {host.coordinator!r}: process {host.number} of {host.processes} did not meet the others within "
             f"{patience:.0f} s: {reason.strip() or f'status {child.returncode}'}. All must be started with the same coordinator, "
             "the address of process 0, and each with a process_id of its own"
         )
-    told = np.array(json.loads(child.stdout.splitlines()[-1]))  # [processes, 3]
+    told = np.array(json.loads(answer.splitlines()[-1]))  # [processes, 3]
     unlike = [number for number, each in enumerate(told) if not np.array_equal(each[:2], told[0, :2])]
     if unlike:
         raise ConfigError(

@@ -1,13 +1,14 @@
 """The runs below a folder: how far they are, in which settings they differ, and what they reached."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from mbrl_jax.config import ConfigError, from_dict
-from mbrl_jax.runs import parts, results, run_folder
+from mbrl_jax.config import ConfigError, expand, from_dict
+from mbrl_jax.runs import parts, results, run_folder, terminal
 from mbrl_jax.runs.journals import read_lines
 from mbrl_jax.runs.results import CHECKPOINTS, PARTS, RUN
 from mbrl_jax.runs.run_folder import LINES
@@ -26,19 +27,37 @@ class Listed(NamedTuple):
 
 
 def find(folder: Path) -> list[Listed]:
-    """The runs in a folder and below it, by their paths.
+    """The runs in a folder and below it, links to folders followed, by their paths. A run that has several is listed once.
 
     Raises:
       ConfigError: there is no such folder, or no run in it.
 
     """
+    folder = expand(folder)
     if not folder.is_dir():
         raise ConfigError(f"directory: {str(folder)!r} is no folder; name one that runs were written below")
-    places = {path.parent for name in ("summary.json", RUN) for path in folder.rglob(name)}
-    runs = [_look(folder, place) for place in sorted(places) if not {CHECKPOINTS, PARTS} & set(place.relative_to(folder).parts)]
+    runs = [_look(folder, place) for place in sorted(_places(folder))]
     if not runs:
         raise ConfigError(f"directory: there are no runs in {str(folder)!r} or below it")
     return runs
+
+
+def _places(root: Path) -> Iterator[Path]:
+    """The folders of runs. Each folder is visited once, by the path that takes the fewest links, so links in a circle end."""
+    visited: set[str] = set()
+    waiting = [root]
+    while waiting:
+        links = []
+        for start in waiting:
+            for name, folders, files in os.walk(start):
+                place, real = Path(name), os.path.realpath(name)
+                kept = [] if real in visited else [each for each in folders if each not in (CHECKPOINTS, PARTS)]
+                links += [place / each for each in kept if (place / each).is_symlink()]
+                folders[:] = kept  # into which os.walk goes next, but for links
+                if real not in visited and {"summary.json", RUN} & set(files):
+                    yield place
+                visited.add(real)
+        waiting = sorted(links)
 
 
 def _look(root: Path, place: Path) -> Listed:
@@ -82,11 +101,11 @@ def as_table(runs: Sequence[Listed]) -> Table:
     """For a terminal: a column for each setting in which the runs differ."""
     paths = dict.fromkeys(path for run in runs for path in run.settings)
     differing = [path for path in paths if len({repr(run.settings.get(path)) for run in runs if run.settings}) > 1]
-    table = Table(caption="IQM over seeds with 95 % bootstrap intervals; settings that all runs share are not shown")
-    for column in ("run", "state", *differing, "chosen", "last", "note"):
-        table.add_column(column, overflow="fold")
-    for run in runs:
+
+    def row(run: Listed) -> list[str]:
         shown = ("" if path not in run.settings else str(run.settings[path]) for path in differing)
         returns = ("" if each is None else str(each) for each in (run.chosen, run.last))
-        table.add_row(run.name, run.state, *shown, *returns, run.note)
-    return table
+        return [run.name, run.state, *shown, *returns, run.note]
+
+    caption = "IQM over seeds with 95 % bootstrap intervals; settings that all runs share are not shown"
+    return terminal.table(("run", "state", *differing, "chosen", "last", "note"), map(row, runs), caption=caption)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, RunConfig
+from mbrl_jax.config import ConfigError, RunConfig, check_seeds
 from mbrl_jax.environment import EnvironmentSpec, in_units, make_environment
 from mbrl_jax.evaluation import play
 from mbrl_jax.runs import results
@@ -110,11 +110,12 @@ def play_policies(
       seed: of the initial states.
 
     Raises:
-      ConfigError: no episodes.
+      ConfigError: no episodes, or a seed that cannot be.
 
     """
     if episodes < 1:
         raise ConfigError(f"episodes: {episodes!r} is out of range; it must be at least 1")
+    check_seeds(len(jax.tree.leaves(params)[0]), seed)
     if simulator == "gymnasium":
         return _play_gymnasium(config, params, episodes, seed)
     task = make_environment(config.environment)

@@ -15,7 +15,7 @@ from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig
 from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.interruption import Interrupted, Interruption
+from mbrl_jax.runs.interruption import Interrupted, Interruption, at_once
 from mbrl_jax.runs.metrics import Entry
 
 FUNCTIONS = ("init", "fit", "advance", "finish")  # of an algorithm, that every run needs
@@ -139,7 +139,9 @@ class Program:
         if keeper is None or keeper.found is None:
             so_far, found = self._begin(), None
         else:
-            so_far, found = self._restore(keeper.found), keeper.found
+            with at_once():  # all that there is has been saved
+                so_far, found = self._restore(keeper.found), keeper.found
+                self._compile(("advance",), self._rounds_of_a_chunk(so_far.done))
         chunk = self._rounds_of_a_chunk(so_far.done)
         if so_far.done < self.algorithm.rounds:
             self._compile(("advance",), chunk)
@@ -164,7 +166,8 @@ class Program:
 
     def _begin(self) -> SoFar:
         so_far = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0))
-        init, fit = self._compile(("init", "fit"))
+        with at_once():
+            init, fit = self._compile(("init", "fit"))
         self.state, collected = self._timed("collecting", so_far, "collect", init.call, self.keys)
         phase = "fitting" if isinstance(self.config, ModelBasedConfig) else "starting"
         self.state, log = self._timed(phase, so_far, "fit", fit.call, self.state)

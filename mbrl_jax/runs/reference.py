@@ -6,6 +6,8 @@ imported only here, and only when a run begins.
 
 import dataclasses
 import platform
+import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,13 +19,13 @@ import numpy as np
 from mbrl_jax.agents.q_learning import UpdateLog
 from mbrl_jax.algorithms import dyna_q, model_free_q
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, RunConfig, algorithm_name, check
+from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, RunConfig, algorithm_name, check, check_seeds
 from mbrl_jax.imagination.lanes import LaneLog
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.model.fitting import FitLog
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.program import Seconds
-from mbrl_jax.runs.runner import Backend, Run, check_seeds
+from mbrl_jax.runs.runner import Backend, Run
 from mbrl_jax.statistics import interquartile_mean
 
 PACKAGES = ("torch", "gymnasium", "numpy")
@@ -84,7 +86,9 @@ def run(
         for job in jobs:
             finished(train(*job))
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        # A process that is stopped by a signal leaves semaphores behind. Python removes them, and need not say so.
+        sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+        with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             for one in pool.map(train, *zip(*jobs, strict=True)):
                 finished(one)
     show.phase("done")

@@ -13,7 +13,6 @@
 """
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -28,10 +27,11 @@ import numpy as np
 
 from mbrl_jax import statistics
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, load, save, to_dict
+from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, expand, from_dict, load, save, to_dict
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
-from mbrl_jax.runs import checkpoint, metrics, strict_json
+from mbrl_jax.packages import version_of
+from mbrl_jax.runs import checkpoint, interruption, metrics, strict_json
 from mbrl_jax.runs.program import Seconds
 from mbrl_jax.runs.runner import Backend, Run, frozen_seeds
 from mbrl_jax.statistics import Estimate
@@ -48,7 +48,7 @@ def make_folder(path: str | Path) -> Path:
       ConfigError: something is there already, or the folder cannot be made.
 
     """
-    folder = Path(path)
+    folder = expand(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = not is_untouched(folder)
@@ -72,14 +72,24 @@ def is_untouched(path: Path) -> bool:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """The same, removed again if it was not there before and an error comes before anything is in it."""
-    was_there = os.path.isdir(path)  # and not an error where it cannot be looked at
+    """The same, removed again, with the folders above it that were made for it, if an error or a signal comes before anything is
+    in it.
+    """
+    path = expand(path)
+    missing = [each for each in (path, *path.parents) if not os.path.isdir(each)]  # the innermost first
     folder = make_folder(path)
+
+    def remove() -> None:
+        for each in missing:
+            if not each.is_dir() or any(each.iterdir()):
+                return
+            each.rmdir()
+
     try:
-        yield folder
+        with interruption.on_leaving(remove):
+            yield folder
     except BaseException:
-        if not was_there and not any(folder.iterdir()):
-            folder.rmdir()
+        remove()
         raise
 
 
@@ -201,7 +211,7 @@ def read(folder: str | Path) -> Run:
       ConfigError: the folder holds none, or something in it cannot be read.
 
     """
-    folder = Path(folder)
+    folder = expand(folder)
     summary, config = read_summary(folder), read_config(folder)
     arrays = {name: _nest(_load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
     try:
@@ -249,7 +259,7 @@ def flat_settings(config: RunConfig) -> dict[str, Any]:
 def written_by(content: Mapping[str, Any]) -> str:
     """Which version wrote a file that this one cannot use."""
     version = content.get("versions", {}).get("mbrl-jax", "another version")
-    return f"it was written by mbrl-jax {version}, this is {importlib.metadata.version('mbrl-jax')}"
+    return f"it was written by mbrl-jax {version}, this is {version_of('mbrl-jax')}"
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -292,7 +302,7 @@ def load_policies(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
       ConfigError: the folder does not hold a run, or it has not been saved yet.
 
     """
-    folder = Path(folder)
+    folder = expand(folder)
     if (folder / "policies.npz").exists() or not (folder / RUN).exists():
         return read_config(folder), _nest(_load_arrays(folder / "policies.npz"))
     there = checkpoint.rounds(folder / CHECKPOINTS)
@@ -349,7 +359,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Versions of what a figure depends on: Python, this library and ``packages``."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("mbrl-jax", *packages)}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in ("mbrl-jax", *packages)}}
 
 
 def git_revision() -> str | None:

@@ -8,7 +8,7 @@
 * what :mod:`mbrl_jax.runs.results` writes, once it is.
 """
 
-import fcntl
+import errno
 import os
 import secrets
 import threading
@@ -20,13 +20,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, to_dict
-from mbrl_jax.runs import checkpoint, results, strict_json
+from mbrl_jax.runs import checkpoint, locks, results, strict_json
 from mbrl_jax.runs.checkpoint import Checkpoint, DamagedError
 from mbrl_jax.runs.journals import Journal, JsonLines, read_lines
 from mbrl_jax.runs.metrics import Entry
 from mbrl_jax.runs.results import CHECKPOINTS, FORMAT, RUN
 
 LINES = "metrics.jsonl"
+NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # what a file system says
 
 
 class InUseError(ConfigError):
@@ -193,8 +194,8 @@ def begin(path: Path, asked: Asked, command: str, packages: Sequence[str], at_on
         strict_json.write(temporary, content)
         lock = os.open(temporary, os.O_RDWR)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            os.link(temporary, path / RUN)
+            locks.lock(lock)
+            _name_once(temporary, path / RUN)
         except BaseException as error:
             os.close(lock)
             if isinstance(error, FileExistsError | FileNotFoundError):  # another was first, and may have cleared the folder
@@ -227,7 +228,7 @@ def hold(path: Path, *, shared: bool = False, wait: bool = False) -> int:
     except OSError as error:
         raise ConfigError(f"out: {str(path / RUN)!r} cannot be opened: {error}") from error
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        locks.lock(descriptor, shared=shared, wait=wait)
     except BlockingIOError:
         os.close(descriptor)
         raise InUseError(f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder") from None
@@ -326,6 +327,36 @@ def clear(path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _name_once(temporary: Path, final: Path) -> None:
+    """Give a file its name, unless there is one of that name; a lock on the file is there before others see it.
+
+    Hard links do this in one step. A file system that has none, as exFAT and some network drives, has a file whose lock keeps all
+    who try apart. That file goes once there is one of the name, when a lock on it no longer matters.
+
+    Raises:
+      FileExistsError: another has that name.
+      OSError: it cannot be given.
+
+    """
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    else:
+        return
+    guard = final.with_name(f".{final.name}.beginning.new")
+    descriptor = locks.open_locked(guard)
+    try:
+        if final.exists():
+            guard.unlink(missing_ok=True)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+        os.rename(temporary, final)
+        guard.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def _find(path: Path, number: int | None) -> Checkpoint | None:

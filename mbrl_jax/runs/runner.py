@@ -8,7 +8,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Outcome, Result, Train
-from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check_seeds
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution, parts
@@ -77,19 +77,6 @@ def check_diagnosis(diagnose: bool, algorithm: Train, config: RunConfig) -> None
     """
     if diagnose and algorithm.diagnose is None:
         raise ConfigError(f"diagnose: {diagnose!r} does not fit; {algorithm_name(config)!r} has no model that could be wrong")
-
-
-def check_seeds(seeds: int, base_seed: int) -> None:
-    """Refuse seeds that cannot be.
-
-    Raises:
-      ConfigError: there are none, or the base is out of range.
-
-    """
-    if seeds < 1:
-        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
-    if not 0 <= base_seed < 2**32:
-        raise ConfigError(f"seed: {base_seed!r} is out of range; it must be from 0 to 2^32 - 1")
 
 
 def run(

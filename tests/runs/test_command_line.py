@@ -243,6 +243,76 @@ def test_bad_input_is_refused_with_field_and_value_and_makes_no_folder(capsys, t
     assert not out.exists()
 
 
+def test_a_folder_does_not_shadow_a_preset_but_a_file_does(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    shipped = command_line.read_preset("smoke")
+    (tmp_path / "smoke").mkdir()
+    assert command_line.read_preset("smoke") == shipped
+    (tmp_path / "mine").mkdir()
+    assert "config: 'mine' is a folder, neither a file nor a shipped preset" in fails(capsys, "train", "mine", "--seeds", "1")
+    (tmp_path / "smoke").rmdir()
+    settings.save(command_line.read_preset("cartpole_best"), tmp_path / "smoke")
+    assert command_line.read_preset("smoke") == command_line.read_preset("cartpole_best") != shipped
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "smoke", "--seeds", "1", "--out", "~/there"],
+        ["train", "~/mine.yaml", "--seeds", "1", "--out", "~/there"],
+        ["sweep", "smoke", "--seeds", "1", "--grid", "agent.discount=0.9,0.8", "--out", "~/there"],
+        ["reference", "smoke", "--seeds", "1", "--out", "~/there"],
+        ["compare", "--protocol", "batch", "--seeds", "1", "--out", "~/there"],
+        ["compare", "--protocol", "batch", "--seeds", "1", "--out", "~/there", "--model-based", "~/batch.yaml"],
+        ["evaluate", "~/there"],
+        ["report", "~/there", "--out", "~/page.html"],
+        ["report", "~/elsewhere", "--out", "~/there"],
+        ["runs", "~/there"],
+    ],
+)
+def test_the_home_folder_is_put_in_for_a_tilde_in_every_path(monkeypatch, tmp_path, capsys, words):
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    (home / "there").mkdir(parents=True)
+    (home / "there" / "precious").write_text("data")
+    for name, preset in (("mine", "smoke"), ("batch", "cartpole_batch")):
+        settings.save(command_line.read_preset(preset), home / f"{name}.yaml")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    message = fails(capsys, *words)
+    assert f"{home / 'there'}" in message
+    assert "~" not in message
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("simulator", ["gymnax", "gymnasium"])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_every_command_refuses_the_same_seeds(monkeypatch, tmp_path, capsys, tiny, simulator, seed):
+    message = f"mbrl-jax: seed: {seed} is out of range; it must be from 0 to 2^32 - 1"
+    monkeypatch.setattr(results, "load_policies", lambda folder: (tiny, {"last": {"w": np.zeros((2, 3))}}))
+    assert message in fails(capsys, "evaluate", str(tmp_path), "--seed", str(seed), "--env", simulator)
+    common = ["--seeds", "1", "--out", str(tmp_path / "new"), "--seed", str(seed)]
+    sweep = ["sweep", "smoke", "--grid", "agent.discount=0.9,0.8"]
+    for words in (["train", "smoke"], sweep, ["reference", "smoke"], ["compare", "--protocol", "batch"]):
+        assert message in fails(capsys, *words, *common)
+
+
+def test_a_new_folder_is_removed_with_those_above_it_unless_something_is_in_it(tmp_path):
+    def fail_in(name, file=None):
+        with results.new_folder(tmp_path / name):
+            if file is not None:
+                (tmp_path / file).touch()
+            raise RuntimeError
+
+    for name in ("a/b/c", "d"):
+        with pytest.raises(RuntimeError):
+            fail_in(name)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError):
+        fail_in("a/b/c", file="a/b/file")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
+
+
 def test_a_broken_preset_is_refused(capsys, tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("algorithm: [dyna_q")

@@ -174,6 +174,25 @@ def test_one_signal_finishes_the_round_saves_and_says_how_to_go_on(model_free, n
     check_like(out, resulting(out), runs.rounds)
 
 
+def test_a_run_that_goes_on_and_still_compiles_is_stopped_at_once_and_keeps_its_checkpoint(model_free, tmp_path):
+    runs, out = model_free, model_free.folder / "compiling"
+    process = runs.start(out)
+    assert runs.wait_for_round(out, process, 1)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    before, text = checkpoint.rounds(out / "checkpoints"), len(runs.output.read_text())
+    process = CONTEXT.Process(target=work, args=(runs.words(out, "--resume"), runs.output, str(tmp_path / "empty"), -1))
+    process.start()
+    while process.is_alive() and "compiling" not in runs.output.read_text()[text:]:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(timeout=5)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert runs.output.read_text().endswith("mbrl-jax: stopped by SIGTERM\n")
+    assert "finishes the rounds" not in runs.output.read_text()[text:]
+    assert checkpoint.rounds(out / "checkpoints") == before
+
+
 def test_a_second_signal_stops_at_once_and_does_no_harm(model_free):
     runs, out = model_free, model_free.folder / "twice"
     process = runs.start(out)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import listing, results, run_folder, runner
+from mbrl_jax.runs import command_line, listing, results, run_folder, runner
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.run_folder import Asked
 
@@ -38,6 +38,33 @@ def test_runs_are_found_with_how_far_they_are_and_what_they_reached(folder):
     assert stopped.note.startswith("IQM ")
     assert (runs["broken"].state, runs["broken"].last) == ("unreadable", None)
     assert "summary.json: it cannot be read" in runs["broken"].note
+
+
+def test_links_to_runs_and_to_folders_of_runs_are_followed(folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "best").symlink_to(folder / "sweep" / "one")
+    (tmp_path / "links" / "all").symlink_to(folder)
+    assert [run.name for run in listing.find(tmp_path / "links")] == ["all/broken", "all/stopped", "all/sweep/one"]  # once
+    (tmp_path / "links" / "all").unlink()
+    (tmp_path / "itself").symlink_to(tmp_path / "links")
+    assert [run.name for run in listing.find(tmp_path / "itself")] == ["best"]
+
+
+def test_links_in_a_circle_end_and_runs_go_by_the_path_with_the_fewest_of_them(folder, tmp_path):
+    shutil.copytree(folder / "sweep", tmp_path / "middle" / "sweep")
+    (tmp_path / "middle" / "sweep" / "up").symlink_to(tmp_path)
+    (tmp_path / "a").symlink_to(tmp_path / "middle")
+    (tmp_path / "b").symlink_to(tmp_path / "b")
+    assert [run.name for run in listing.find(tmp_path)] == ["middle/sweep/one"]
+
+
+def test_names_are_no_markup(folder, tmp_path, capsys):
+    names = ["a[/b]", "lr[best]", "lr[red]"]
+    for name in names:
+        shutil.copytree(folder / "sweep" / "one", tmp_path / name)
+    command_line.main(["runs", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
 
 
 def test_only_the_settings_in_which_they_differ_are_shown(folder):

@@ -49,6 +49,10 @@ def test_what_is_not_there_is_refused(folder, tiny, tmp_path):
     with pytest.raises(ConfigError, match="which: 'chosen' does not fit; .* has the policies last"):
         mbrl_jax.load_policy(tmp_path, "chosen")
     assert len(mbrl_jax.load_policy(tmp_path)) == 1
+    for simulator in ("gymnax", "gymnasium"):
+        for seed, message in ((-1, "out of range"), (2**32, "out of range"), (0.5, "must be a whole number")):
+            with pytest.raises(ConfigError, match=f"seed: .*{message}"):
+                playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 1, simulator, seed)
     with pytest.raises(ConfigError, match="episodes: 0"):
         playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 0, "gymnax", 0)
 

@@ -1,9 +1,13 @@
 """A run that is stopped goes on as if nothing had been."""
 
+import errno
 import json
 import multiprocessing
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import jax
@@ -289,6 +293,70 @@ def test_of_two_processes_that_begin_one_run_at_once_the_later_is_refused(tiny, 
     with pytest.raises(InUseError, match="another process has just begun a run"):
         create(tmp_path, asked)
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
+
+
+@pytest.fixture(params=[errno.EPERM, errno.ENOTSUP])
+def no_links(monkeypatch, request):
+    """A file system that has no hard links."""
+
+    def refuse(source, target):
+        raise OSError(request.param, os.strerror(request.param), str(source))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+def test_without_hard_links_a_run_begins_too_and_is_locked_from_its_beginning(tiny, tmp_path, monkeypatch, no_links):
+    rename, refused, asked = os.rename, [], Asked(tiny, 2, 0, False)
+
+    def rename_and_try(source, target):
+        rename(source, target)
+        with pytest.raises(InUseError, match="another process works on the run") as error:
+            run_folder.hold(tmp_path / "run", shared=True)
+        refused.append(error)
+
+    monkeypatch.setattr(os, "rename", rename_and_try)
+    with create(tmp_path / "run", asked):
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "metrics.jsonl"}
+    assert len(refused) == 1
+    with pytest.raises(InUseError, match="exists already"):
+        create(tmp_path / "run", asked)
+    with take_up(tmp_path / "run", asked):
+        pass
+
+
+def test_without_hard_links_one_of_many_who_begin_a_run_at_once_begins_it(tiny, tmp_path, monkeypatch, no_links):
+    rename, start, asked = os.rename, threading.Barrier(8), Asked(tiny, 2, 0, False)
+
+    def slowly(source, target):
+        time.sleep(0.2)  # meanwhile all others have come as far
+        rename(source, target)
+
+    def begin(number):
+        start.wait()
+        try:
+            return run_folder.begin(tmp_path, asked, f"command {number}", ("jax",), 2)
+        except InUseError as error:
+            return str(error)
+
+    monkeypatch.setattr(os, "rename", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(begin, range(8)))
+    (winner,) = (number for number, answer in enumerate(answers) if isinstance(answer, int))
+    assert results.read_run(tmp_path)["command"] == f"command {winner}"
+    assert all("just begun a run" in answer for number, answer in enumerate(answers) if number != winner)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    with pytest.raises(InUseError, match="another process works on the run"):
+        run_folder.hold(tmp_path)
+    os.close(answers[winner])
+
+
+def test_a_link_that_fails_for_another_reason_is_said(tiny, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(ConfigError, match="nothing can be written to .*Input/output error"):
+        create(tmp_path, Asked(tiny, 2, 0, False))
 
 
 def test_a_run_begins_where_another_process_was_killed_when_it_was_about_to(tiny, tmp_path):

@@ -1,13 +1,14 @@
 """Puts the report together and writes it, whole or not at all."""
 
-import importlib.metadata
 import importlib.resources
 import os
 import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbrl_jax.config import ConfigError
+from mbrl_jax.config import ConfigError, expand
+from mbrl_jax.packages import version_of
+from mbrl_jax.runs import interruption
 from mbrl_jax.runs.report import animation, entries, imagination, markup, model, overview, returns
 from mbrl_jax.runs.report.entries import Entry
 from mbrl_jax.runs.report.markup import Figures
@@ -20,7 +21,7 @@ def write(folders: Sequence[Path], out: Path) -> None:
       ConfigError: there are no folders, or one without a finished run, or ``out`` is there already or cannot be written.
 
     """
-    folders, out = [Path(folder) for folder in folders], Path(out)
+    folders, out = [expand(folder) for folder in folders], expand(out)
     _check_out(out)
     page = render(entries.read(folders))
     _place(page, out)
@@ -42,7 +43,7 @@ def render(runs: Sequence[Entry]) -> str:
         title=markup.escape(overview.title(runs)),
         runs="\n".join(f"<li><b>{markup.escape(run.label)}</b>: {markup.escape(overview.one_line(run))}</li>" for run in runs),
         sections="\n".join(sections),
-        version=importlib.metadata.version("mbrl-jax"),
+        version=version_of("mbrl-jax"),
         style=style,
         script=script,
     )
@@ -61,12 +62,13 @@ def _place(page: str, out: Path) -> None:
     """Write the page beside ``out`` and give it that name once it is whole."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        _check_out(out)  # it took a while
-        temporary.replace(out)
+        with interruption.on_leaving(lambda: temporary.unlink(missing_ok=True)):
+            with temporary.open("x", encoding="utf-8", newline="\n") as file:
+                file.write(page)
+                file.flush()
+                os.fsync(file.fileno())
+            _check_out(out)  # it took a while
+            temporary.replace(out)
     except OSError as error:
         raise ConfigError(f"out: {str(out)!r} cannot be written: {error}") from error
     finally:

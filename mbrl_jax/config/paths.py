@@ -1,0 +1,19 @@
+"""Paths as people write them."""
+
+import os
+from pathlib import Path
+
+from mbrl_jax.config.fields import ConfigError
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """``path`` with the home folder in place of a leading ``~`` or ``~user``.
+
+    Raises:
+      ConfigError: that home folder is not known.
+
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{os.fspath(path)}: the home folder is not known; write the path in full") from error
