@@ -116,7 +116,7 @@ def test_a_run_in_batches_that_was_killed_goes_on(words, whole, moment, monkeypa
         elif moment == "while results are joined":
             patch.setattr(parts, "joined", kill)
         else:
-            patch.setattr(kept.shutil, "rmtree", kill)
+            patch.setattr(kept, "clear", kill)
         with pytest.raises(Killed):
             command_line.main(command)
     told = listing.find(out)
