@@ -4,16 +4,31 @@
 >>> config = mbrl_jax.load("configs/cartpole_batch.yaml")
 >>> train = mbrl_jax.dyna_q.make_train(config).train
 >>> result = jax.jit(jax.vmap(train))(mbrl_jax.seed_keys(0, seeds=64))
+
+Importing the package imports nothing else: each public name is imported at its first use.
 """
 
-from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
-from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
-from mbrl_jax.config import ConfigError, DynaQConfig, ImaginedPGConfig, ModelFreePGConfig, ModelFreeQConfig, MPCConfig, load, save
-from mbrl_jax.environment import Environment, make_environment
-from mbrl_jax.imagination.horizon import Decision, HorizonController, View
-from mbrl_jax.runs.playing import Policy, load_policy
-from mbrl_jax.runs.results import read as load_run
-from mbrl_jax.runs.runner import Run, run
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+    from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
+    from mbrl_jax.config import (
+        ConfigError,
+        DynaQConfig,
+        ImaginedPGConfig,
+        ModelFreePGConfig,
+        ModelFreeQConfig,
+        MPCConfig,
+        load,
+        save,
+    )
+    from mbrl_jax.environment import Environment, make_environment
+    from mbrl_jax.imagination.horizon import Decision, HorizonController, View
+    from mbrl_jax.runs.playing import Policy, load_policy
+    from mbrl_jax.runs.results import read as load_run
+    from mbrl_jax.runs.runner import Run, run
 
 __all__ = [
     "ConfigError",
@@ -44,3 +59,42 @@ __all__ = [
     "save",
     "seed_keys",
 ]
+
+_MODULES = {
+    "algorithms.dyna_q": "dyna_q",
+    "algorithms.imagined_pg": "imagined_pg",
+    "algorithms.model_free_pg": "model_free_pg",
+    "algorithms.model_free_q": "model_free_q",
+    "algorithms.mpc": "mpc",
+    "algorithms.training": "Outcome Result Train seed_keys",
+    "config": "ConfigError DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig load save",
+    "environment": "Environment make_environment",
+    "imagination.horizon": "Decision HorizonController View",
+    "runs.playing": "Policy load_policy",
+    "runs.results": "load_run",
+    "runs.runner": "Run run",
+}
+"""Modules by path, each with the public names it defines; an algorithm's module is itself the name."""
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+_DEFINED_AS = {"load_run": "read"}  # where a public name differs from the one in its module
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use.
+
+    Raises:
+      AttributeError: there is no such name.
+
+    """
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    path = f"{__name__}.{_MODULE_OF[name]}"
+    module = importlib.import_module(path)
+    value = module if path.endswith(f".{name}") else getattr(module, _DEFINED_AS.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All names, those that have not been imported yet too."""
+    return sorted({*globals(), *__all__})

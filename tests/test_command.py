@@ -19,8 +19,8 @@ import os, pwd, sys
 def unknown(*_):
     raise KeyError("uid not found")
 pwd.getpwuid = unknown
-import mbrl_jax_command
-mbrl_jax_command.main()
+from mbrl_jax import command
+command.main()
 """
 
 
@@ -51,7 +51,7 @@ def test_help_whose_reader_has_left_ends_in_silence(tmp_path, command):
 
 
 def test_so_it_does_in_a_shell():
-    program = f"{sys.executable} -m mbrl_jax_command train smoke --help"
+    program = f"{sys.executable} -m mbrl_jax.command train smoke --help"
     status, _, said = started(["bash", "-c", f"set -o pipefail; {program} | true"])
     assert (status, said) == (141, "")
 
@@ -71,7 +71,7 @@ def test_help_is_printed_in_whatever_encoding(monkeypatch, command, encoding):
 
 
 def test_what_is_refused_is_said_in_whatever_encoding(tmp_path):
-    words = [sys.executable, "-m", "mbrl_jax_command", "runs", str(tmp_path / "ö[/b]…")]
+    words = [sys.executable, "-m", "mbrl_jax.command", "runs", str(tmp_path / "ö[/b]…")]
     status, _, said = started(words, PYTHONIOENCODING="ascii")
     assert (status, said.splitlines()) == (2, [said.rstrip()])
     assert r"\xf6[/b]..." in said

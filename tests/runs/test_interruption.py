@@ -17,8 +17,8 @@ class Slow(importlib.abc.MetaPathFinder):
             print("importing", file=sys.stderr, flush=True)
             time.sleep(60)
 sys.meta_path.insert(0, Slow())
-import mbrl_jax_command
-mbrl_jax_command.main()
+from mbrl_jax import command
+command.main()
 """
 WATCHING = """
 import sys, time
@@ -94,7 +94,7 @@ def test_a_signal_while_the_package_is_imported_ends_the_command_in_one_line(num
 def test_a_signal_while_a_run_is_compiled_ends_the_command_at_once_and_leaves_no_folder(tmp_path, number, after, words):
     out = tmp_path / "deep" / "down"
     words = [*words, "--seeds", "2", "--out", str(out)]
-    process = Process("-m", "mbrl_jax_command", *words, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
+    process = Process("-m", "mbrl_jax.command", *words, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
     process.wait_until("compiling")
     assert out.is_dir()
     time.sleep(after)  # to trace comes first, then the compiler's own threads work
@@ -124,7 +124,7 @@ def test_where_a_run_trains_the_first_signal_is_noted_and_the_second_obeyed(numb
 def test_the_processes_that_a_command_started_end_with_it(tmp_path):
     pytest.importorskip("torch", reason="the reference is written in PyTorch: pip install 'mbrl-jax[torch]'")
     words = ["reference", "cartpole_batch", "--seeds", "2", "--processes", "2", "--out", str(tmp_path / "run")]
-    process = Process("-m", "mbrl_jax_command", *words)
+    process = Process("-m", "mbrl_jax.command", *words)
     process.wait_until("training")
     children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children")
     deadline = time.monotonic() + 60
