@@ -66,7 +66,8 @@ from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble, Members
 from mbrl_jax.networks import Params
-from mbrl_jax.runs import execution, figures, results, strict_json
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, results, strict_json
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "gradient_variance"

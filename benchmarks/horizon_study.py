@@ -39,7 +39,8 @@ from mbrl_jax import statistics
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, load, to_dict
-from mbrl_jax.runs import execution, horizon_figures, results, runner, strict_json
+from mbrl_jax.report import horizon_figures
+from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.sweep import sweep, vary
 from mbrl_jax.statistics import Estimate

@@ -26,7 +26,8 @@ from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, load, to_dict
-from mbrl_jax.runs import comparison, execution, figures, results, runner, strict_json
+from mbrl_jax.report import comparison, figures
+from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent

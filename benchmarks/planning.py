@@ -31,7 +31,8 @@ from mbrl_jax.algorithms import mpc
 from mbrl_jax.config import MPCConfig, RunConfig, load
 from mbrl_jax.environment import make_environment
 from mbrl_jax.model import fitting
-from mbrl_jax.runs import execution, figures, results, runner, strict_json
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent

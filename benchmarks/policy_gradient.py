@@ -21,7 +21,8 @@ from rich.table import Table
 
 from mbrl_jax import statistics
 from mbrl_jax.config import ImaginedPGConfig, RunConfig, load
-from mbrl_jax.runs import execution, figures, results, runner, strict_json
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import compiled
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,8 @@ from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_st
 from mbrl_jax.config.files import parse
 from mbrl_jax.environment import make_environment
 from mbrl_jax.replay import width
-from mbrl_jax.runs import compiled, execution, figures, results, runner, strict_json
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, results, runner, strict_json
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed"

@@ -57,7 +57,8 @@ from mbrl_jax.imagination import diagnosis, lanes
 from mbrl_jax.imagination.horizon import controller_of
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import fitting
-from mbrl_jax.runs import comparison, execution, figures, results, runner
+from mbrl_jax.report import comparison, figures
+from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.command_line import read_preset
 
 SEEDS = 32

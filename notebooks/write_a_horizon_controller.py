@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import mbrl_jax
 from mbrl_jax import statistics
 from mbrl_jax.imagination import disagreement
-from mbrl_jax.runs import execution, figures, results, runner
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.command_line import read_preset
 
 SEEDS = 64

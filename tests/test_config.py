@@ -455,7 +455,8 @@ def test_presets_are_saved_to_the_home_folder_and_loaded_from_there_as_bases_too
 
 
 def test_runs_policies_and_reports_are_looked_for_in_the_home_folder(home):
-    from mbrl_jax.runs import listing, report, results
+    from mbrl_jax import report
+    from mbrl_jax.runs import listing, results
 
     for look in (mbrl_jax.load_run, mbrl_jax.load_policy, listing.find, lambda path: report.write([path], "page.html")):
         with pytest.raises(ConfigError, match=re.escape(str(home / "run"))):

@@ -188,7 +188,8 @@ class Reached(BaseException):
 @pytest.fixture
 def only_parsed(tmp_path, monkeypatch):
     """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
-    from mbrl_jax.runs import reference, report
+    from mbrl_jax import report
+    from mbrl_jax.runs import reference
 
     def work(*_, **__):
         raise Reached

@@ -2,8 +2,8 @@ import importlib.metadata
 import json
 
 from mbrl_jax.packages import version_of
+from mbrl_jax.report import page
 from mbrl_jax.runs import results
-from mbrl_jax.runs.report import page
 from mbrl_jax.runs.run_folder import Asked
 
 

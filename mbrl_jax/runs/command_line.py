@@ -20,20 +20,8 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, RunConfig, expand
-from mbrl_jax.runs import (
-    comparison,
-    execution,
-    hosts,
-    interruption,
-    kept,
-    listing,
-    locks,
-    results,
-    run_folder,
-    runner,
-    strict_json,
-    terminal,
-)
+from mbrl_jax.report import comparison
+from mbrl_jax.runs import execution, hosts, interruption, kept, listing, locks, results, run_folder, runner, strict_json, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.kept import Keeping
 from mbrl_jax.runs.run_folder import Asked
@@ -339,7 +327,7 @@ def _compare_in(
     out: Path, model_based: RunConfig, model_free: RunConfig, seeds: int, seed: int, keeping: Keeping, command: str
 ) -> None:
     """The same in a folder that is there."""
-    from mbrl_jax.runs import figures
+    from mbrl_jax.report import figures
 
     runs: list[runner.Run] = []
     for name, config in (("model_based", model_based), ("model_free", model_free)):
@@ -418,7 +406,7 @@ def _write_report(words: list[str]) -> None:
             out: a new HTML file
 
         """
-        from mbrl_jax.runs import report
+        from mbrl_jax import report
 
         out = expand(out)
         report.write(runs, out)

@@ -22,7 +22,8 @@ from rich.table import Table
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check, from_dict, to_dict
 from mbrl_jax.config.files import RepeatedKeyError
 from mbrl_jax.config.files import parse as parse_yaml
-from mbrl_jax.runs import execution, figures, results, runner, strict_json, terminal
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, results, runner, strict_json, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
 from mbrl_jax.runs.sweep import mean_depth

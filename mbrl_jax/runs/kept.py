@@ -89,7 +89,7 @@ def write(run: Run, folder: Path) -> None:
     """Write the results of a run and draw it, the summary last."""
 
     def draw() -> None:
-        from mbrl_jax.runs import figures, horizon_figures
+        from mbrl_jax.report import figures, horizon_figures
 
         figures.draw_run(run, folder / "curves.png")
         if run.diagnosis is not None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from mbrl_jax.config import save
-from mbrl_jax.runs import figures, kept, results
+from mbrl_jax.report import figures
+from mbrl_jax.runs import kept, results
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.kept import Keeping
 from mbrl_jax.runs.program import Program

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig
-from mbrl_jax.runs import figures, playing, reference, results
+from mbrl_jax.report import figures
+from mbrl_jax.runs import playing, reference, results
 
 pytest.importorskip("torch", reason="the reference is written in PyTorch: pip install 'mbrl-jax[torch]'")
 

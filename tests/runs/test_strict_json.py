@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mbrl_jax import report
 from mbrl_jax.config import ModelFreeQConfig
-from mbrl_jax.runs import comparison, grid, journals, listing, report, results, run_folder, runner, strict_json
+from mbrl_jax.report import comparison, markup, overview
+from mbrl_jax.runs import grid, journals, listing, results, run_folder, runner, strict_json
 from mbrl_jax.runs.interruption import Interrupted, Interruption
-from mbrl_jax.runs.report import markup, overview
 from mbrl_jax.runs.run_folder import Asked
 
 ROOT = Path(__file__).parents[2]

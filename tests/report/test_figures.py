@@ -6,7 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from mbrl_jax.config import ModelFreeQConfig
-from mbrl_jax.runs import comparison, figures, runner
+from mbrl_jax.report import comparison, figures
+from mbrl_jax.runs import runner
 
 
 @pytest.fixture(scope="module")

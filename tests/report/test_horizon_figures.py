@@ -6,7 +6,8 @@ import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
-from mbrl_jax.runs import figures, horizon_figures, results, runner
+from mbrl_jax.report import figures, horizon_figures
+from mbrl_jax.runs import results, runner
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,6 @@
 ``imagination`` and ``animation``. They measure with ``measures`` and ``rollouts``, and write with ``markup``.
 """
 
-from mbrl_jax.runs.report.page import write
+from mbrl_jax.report.page import write
 
 __all__ = ["write"]

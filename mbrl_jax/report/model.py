@@ -8,13 +8,13 @@ from numpy.typing import ArrayLike
 from mbrl_jax import statistics
 from mbrl_jax.config import ModelBasedConfig
 from mbrl_jax.model.fitting import FitLog
-from mbrl_jax.runs.figures import draw_band
-from mbrl_jax.runs.report import markup, measures, rollouts
-from mbrl_jax.runs.report.entries import Entry, left_out
-from mbrl_jax.runs.report.markup import Figures, new_axes
-from mbrl_jax.runs.report.returns import steps_of
-from mbrl_jax.runs.report.rollouts import Predicted
-from mbrl_jax.runs.report.tasks import axis_names
+from mbrl_jax.report import markup, measures, rollouts
+from mbrl_jax.report.entries import Entry, left_out
+from mbrl_jax.report.figures import draw_band
+from mbrl_jax.report.markup import Figures, new_axes
+from mbrl_jax.report.returns import steps_of
+from mbrl_jax.report.rollouts import Predicted
+from mbrl_jax.report.tasks import axis_names
 
 COLOURS = {"own policy": "#0b6e4f", "random policy": "#e08e45"}
 NLL, LOSS, MSE = "#0b6e4f", "#5b5f97", "#b0413e"

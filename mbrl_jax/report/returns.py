@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mbrl_jax.runs.figures import draw_band
-from mbrl_jax.runs.report import markup
-from mbrl_jax.runs.report.entries import Entry, by_task, seeds_of
-from mbrl_jax.runs.report.markup import Figures, new_axes, plain
-from mbrl_jax.runs.report.measures import performance_profile, probability_of_improvement
-from mbrl_jax.runs.report.overview import marks_of
+from mbrl_jax.report import markup
+from mbrl_jax.report.entries import Entry, by_task, seeds_of
+from mbrl_jax.report.figures import draw_band
+from mbrl_jax.report.markup import Figures, new_axes, plain
+from mbrl_jax.report.measures import performance_profile, probability_of_improvement
+from mbrl_jax.report.overview import marks_of
 from mbrl_jax.runs.runner import chosen_so_far
 from mbrl_jax.statistics import Estimate, bootstrap
 

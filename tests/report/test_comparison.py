@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from mbrl_jax.runs import comparison
+from mbrl_jax.report import comparison
 from mbrl_jax.statistics import Estimate
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from mbrl_jax.config import to_dict
+from mbrl_jax.report import markup
+from mbrl_jax.report.entries import Entry, by_task
 from mbrl_jax.runs import results
-from mbrl_jax.runs.report import markup
-from mbrl_jax.runs.report.entries import Entry, by_task
 from mbrl_jax.statistics import success_marks
 
 NOTHING = "-"

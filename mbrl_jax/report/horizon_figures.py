@@ -18,7 +18,7 @@ from mbrl_jax.config import EnvironmentConfig, ImaginingConfig, from_dict, to_di
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.diagnosis import Coordinate, map_coordinates
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
-from mbrl_jax.runs.figures import new_figure
+from mbrl_jax.report.figures import new_figure
 from mbrl_jax.runs.runner import Run
 
 Arms = Mapping[str, Mapping[str, Any]]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mbrl_jax.config import ConfigError, expand
 from mbrl_jax.packages import version_of
+from mbrl_jax.report import animation, entries, imagination, markup, model, overview, returns
+from mbrl_jax.report.entries import Entry
+from mbrl_jax.report.markup import Figures
 from mbrl_jax.runs import interruption
-from mbrl_jax.runs.report import animation, entries, imagination, markup, model, overview, returns
-from mbrl_jax.runs.report.entries import Entry
-from mbrl_jax.runs.report.markup import Figures
 
 
 def write(folders: Sequence[Path], out: Path) -> None:

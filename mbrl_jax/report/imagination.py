@@ -13,14 +13,14 @@ from mbrl_jax.config import DynaQConfig, ImaginingConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.diagnosis import map_coordinates
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
-from mbrl_jax.runs.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss, loss_name
-from mbrl_jax.runs.horizon_figures import draw_map
-from mbrl_jax.runs.report import markup
-from mbrl_jax.runs.report.entries import Entry, left_out, only, seeds_of
-from mbrl_jax.runs.report.markup import Figures, new_axes, plain
-from mbrl_jax.runs.report.measures import finite_seeds
-from mbrl_jax.runs.report.returns import step_axis, steps_of
-from mbrl_jax.runs.report.tasks import side_name
+from mbrl_jax.report import markup
+from mbrl_jax.report.entries import Entry, left_out, only, seeds_of
+from mbrl_jax.report.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss, loss_name
+from mbrl_jax.report.horizon_figures import draw_map
+from mbrl_jax.report.markup import Figures, new_axes, plain
+from mbrl_jax.report.measures import finite_seeds
+from mbrl_jax.report.returns import step_axis, steps_of
+from mbrl_jax.report.tasks import side_name
 
 GROWTH = {
     "compounded_error": ("compounded error", "#b0413e"),

@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mbrl_jax import report
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, EnvironmentConfig, ModelFreeQConfig, to_dict
 from mbrl_jax.environment import make_environment
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.runs import report, results, runner
-from mbrl_jax.runs.report import entries, measures, overview, rollouts, tasks
-from mbrl_jax.runs.report import returns as returns_section
+from mbrl_jax.report import entries, measures, overview, rollouts, tasks
+from mbrl_jax.report import returns as returns_section
+from mbrl_jax.runs import results, runner
 from mbrl_jax.runs.runner import Backend
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -333,7 +334,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
         raise OSError("no space left")
 
     monkeypatch.setattr("os.fsync", fail)
-    from mbrl_jax.runs.report import page
+    from mbrl_jax.report import page
 
     with pytest.raises(ConfigError, match=r"out: '.*report.html' cannot be written: no space left"):
         page._place("text", tmp_path / "report.html")
