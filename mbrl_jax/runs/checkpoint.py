@@ -1,37 +1,35 @@
-"""Checkpoints: arrays stored by orbax under a manifest that vouches for every byte.
+"""Checkpoints: arrays in one npz file, under a manifest that vouches for every byte.
 
 A checkpoint is a folder named by its round. It is written beside its place and renamed into it, so what stands there is whole;
-what a killed process left half done is cleared when the run goes on. Before anything is restored every file is compared with the
-manifest's SHA-256, the manifest with a file of its own, and the arrays with the shapes and dtypes that it names. Nothing is
-restored from a folder that is not exactly as it was written.
+what a killed process left half done is cleared when the run goes on. Before anything is restored the arrays' file is compared
+with the manifest's SHA-256, the manifest with a file of its own, and the arrays with the shapes and dtypes that it names.
 """
 
-import contextlib
 import errno
 import hashlib
-import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mbrl_jax.config import ConfigError
+from mbrl_jax.packages import version_of
 from mbrl_jax.runs import strict_json
 
-FORMAT = 1
-MANIFEST, DIGEST, ARRAYS = "manifest.json", "manifest.sha256", "arrays"
+FORMAT = 2
+MANIFEST, DIGEST, ARRAYS = "manifest.json", "manifest.sha256", "arrays.npz"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds."""
+    """The contents of a checkpoint."""
 
     round: int  # rounds done
     arrays: dict[str, np.ndarray]  # by path, names joined by slashes
-    about: dict[str, Any]  # what was said of them when they were written
+    about: dict[str, Any]  # the run, its seconds, what computed it
 
 
 class DamagedError(ConfigError):
@@ -42,7 +40,7 @@ def write(root: Path, number: int, arrays: Mapping[str, np.ndarray], about: Mapp
     """Write a checkpoint of round ``number`` below ``root``, then remove all but the last ``keep``.
 
     Raises:
-      OSError: it cannot be written; those that were there before are as they were.
+      OSError: it cannot be written; the earlier checkpoints are as they were.
 
     """
     root.mkdir(exist_ok=True)
@@ -53,29 +51,38 @@ def write(root: Path, number: int, arrays: Mapping[str, np.ndarray], about: Mapp
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} are free")
     try:
         temporary.mkdir()
-        _store(temporary / ARRAYS, arrays)
+        with (temporary / ARRAYS).open("xb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         manifest = {
             "format": FORMAT,
             "round": number,
             "about": about,
             "arrays": {path: {"shape": list(array.shape), "dtype": str(array.dtype)} for path, array in arrays.items()},
-            "files": {name: _digest(temporary / name) for name in _files(temporary)},
+            "sha256": _digest(temporary / ARRAYS),
         }
         text = strict_json.dumps(manifest, indent=1).encode()
-        _write_synced(temporary / MANIFEST, text)
-        _write_synced(temporary / DIGEST, hashlib.sha256(text).hexdigest().encode())
-        _remove(final)  # a damaged one of this round, which a run that went on from an earlier one comes by again
+        for name, content in ((MANIFEST, text), (DIGEST, hashlib.sha256(text).hexdigest().encode())):
+            with (temporary / name).open("xb", buffering=0) as file:
+                file.write(content)
+                os.fsync(file.fileno())
+        _remove(final)  # a damaged one of this round, when a run goes on from an earlier one
         temporary.rename(final)
     except BaseException:
         _remove(temporary)
         raise
-    _sync_folder(root)
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
     for old in rounds(root)[:-keep]:
         _remove(root / f"{old:08d}")
 
 
 def rounds(root: Path) -> list[int]:
-    """The rounds of which there are checkpoints, ascending."""
+    """The rounds with a checkpoint, ascending."""
     if not root.is_dir():
         return []
     return sorted(int(path.name) for path in root.iterdir() if path.is_dir() and path.name.isdigit())
@@ -83,56 +90,57 @@ def rounds(root: Path) -> list[int]:
 
 def clear(root: Path, after: int | None = None) -> None:
     """Remove what a killed process left half written and, if ``after`` is given, the checkpoints of later rounds."""
-    if root.is_dir():
-        for path in root.iterdir():
-            if path.name.startswith("."):
-                _remove(path)
-    if after is not None:
-        for number in rounds(root):
-            if number > after:
-                _remove(root / f"{number:08d}")
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.name.startswith(".") or (after is not None and path.name.isdigit() and int(path.name) > after):
+            _remove(path)
 
 
 def read(root: Path, number: int) -> Checkpoint:
-    """The checkpoint of a round, once all of it has been checked.
+    """Read the checkpoint of a round, once all of it has been checked.
 
     Raises:
-      DamagedError: it is not exactly as it was written.
+      DamagedError: it is not exactly as it was written, or another version wrote it.
 
     """
     folder = root / f"{number:08d}"
     manifest = verify(folder)
-    arrays = _restore(folder / ARRAYS, manifest["arrays"])
-    for path, told in manifest["arrays"].items():
+    try:
+        with np.load(folder / ARRAYS, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DamagedError(f"{folder / ARRAYS}: it cannot be read: {error}") from error
+    for path, expected in manifest["arrays"].items():
         found = arrays.get(path)
-        if found is None or list(found.shape) != told["shape"] or str(found.dtype) != told["dtype"]:
+        if found is None or list(found.shape) != expected["shape"] or str(found.dtype) != expected["dtype"]:
             shown = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
-            raise DamagedError(f"{folder}: {path} must be {told['dtype']}{told['shape']}, there is {shown}")
+            raise DamagedError(f"{folder}: {path} must be {expected['dtype']}{expected['shape']}, there is {shown}")
     return Checkpoint(manifest["round"], arrays, manifest["about"])
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are those that it names, byte for byte.
+    """Check every byte of a checkpoint; return its manifest.
 
     Raises:
-      DamagedError: they are not.
+      DamagedError: it is not exactly as it was written, or another version wrote it.
 
     """
     try:
         text, digest = (folder / MANIFEST).read_bytes(), (folder / DIGEST).read_bytes()
         if hashlib.sha256(text).hexdigest().encode() != digest:
             raise DamagedError(f"{folder / MANIFEST}: its SHA-256 is not the one in {DIGEST}; one of the two was changed")
-        manifest: dict[str, Any] = json.loads(text)
-        if manifest.get("format") != FORMAT:
-            raise DamagedError(f"{folder}: format {manifest.get('format')!r} is not known; this version reads {FORMAT}")
-        found, expected = set(_files(folder)) - {MANIFEST, DIGEST}, set(manifest["files"])
+        manifest: dict[str, Any] = strict_json.loads(text)
+        if manifest["format"] != FORMAT:
+            writer = manifest.get("about", {}).get("run", {}).get("versions", {}).get("mbrl-jax", "another version")
+            raise DamagedError(
+                f"{folder}: mbrl-jax {writer} wrote it in format {manifest['format']!r}, this is {version_of('mbrl-jax')}, "
+                f"which reads {FORMAT}; finish the run with the version that began it"
+            )
+        found, expected = {path.name for path in folder.iterdir()}, {MANIFEST, DIGEST, ARRAYS}
         if found != expected:
             missing, foreign = sorted(expected - found), sorted(found - expected)
-            what = f"{missing[0]} is missing" if missing else f"{foreign[0]} does not belong to it"
-            raise DamagedError(f"{folder}: {what}")
-        for name, digest_told in manifest["files"].items():
-            if _digest(folder / name) != digest_told:
-                raise DamagedError(f"{folder / name}: its SHA-256 is not the manifest's; the file was changed or cut off")
+            raise DamagedError(f"{folder}: " + (f"{missing[0]} is missing" if missing else f"{foreign[0]} does not belong to it"))
+        if _digest(folder / ARRAYS) != manifest["sha256"]:
+            raise DamagedError(f"{folder / ARRAYS}: its SHA-256 is not the manifest's; the file was changed or cut off")
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, DamagedError):
             raise
@@ -143,59 +151,9 @@ def verify(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    import orbax.checkpoint  # takes a second, so only where it is needed
-
-    full = {path: array for path, array in arrays.items() if array.size}  # orbax stores no empty arrays
-    with _quiet(), orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), full)
-    for name in _files(folder):
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs the traceback of what it also raises."""
-    logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _restore(folder: Path, told: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    import orbax.checkpoint
-
-    empty = {path: np.zeros(each["shape"], each["dtype"]) for path, each in told.items() if 0 in each["shape"]}
-    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-        restored = checkpointer.restore(folder.absolute())
-    return {path: np.asarray(array) for path, array in {**restored, **empty}.items()}
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(folder: Path) -> None:

@@ -121,7 +121,7 @@ class RunFolder:
             try:
                 checkpoint.write(self.path / CHECKPOINTS, number, arrays, {**about, "run": self._asked}, self._keep)
                 self._saved = number
-            except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+            except OSError as error:
                 kept = f"the one of round {self._saved} is kept" if self._saved else "there is none yet"
                 self._say(f"the checkpoint of round {number} could not be written ({error}); {kept}, and the run goes on")
 

@@ -19,7 +19,7 @@ from mbrl_jax.runs import command_line, hosts, results, run_folder, runner
 from mbrl_jax.runs.hosts import Host
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "orbax.checkpoint", "matplotlib.figure"])
+CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "matplotlib.figure"])
 SEEDS = 4
 RESULTS = {"config.yaml", "metrics.parquet", "policies.npz", "outcome.npz", "curves.png", "summary.json", "run.json"}
 

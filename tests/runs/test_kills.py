@@ -17,7 +17,7 @@ from mbrl_jax.config import save
 from mbrl_jax.runs import checkpoint, command_line
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "orbax.checkpoint", "matplotlib.figure"])
+CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure"])
 KILLS = 12
 RESULTS = {"config.yaml", "metrics.parquet", "policies.npz", "outcome.npz", "curves.png"}
 OTHERS = {"run.json", "metrics.jsonl", "summary.json"}
