@@ -11,6 +11,7 @@ training phase, each to the unbroken run beside it, and writes benchmarks/result
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,32 @@ from rich.table import Table
 
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import load
-from mbrl_jax.runs import execution, results, run_folder, runner, strict_json
-from mbrl_jax.runs.run_folder import Asked
+from mbrl_jax.runs import execution, folder, results, runner, strict_json
+from mbrl_jax.runs.callbacks import Callback, Checkpoints
+from mbrl_jax.runs.checkpoint import Checkpoint
+from mbrl_jax.runs.folder import Asked
+from mbrl_jax.runs.metrics import Entry
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed"
 SAVE_EVERY = 10  # rounds
 
 
-class EveryTenth(run_folder.RunFolder):
+class EveryTenth(Callback):
     """Saves by rounds instead of by the clock."""
 
-    rounds = saves = 0
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints, self.rounds, self.saves = checkpoints, 0, 0
 
-    def note(self, entry: Any) -> None:
-        """Note it, and count."""
+    def round(self, entry: Entry) -> None:
+        """Count it."""
         self.rounds = entry.round
-        super().note(entry)
 
-    def due(self) -> bool:
-        """Whether ten more rounds have been noted."""
-        is_due = self.rounds // SAVE_EVERY > self.saves
-        self.saves += is_due
-        return is_due
+    def chunk(self, snapshot: Callable[[], Checkpoint], must: bool) -> None:
+        """Save if ten more rounds have been counted."""
+        if must or self.rounds // SAVE_EVERY > self.saves:
+            self.saves += 1
+            self.checkpoints.save(snapshot())
 
 
 def unbroken(config: Any, seeds: int) -> Any:
@@ -84,18 +88,17 @@ def main() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         whole = unbroken(config, given.seeds)
 
-        def kept(name: str, kind: type[run_folder.RunFolder]) -> float:
-            folder = run_folder.create(Path(temporary, name), asked, "", (), 1e9, 2, print)
-            folder.__class__ = kind
-            with folder:
-                return runner.run(config, given.seeds, keeper=folder).seconds.train
+        def kept(name: str, by_rounds: bool) -> float:
+            with folder.opened(Path(temporary, name), asked, "", every=1e9) as opened:
+                saving = EveryTenth(opened.checkpoints) if by_rounds else opened.checkpoints
+                return runner.run(config, given.seeds, callbacks=[opened.lines, saving]).seconds.train
 
         for number in range(given.repetitions + 1):
             measured = {
                 "unbroken": whole(),
                 "in rounds": runner.run(config, given.seeds).seconds.train,
-                "kept": kept(f"kept_{number}", run_folder.RunFolder),
-                "saved": kept(f"saved_{number}", EveryTenth),
+                "kept": kept(f"kept_{number}", by_rounds=False),
+                "saved": kept(f"saved_{number}", by_rounds=True),
             }
             if number:  # the first warms up
                 for name, value in measured.items():

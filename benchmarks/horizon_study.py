@@ -42,6 +42,7 @@ from mbrl_jax.config import DynaQConfig, load, to_dict
 from mbrl_jax.report import horizon_figures
 from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.run import Run, frozen_seeds
 from mbrl_jax.runs.sweep import sweep, vary
 from mbrl_jax.statistics import Estimate
 
@@ -135,7 +136,7 @@ def fixed_lengths(setting: str) -> list[DynaQConfig]:
 # ------------------------------------------------------------------------------------------------------------------- arms
 
 
-def arm_of(run: runner.Run) -> dict[str, Any]:
+def arm_of(run: Run) -> dict[str, Any]:
     """What the study keeps of a run."""
     assert isinstance(run.config, DynaQConfig)
     outcome, metrics = run.result.outcome, run.result.metrics
@@ -149,7 +150,7 @@ def arm_of(run: runner.Run) -> dict[str, Any]:
         "iqm_chosen": statistics.bootstrap(chosen),
         "at_least_475_chosen": float(np.mean(chosen >= 475)),
         "at_least_475_last": float(np.mean(last >= 475)),
-        "frozen_seeds": runner.frozen_seeds(outcome),
+        "frozen_seeds": frozen_seeds(outcome),
         "return_by_round": statistics.running_interval(metrics.curve_return),
         "loss_by_round": np.median(loss.mean(axis=2), axis=0),
         "target_variance_by_round": np.median((loss / np.maximum(scaled, 1e-12)).mean(axis=2), axis=0),
@@ -194,7 +195,7 @@ def read(name: str) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------------- stages
 
 
-def keep(name: str, run: runner.Run) -> dict[str, Any]:
+def keep(name: str, run: Run) -> dict[str, Any]:
     """An arm for the file; in the batch protocol all arms have the same model, whose map is kept once."""
     arm = plain(arm_of(run))
     if run.config.protocol == "batch" and name != f"fixed {LENGTHS[-1]}":
@@ -218,7 +219,7 @@ def stage_setting(setting: str, seeds: int, only: Sequence[str]) -> None:
     names = [f"fixed {length}" for length in LENGTHS]
     if not all(on_file(name, config) for name, config in zip(names, fixed, strict=True)):
         with Display.standard(f"{setting}, fixed horizons") as display:
-            runs = runner.run_together(fixed, seeds, display=display, diagnose=True)
+            runs = list(runner.run_all(fixed, seeds, display=display, diagnose=True))
         for name, run in zip(names, runs, strict=True):
             content["arms"][name] = keep(name, run)
         write(path, content)

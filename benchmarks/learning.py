@@ -29,6 +29,7 @@ from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, load, to_dict
 from mbrl_jax.report import comparison, figures
 from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.run import Run, chosen_so_far
 
 ROOT = Path(__file__).parent.parent
 TUNING_SEED = 1_000_000  # no seed of the tuning is a seed of the comparison
@@ -42,7 +43,7 @@ def preset(name: str) -> ModelFreeQConfig:
     return config
 
 
-def run(name: str, config: ModelFreeQConfig, seeds: int, base_seed: int = 0) -> runner.Run:
+def run(name: str, config: ModelFreeQConfig, seeds: int, base_seed: int = 0) -> Run:
     with Display.standard(name) as display:
         return runner.run(config, seeds, base_seed=base_seed, display=display)
 
@@ -66,9 +67,7 @@ def stage_tuning(seeds: int, out: Path) -> None:
     Console().print(table)
 
 
-def compare(
-    name: str, ours: ModelFreeQConfig, theirs: ModelFreeQConfig, seeds: int, out: Path
-) -> tuple[runner.Run, dict[str, Any]]:
+def compare(name: str, ours: ModelFreeQConfig, theirs: ModelFreeQConfig, seeds: int, out: Path) -> tuple[Run, dict[str, Any]]:
     model_based, model_free = run(f"{name}, model-based", ours, seeds), run(f"{name}, model-free", theirs, seeds)
     measured = comparison.compare(model_based, model_free)
     figures.draw_comparison(model_based, model_free, out / f"{name}.png")
@@ -83,9 +82,9 @@ def compare(
     return model_based, content
 
 
-def curves(finished: runner.Run) -> dict[str, Any]:
+def curves(finished: Run) -> dict[str, Any]:
     """IQM over seeds of the present and of the chosen policy's return at every round's end, with intervals."""
-    chosen = runner.chosen_so_far(finished)
+    chosen = chosen_so_far(finished)
     rounds = np.arange(1, finished.config.steps // finished.config.round_steps + 1) * finished.config.round_steps
     return {
         "step": rounds.tolist(),

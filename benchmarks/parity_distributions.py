@@ -24,13 +24,14 @@ from mbrl_jax.config import DynaQConfig, load
 from mbrl_jax.report import figures
 from mbrl_jax.runs import execution, reference, results, runner, strict_json
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 ARMS = ("cartpole_batch", "cartpole_batch_model_free", "cartpole_interactive", "cartpole_interactive_model_free")
 SIDES = {"PyTorch reference": "#5b5f97", "JAX": "#0b6e4f"}
 
 
-def figures_of(run: runner.Run) -> dict[str, np.ndarray]:
+def figures_of(run: Run) -> dict[str, np.ndarray]:
     """What is one number a seed [seeds]."""
     outcome, metrics = run.result.outcome, run.result.metrics
     found = {"return, last policy": results.per_seed(outcome.returns_last)}
@@ -46,7 +47,7 @@ def figures_of(run: runner.Run) -> dict[str, np.ndarray]:
     return found
 
 
-def loss_curves(run: runner.Run) -> np.ndarray:
+def loss_curves(run: Run) -> np.ndarray:
     """[seeds, blocks] log10 of the TD loss."""
     loss = np.asarray(run.result.metrics.update.loss, np.float64)
     return np.log10(loss.reshape(len(loss), -1))
@@ -64,7 +65,7 @@ def curve_test(a: np.ndarray, b: np.ndarray, permutations: int = 2_000) -> tuple
     return found, (1 + sum(value >= found for value in shuffled)) / (1 + permutations)
 
 
-def measure(name: str, ours: runner.Run, theirs: runner.Run) -> dict[str, Any]:
+def measure(name: str, ours: Run, theirs: Run) -> dict[str, Any]:
     """An arm's tests, and both sides' summaries."""
     tests: list[dict[str, Any]] = []
     for what, values in figures_of(ours).items():
@@ -77,7 +78,7 @@ def measure(name: str, ours: runner.Run, theirs: runner.Run) -> dict[str, Any]:
     return {"arm": name, "tests": tests, "jax": results.summarise(ours), "reference": results.summarise(theirs)}
 
 
-def draw(name: str, sides: dict[str, runner.Run], path: Path) -> None:
+def draw(name: str, sides: dict[str, Run], path: Path) -> None:
     """Returns of the last policy and of the chosen one, and TD-loss curves, of both sides in the same axes."""
     panels = [what for what in ("return, last policy", "return, chosen policy") if what in figures_of(sides["JAX"])]
     figure, axes = figures.new_figure(len(panels) + 1)

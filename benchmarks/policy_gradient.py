@@ -24,6 +24,7 @@ from mbrl_jax.config import ImaginedPGConfig, RunConfig, load
 from mbrl_jax.report import figures
 from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "policy_gradient"
@@ -36,7 +37,7 @@ def preset(name: str) -> Any:
     return load(ROOT / "configs" / f"{name}.yaml")
 
 
-def run(name: str, config: RunConfig, seeds: int, base_seed: int = 0) -> runner.Run:
+def run(name: str, config: RunConfig, seeds: int, base_seed: int = 0) -> Run:
     with Display.standard(name) as display:
         return runner.run(config, seeds, base_seed=base_seed, display=display)
 

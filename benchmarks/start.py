@@ -29,7 +29,7 @@ from mbrl_jax.runs import command_line, execution, runner
 execution.use_all_cores()
 execution.use_compilation_cache()
 imported = time.perf_counter()
-runner.prepare(command_line.read_preset(sys.argv[1]), int(sys.argv[2]))
+runner.prepare([command_line.read_preset(sys.argv[1])], int(sys.argv[2]))
 print(time.perf_counter() - imported)
 """
 

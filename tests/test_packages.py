@@ -4,7 +4,7 @@ import json
 from mbrl_jax.packages import version_of
 from mbrl_jax.report import page
 from mbrl_jax.runs import results
-from mbrl_jax.runs.run_folder import Asked
+from mbrl_jax.runs.folder import Asked
 
 
 def test_an_installed_package_has_its_version():

@@ -9,7 +9,7 @@ from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig, RunConfig
 from mbrl_jax.runs import results, terminal
 from mbrl_jax.runs.results import estimate, per_seed
-from mbrl_jax.runs.runner import Run
+from mbrl_jax.runs.run import Run
 from mbrl_jax.statistics import Estimate, fraction_at_least, success_marks
 
 

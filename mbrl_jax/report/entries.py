@@ -14,7 +14,7 @@ from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig
 from mbrl_jax.networks import Params
 from mbrl_jax.runs import results
 from mbrl_jax.runs.results import per_seed
-from mbrl_jax.runs.runner import Run
+from mbrl_jax.runs.run import Run
 
 COLOURS = ("#0b6e4f", "#e08e45", "#5b5f97", "#b0413e", "#3a9bc1", "#8f6b2f", "#c06fa8", "#555555")  # apart for the colour-blind
 MORE_COLOURS = matplotlib.color_sequences["tab20"]  # where there are more runs

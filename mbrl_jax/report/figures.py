@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mbrl_jax.config import DynaQConfig, ImaginingConfig, ModelFreeQConfig, RunConfig
 from mbrl_jax.runs.results import per_seed
-from mbrl_jax.runs.runner import Run, chosen_so_far
+from mbrl_jax.runs.run import Run, chosen_so_far
 from mbrl_jax.statistics import interquartile_mean, running_interval, success_marks
 
 LOSS_MARK = 0.15  # the imagined TD loss that the tutorial names

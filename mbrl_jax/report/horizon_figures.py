@@ -19,7 +19,7 @@ from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.diagnosis import Coordinate, map_coordinates
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.report.figures import new_figure
-from mbrl_jax.runs.runner import Run
+from mbrl_jax.runs.run import Run
 
 Arms = Mapping[str, Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def write(root: Path, number: int, arrays: Mapping[str, np.ndarray], about: Mapp
     try:
         temporary.mkdir()
         with (temporary / ARRAYS).open("xb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **cast(Any, arrays))
             file.flush()
             os.fsync(file.fileno())
         manifest = {

@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -20,24 +21,48 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, RunConfig, expand
-from mbrl_jax.report import comparison
-from mbrl_jax.runs import execution, hosts, interruption, kept, listing, locks, results, run_folder, runner, strict_json, terminal
+from mbrl_jax.runs import (
+    execution,
+    folder,
+    interruption,
+    keeping,
+    launch,
+    listing,
+    results,
+    runner,
+    shards,
+    strict_json,
+    sweep,
+    terminal,
+)
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.kept import Keeping
-from mbrl_jax.runs.run_folder import Asked
+from mbrl_jax.runs.folder import Asked
+from mbrl_jax.runs.keeping import Keeping
+from mbrl_jax.runs.launch import Launcher
+from mbrl_jax.runs.run import Run
 
-MACHINE: tuple[tuple[str, Any, Any], ...] = (("memory", float | None, None), ("devices", str, "all"))  # flags
+MANY = tyro.conf.UseAppendAction[tuple[str, ...]]
+MACHINE: tuple[tuple[str, Any, Any], ...] = (  # flags
+    ("memory", float | None, None),
+    ("devices", str, "all"),
+    ("launcher", Literal["slurm", "ray"] | None, None),
+    ("shards", int | None, None),
+    ("retries", int, 3),
+    ("launcher_option", MANY, ()),
+)
 USAGE = """usage: mbrl-jax COMMAND …
 
   train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
       [--checkpoint-every SECONDS] [--checkpoints K] saves the run as it goes; --resume goes on with one that was stopped
       [--devices all|N] [--memory GB] how many devices and how much memory to use; seeds that do not fit go in batches
-      [--coordinator ADDRESS:PORT --process-id I --num-processes N | --coordinator slurm] this is one of several processes that
-      share the seeds, on one machine or many; all of them see DIR
+      [--seeds FIRST:END] trains a shard of a run: these seeds of it
+      [--launcher slurm|ray --shards N] trains N shards as jobs of a cluster, and joins them
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
+  join OUT SHARD [SHARD …]
+      make one run of the shards of a run, or one sweep of those of a sweep
   sweep CONFIG --grid PATH=V1,V2,… [--grid PATH=…] --seeds N --out DIR [--seed BASE] [--devices all|N] [--memory GB]
-      [--any.other.setting VALUE …] [--resume]
+      [--any.other.setting VALUE …] [--resume] [--combinations 0:3,7] [--launcher slurm|ray --shards N]
       train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be;
       --resume trains what an earlier call has left undone
   compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume]
@@ -76,6 +101,7 @@ def _run(words: list[str]) -> None:
     """Run the command that the first word names."""
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
+        "join": _join,
         "sweep": _sweep,
         "compare": _compare,
         "runs": _runs,
@@ -104,9 +130,9 @@ def _show_usage(words: list[str]) -> NoReturn:
 def presets() -> dict[str, Path]:
     """The shipped presets by name."""
     package = Path(mbrl_jax.__file__).parent
-    for folder in (package / "configs", package.parent / "configs"):  # installed, or a checkout
-        if folder.is_dir():
-            return {path.stem: path for path in folder.rglob("*.yaml")}
+    for place in (package / "configs", package.parent / "configs"):  # installed, or a checkout
+        if place.is_dir():
+            return {path.stem: path for path in place.rglob("*.yaml")}
     return {}
 
 
@@ -133,7 +159,7 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
         _show_usage(words)
     preset = read_preset(words[0])
     fields: list[Any] = [
-        ("seeds", int),
+        ("seeds", str),
         ("out", Path),
         ("seed", int, 0),
         *options,
@@ -141,8 +167,9 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
     ]
     flags = dataclasses.make_dataclass(command.capitalize(), fields, kw_only=True)
     given: Any = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax {command} {words[0]}", description=type(preset).__doc__)
-    given.out = expand(given.out)
-    _check(given.config, given.seeds, given.seed)
+    given.out, given.seeds = expand(given.out), shards.parse_seeds(given.seeds)
+    settings.check(given.config)
+    runner.seed_numbers(given.seeds, given.seed)
     return given
 
 
@@ -158,69 +185,120 @@ def _train(words: list[str]) -> None:
         ("tensorboard", bool, False),
         ("wandb", str | None, None),
         *MACHINE,
-        ("coordinator", str | None, None),
-        ("process_id", int | None, None),
-        ("num_processes", int | None, None),
     )
-    memory, devices = _machine(given)
+    memory, devices, launcher = _machine(given)
     if given.checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every: {given.checkpoint_every!r} is out of range; it must be at least 0 seconds")
     if given.checkpoints < 1:
         raise ConfigError(f"checkpoints: {given.checkpoints!r} is out of range; it must be at least 1")
     resume = given.resume or given.resume_from is not None
-    keeping = Keeping(
-        resume,
-        given.resume_from,
-        given.checkpoint_every,
-        given.checkpoints,
-        given.tensorboard,
-        given.wandb,
-        memory,
-        devices,
-        hosts.host(given.coordinator, given.process_id, given.num_processes),
-    )
-    command = shlex.join(["mbrl-jax", "train", *words])
-    train(Asked(given.config, given.seeds, given.seed, given.diagnose), given.out, keeping, command)
+    saving = (given.checkpoint_every, given.checkpoints, given.tensorboard, given.wandb)
+    keep = Keeping(resume, given.resume_from, *saving, memory, devices)
+    asked = Asked(given.config, len(given.seeds), given.seed, given.diagnose, given.seeds.start)
+    train(asked, given.out, keep, shlex.join(["mbrl-jax", "train", *words]), launcher)
 
 
-def _machine(given: Any) -> tuple[int | None, int | None]:
-    """How many bytes and how many devices may be used, none for all."""
-    memory, devices = given.memory, given.devices
+def _machine(given: Any) -> tuple[int | None, int | None, Launcher | None]:
+    """How many bytes and devices may be used, none for all, and what launches shards."""
+    memory, devices, launcher = given.memory, given.devices, None
     if memory is not None and memory <= 0:
         raise ConfigError(f"memory: {memory!r} is out of range; it must be a positive number of GB")
     if devices != "all" and not devices.isdecimal():
         raise ConfigError(f"devices: {devices!r} does not fit; it must be all or a number")
-    return None if memory is None else max(1, int(1e9 * memory)), None if devices == "all" else int(devices)
+    if given.launcher is not None and given.shards is not None:
+        launcher = Launcher(given.launcher, given.shards, given.retries, given.launcher_option)
+    elif given.launcher is not None or given.shards is not None:
+        raise ConfigError("launcher: --launcher and --shards go together; without them this process trains all seeds")
+    return None if memory is None else max(1, int(1e9 * memory)), None if devices == "all" else int(devices), launcher
 
 
-def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
+def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launcher | None = None) -> None:
     """Train all seeds, or go on with a run that was stopped, write its folder, and print its figures.
 
     Raises:
       ConfigError: what was asked for cannot work, or the folder cannot be used.
 
     """
-    locks.require()
-    execution.use_all_cores()
-    if keeping.resume and run_folder.is_finished(out):
-        run_folder.check_same(out, asked)
-        kept.clear(out)
-        terminal.show(f"the run in {out} is finished already")
-        return
+    folder.require_locks()
+    if launcher is None:
+        execution.use_all_cores()
     with Display.standard(settings.algorithm_name(asked.config)) as display:
-        run = kept.keep(asked, out, keeping, command, display)
+        run = _kept(asked, out, keep, command, display, launcher)
     if run is None:
-        terminal.show(f"another process has finished the run in {out}")
+        terminal.show(f"the run in {out} is finished already")
     else:
         _print(run, results.read_summary(out), out)
 
 
-def _sweep(words: list[str]) -> None:
-    options = (("grid", tyro.conf.UseAppendAction[tuple[str, ...]], ()), ("resume", bool, False))
-    given = _parse("sweep", words, *options, *MACHINE)
-    from mbrl_jax.runs import grid
+def _kept(asked: Asked, out: Path, keep: Keeping, command: str, display: Display, launcher: Launcher | None = None) -> Run | None:
+    """The run once it is trained; none if it was finished before."""
+    if keep.resume and folder.is_finished(out):
+        folder.check_same(out, asked)
+        shards.remove(out)  # if it was killed before it did this
+        return None
+    if launcher is not None:
+        return launch.train(asked, out, keep, command, launcher, display, _draw)
+    return keeping.keep(asked, out, keep, command, display, _draw)
 
-    grid.command(given.config, given.grid, given.seeds, given.out, given.seed, *_machine(given), given.resume)
+
+def _draw(run: Run, out: Path) -> None:
+    """Draw a run into its folder."""
+    from mbrl_jax.report import figures, horizon_figures
+
+    figures.draw_run(run, out / "curves.png")
+    if run.diagnosis is not None:
+        horizon_figures.draw_imagination(run, out / "imagination.png")
+
+
+def _join(words: list[str]) -> None:
+    def flags(out: tyro.conf.Positional[Path], shards_: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+        """Make one run of the shards of a run, or one sweep of those of a sweep; the shards stay as they are.
+
+        Args:
+            out: a new folder
+            shards_: the folders of all shards
+
+        """
+        target, parts = expand(out), [expand(each) for each in shards_]
+        with Display.standard("join") as display:
+            if any((each / sweep.TABLE).exists() for each in parts):
+                sweep.join(target, parts)
+                terminal.show(f"written to {target}")
+            else:
+                run = shards.command(target, parts, shlex.join(["mbrl-jax", "join", *words]), _draw, display.say)
+                _print(run, results.read_summary(target), target)
+
+    tyro.cli(flags, args=words, prog="mbrl-jax join")
+
+
+def _sweep(words: list[str]) -> None:
+    options = (("grid", MANY, ()), ("resume", bool, False), ("combinations", str | None, None))
+    given = _parse("sweep", words, *options, *MACHINE)
+    memory, devices, launcher = _machine(given)
+    only = None
+    if given.combinations is not None:
+        ranges = map(shards.parse_numbers, given.combinations.split(","))
+        only = [number for numbers in ranges for number in numbers]
+    table = sweep.Table(given.out, given.config, sweep.parse(given.grid), given.seeds, given.seed, only)
+    if launcher is None:
+        execution.use_all_cores()
+    started = time.perf_counter()
+    with Display.standard("sweep") as display:
+        if launcher is None:
+            sweep.train(table, given.resume, display.say, display=display, memory=memory, devices=devices)
+        else:
+            launch.train_sweep(table, given.grid, launcher, given.resume, memory, devices, display.say)
+        finished, shown = table.finished(), []
+        if finished:
+            from mbrl_jax.report import sweep_figures
+
+            made, runs = [table.made[place] for place in finished], list(finished.values())
+            results.draw_or_say(lambda: sweep_figures.draw(made, runs, given.out / "sweep.png"), display.say)
+            shown.append(sweep_figures.as_table(made, runs))
+    ended = f"{len(finished)} of {len(table.places)} combinations in {time.perf_counter() - started:.0f} s"
+    terminal.show(*shown, f"{ended}; written to {given.out}", *table.failures())
+    if len(finished) < len(table.places):
+        raise SystemExit(1)
 
 
 def _reference(words: list[str]) -> None:
@@ -230,21 +308,23 @@ def _reference(words: list[str]) -> None:
 
     runner.make_train(given.config)  # refuses what cannot work before a folder is made
     title = f"reference, {settings.algorithm_name(given.config)}"
-    with results.new_folder(given.out) as folder, Display.standard(title) as display:
+    if given.seeds.start:
+        raise ConfigError(f"seeds: {given.seeds.start}:{given.seeds.stop} does not fit; the reference trains seeds from 0 on")
+    with results.new_folder(given.out) as out, Display.standard(title) as display:
         run = reference.run(
             given.config,
-            given.seeds,
+            len(given.seeds),
             base_seed=given.seed,
             compiled=given.compile,
             processes=given.processes,
             device=given.device,
             display=display,
         )
-    kept.write(run, folder)
-    _print(run, results.read_summary(folder), folder)
+        summary = results.write(run, out, _draw, display.say)
+    _print(run, summary, out)
 
 
-def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
+def _print(run: Run, summary: Mapping[str, Any], out: Path) -> None:
     """Print the figures of a run."""
     marks, rows = summary["fraction_at_least"], []
     for arm in ("chosen", "last"):
@@ -264,7 +344,7 @@ def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
         terminal.show("every seed went non-finite and rests at its last finite parameters; try a smaller agent.learning_rate")
     elif frozen:
         terminal.show(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
-    terminal.show(f"written to {folder}")
+    terminal.show(f"written to {out}")
 
 
 def _compare(words: list[str]) -> None:
@@ -314,10 +394,13 @@ def compare(
       ConfigError: the arms do not compare, cannot work, or the folder cannot be used.
 
     """
+    from mbrl_jax.report import comparison
+
     comparison.check_arms(model_based, model_free)
-    _check(model_based, seeds, seed)
-    _check(model_free, seeds, seed)
-    locks.require()
+    for config in (model_based, model_free):
+        settings.check(config)
+    runner.seed_numbers(seeds, seed)
+    folder.require_locks()
     execution.use_all_cores()
     with contextlib.nullcontext() if keeping.resume and out.is_dir() else results.new_folder(out):
         _compare_in(out, model_based, model_free, seeds, seed, keeping, command)
@@ -327,19 +410,15 @@ def _compare_in(
     out: Path, model_based: RunConfig, model_free: RunConfig, seeds: int, seed: int, keeping: Keeping, command: str
 ) -> None:
     """The same in a folder that is there."""
-    from mbrl_jax.report import figures
+    from mbrl_jax.report import comparison, figures
 
-    runs: list[runner.Run] = []
+    runs: list[Run] = []
     for name, config in (("model_based", model_based), ("model_free", model_free)):
-        asked, arm = Asked(config, seeds, seed, False), out / name
         with Display.standard(name) as display:
-            if keeping.resume and run_folder.is_finished(arm):
-                run_folder.check_same(arm, asked)
+            run = _kept(Asked(config, seeds, seed, False), out / name, keeping, command, display)
+            if run is None:
                 display.say("is finished already")
-                runs.append(results.read(arm))
-            else:
-                run = kept.keep(asked, arm, keeping, command, display)
-                runs.append(results.read(arm) if run is None else run)
+            runs.append(results.read(out / name) if run is None else run)
     ours, theirs = runs
     measured = comparison.compare(ours, theirs)
     strict_json.write(out / "comparison.json", comparison.as_json(measured))
@@ -413,11 +492,6 @@ def _write_report(words: list[str]) -> None:
         terminal.show(f"written to {out}")
 
     tyro.cli(flags, args=words, prog="mbrl-jax report")
-
-
-def _check(config: RunConfig, seeds: int, seed: int) -> None:
-    settings.check(config)
-    settings.check_seeds(seeds, seed)
 
 
 if __name__ == "__main__":

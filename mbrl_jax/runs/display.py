@@ -16,11 +16,13 @@ from rich.progress import (
 )
 
 from mbrl_jax.runs import interruption, terminal
+from mbrl_jax.runs.callbacks import Callback, SoFar
+from mbrl_jax.runs.metrics import Entry
 
 HINTS = {"compiling": "about 10 to 40 s on a CPU the first time"}  # how long a phase may take that shows no progress
 
 
-class Display:
+class Display(Callback):
     """Shows the phases of a run and, while training, its rounds with the current IQM. Use as a context manager."""
 
     def __init__(self, title: str, console: Console | None):
@@ -97,8 +99,28 @@ class Display:
             self.console.show_cursor(True)
             self.console.file.write("\n")  # what follows has a line of its own
 
-    def round(self, note: str) -> None:
-        """Show that a round is done, with what there is to say of it."""
+    def begin(self, so_far: SoFar) -> None:
+        """Show that training begins or goes on."""
+        self._so_far, self._begun = so_far, (so_far.done, so_far.seconds["train"])
+        self.phase("training", total=so_far.rounds, done=so_far.done, note=f"compiled in {so_far.seconds['compile']:.1f} s")
+
+    def round(self, entry: Entry) -> None:
+        """Show that a round is done, with its return and the speed since the first one in this process."""
+        config, agents, (done, seconds) = self._so_far.config, self._so_far.agents, self._begun
+        steps = (entry.step - done * config.round_steps) * agents / (entry.seconds - seconds)
+        parts = [f"IQM {entry.values['curve_return']:.0f}", f"{steps:,.0f} steps/s"]
+        if config.imagined_per_step:
+            parts.append(f"{steps * config.imagined_per_step:,.0f} imagined/s")
+        if entry.frozen:
+            parts.append(f"{entry.frozen} of {agents} seeds frozen")
+        self.advance(", ".join(parts))
+
+    def end(self) -> None:
+        """Show that all is done."""
+        self.phase("done")
+
+    def advance(self, note: str) -> None:
+        """Show that one of the phase's rounds is done, with a note."""
         self._done += 1
         self._progress.update(self._task, advance=1, note=note)
         if self._done % max(1, self._total // 5) == 0:

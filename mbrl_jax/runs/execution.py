@@ -195,21 +195,6 @@ def compile_all(traced: Sequence[Lowered], layout: Layout) -> list[Compiled]:
         return list(pool.map(Lowered.compile, traced))
 
 
-def check_memory(bytes_per_seed: int, seeds: int) -> None:
-    """Refuse more seeds at once than the machine has memory for.
-
-    Raises:
-      ConfigError: what the seeds hold between two rounds is more than there is.
-
-    """
-    available = memory()
-    if bytes_per_seed * seeds > available:
-        raise ConfigError(
-            f"seeds: {seeds} do not fit into memory: each holds {bytes_per_seed / 1e6:,.2f} MB, here there are "
-            f"{available / 1e9:,.1f} GB; it must be at most {available // bytes_per_seed}"
-        )
-
-
 def memory(layout: Layout | None = None) -> int:
     """Bytes that all local devices together may use, or those of a layout."""
     devices = jax.local_devices() if layout is None else layout.mesh.devices.tolist()

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from mbrl_jax.config import ConfigError, expand, from_dict
-from mbrl_jax.runs import parts, results, run_folder, terminal
-from mbrl_jax.runs.journals import read_lines
-from mbrl_jax.runs.results import CHECKPOINTS, PARTS, RUN
-from mbrl_jax.runs.run_folder import LINES
+from mbrl_jax.runs import folder as folders
+from mbrl_jax.runs import results, terminal
+from mbrl_jax.runs.callbacks import read_lines
+from mbrl_jax.runs.folder import LINES
+from mbrl_jax.runs.program import split
+from mbrl_jax.runs.results import CHECKPOINTS, RUN, SHARDS
 from mbrl_jax.statistics import Estimate
 
 
@@ -49,11 +51,11 @@ def _places(root: Path) -> Iterator[Path]:
     while waiting:
         links = []
         for start in waiting:
-            for name, folders, files in os.walk(start):
+            for name, below, files in os.walk(start):
                 place, real = Path(name), os.path.realpath(name)
-                kept = [] if real in visited else [each for each in folders if each not in (CHECKPOINTS, PARTS)]
+                kept = [] if real in visited else [each for each in below if each not in (CHECKPOINTS, SHARDS)]
                 links += [place / each for each in kept if (place / each).is_symlink()]
-                folders[:] = kept  # into which os.walk goes next, but for links
+                below[:] = kept  # into which os.walk goes next, but for links
                 if real not in visited and {"summary.json", RUN} & set(files):
                     yield place
                 visited.add(real)
@@ -82,10 +84,10 @@ def _unfinished(name: str, place: Path) -> Listed:
     asked = results.read_run(place)
     config = from_dict(asked["config"])
     settings = {**results.flat_settings(config), "seeds": asked["seeds"], "seed": asked["base_seed"]}
-    if run_folder.at_once(place) < asked["seeds"]:
-        batches = len(parts.split(asked["seeds"], run_folder.at_once(place)))
-        done = sum(run_folder.is_finished(part) for part in (place / PARTS).glob("*"))
-        return Listed(name, settings, f"{done} of {batches} batches", None, None, "")
+    if folders.at_once(place) < asked["seeds"]:
+        shards = len(split(asked["seeds"], folders.at_once(place)))
+        done = sum(folders.is_finished(shard) for shard in (place / SHARDS).glob("*"))
+        return Listed(name, settings, f"{done} of {shards} shards", None, None, "")
     lines, rounds = read_lines(place / LINES), config.steps // config.round_steps
     done = lines[-1]["round"] if lines else 0
     return Listed(name, settings, f"round {done} of {rounds}", None, None, _curve_note(lines[-1]) if lines else "")

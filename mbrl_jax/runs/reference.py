@@ -24,8 +24,7 @@ from mbrl_jax.imagination.lanes import LaneLog
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.model.fitting import FitLog
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.program import Seconds
-from mbrl_jax.runs.runner import Backend, Run
+from mbrl_jax.runs.run import Backend, Run, Seconds
 from mbrl_jax.statistics import interquartile_mean
 
 PACKAGES = ("torch", "gymnasium", "numpy")
@@ -80,7 +79,7 @@ def run(
     def finished(one: tuple[Result, Seconds]) -> None:
         done.append(one)
         returns.append(float(np.mean(one[0].outcome.returns_last)))
-        show.round(f"IQM {interquartile_mean(np.array(returns)):.0f}")
+        show.advance(f"IQM {interquartile_mean(np.array(returns)):.0f}")
 
     if processes == 1:
         for job in jobs:

@@ -32,12 +32,12 @@ from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.packages import version_of
 from mbrl_jax.runs import checkpoint, interruption, metrics, strict_json
-from mbrl_jax.runs.program import Seconds
-from mbrl_jax.runs.runner import Backend, Run, frozen_seeds
+from mbrl_jax.runs.run import Backend, Run, Seconds, frozen_seeds
 from mbrl_jax.statistics import Estimate
 
 FORMAT = 1
-RUN, CHECKPOINTS, PARTS = "run.json", "checkpoints", "parts"
+RUN, LOCK, CHECKPOINTS, SHARDS = "run.json", ".lock", "checkpoints", "shards"
+Draw = Callable[[Run, Path], None]  # draws a run into its folder
 OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what outcome.npz holds
 
 
@@ -67,7 +67,7 @@ def is_untouched(path: Path) -> bool:
     """
     if not path.exists():
         return True
-    return path.is_dir() and all(each.name.startswith(f".{RUN}.") for each in path.iterdir())
+    return path.is_dir() and all(each.name.startswith((f".{RUN}.", LOCK)) for each in path.iterdir())
 
 
 @contextlib.contextmanager
@@ -142,6 +142,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "protocol": config.protocol,
         "seeds": seeds,
         "base_seed": run.base_seed,
+        "first_seed": run.first_seed,
         "frozen_seeds": frozen_seeds(outcome),
         "real_transitions": config.real_transitions,
         "imagined_transitions": imagined,
@@ -169,8 +170,15 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
-def write(run: Run, folder: Path, draw: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Write the results into an existing folder; ``draw`` adds its figures before the summary. Return the summary."""
+def write(run: Run, folder: Path, draw: Draw | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Write the results into an existing folder and draw them; return the summary, which is written last.
+
+    A figure that cannot be drawn is reported by ``say``; the results are there without it.
+
+    Raises:
+      OSError: something cannot be written.
+
+    """
     summary = summarise(run)
     outcome = run.result.outcome
     arrays = {
@@ -188,10 +196,20 @@ def write(run: Run, folder: Path, draw: Callable[[], None] | None = None) -> dic
             with new_file(folder / name) as path, path.open("wb") as file:
                 np.savez_compressed(file, **typing.cast(Any, flatten(tree)))
     if draw is not None:
-        draw()
+        draw_or_say(lambda: draw(run, folder), say)
     with new_file(folder / "summary.json") as path:
         strict_json.write(path, summary)
     return summary
+
+
+def draw_or_say(draw: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Draw figures; where that fails say so and go on, unless the disk is at fault."""
+    try:
+        draw()
+    except OSError:
+        raise
+    except Exception as error:
+        say(f"the figures could not be drawn ({type(error).__name__}: {error}); the results are kept without them")
 
 
 @contextlib.contextmanager
@@ -238,6 +256,7 @@ def read(folder: str | Path) -> Run:
         summary["bytes_per_seed"]["state"],
         summary["bytes_per_seed"]["temporary"],
         diagnosis,
+        summary.get("first_seed", 0),
     )
 
 

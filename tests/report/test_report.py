@@ -28,7 +28,7 @@ from mbrl_jax.model import ensemble as ens
 from mbrl_jax.report import entries, measures, overview, rollouts, tasks
 from mbrl_jax.report import returns as returns_section
 from mbrl_jax.runs import results, runner
-from mbrl_jax.runs.runner import Backend
+from mbrl_jax.runs.run import Backend
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LONG = "interactive_with_a_name_as_long_as_those_that_sweeps_give_to_folders"

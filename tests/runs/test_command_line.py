@@ -182,7 +182,7 @@ def test_sweep_prints_a_row_and_writes_a_folder_for_each_value(command, trained)
         assert {path.name for path in folder.iterdir()} == RESULTS - {"curves.png"}
         config = settings.load(folder / "config.yaml")
         assert (config.imagination.controller_settings, config.agent.discount) == ({"length": value}, 0.9)
-        asked = {"name": name, "settings": {setting: value}, "state": "finished"}
+        asked = {"name": name, "settings": {setting: value}, "combinations": 2, "state": "finished"}
         assert arm == {**asked, **json.loads((folder / "summary.json").read_text())}
 
 

@@ -15,9 +15,9 @@ def shown(terminal):
             for _ in range(5):  # one function after another
                 display.phase("compiling")
             display.phase("training", total=4, done=1, note="compiled in 8.3 s")
-            display.round("IQM 23, 100 steps/s, 2 of 8 seeds frozen")
+            display.advance("IQM 23, 100 steps/s, 2 of 8 seeds frozen")
             display.say("stops after this round and saves")
-            display.round("IQM 42, 101 steps/s")
+            display.advance("IQM 42, 101 steps/s")
             display.phase("compiling")
             display.phase("evaluating")
         return file.getvalue()
@@ -86,6 +86,6 @@ def test_on_a_terminal_there_is_a_bar_and_what_was_said_stays():
 def test_a_silent_one_shows_nothing(capsys):
     with Display.silent() as display:
         display.phase("training", total=1)
-        display.round("IQM 1")
+        display.advance("IQM 1")
         display.say("something")
     assert capsys.readouterr() == ("", "")

@@ -6,9 +6,12 @@ import pytest
 from rich.console import Console
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import command_line, listing, results, run_folder, runner
+from mbrl_jax.runs import command_line, listing, results, runner
+from mbrl_jax.runs import folder as run_folder
+from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.interruption import Interrupted, Interruption
-from mbrl_jax.runs.run_folder import Asked
+from mbrl_jax.runs.program import Batch
+from mbrl_jax.runs.training import train
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +24,9 @@ def folder(tiny, tmp_path_factory):
     asked = Asked(replace(free, agent=replace(free.agent, learning_rate=0.5)), 2, 7, False)
     stop = Interruption()
     stop.requested = True
-    with run_folder.create(root / "stopped", asked, "the command", (), 0.0, 1, print) as kept, pytest.raises(Interrupted):
-        runner.run(asked.config, 2, base_seed=7, keeper=kept, interruption=stop)
+    program = runner.prepare([asked.config], 2, base_seed=7)
+    with run_folder.opened(root / "stopped", asked, "the command", every=0.0, keep=1) as kept, pytest.raises(Interrupted):
+        train(program, Batch(0, 2), callbacks=[kept.lines, kept.checkpoints], interruption=stop)
     shutil.copytree(root / "sweep" / "one", root / "broken")
     (root / "broken" / "summary.json").write_text("nothing of ours")
     return root

@@ -8,6 +8,7 @@ from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError
 from mbrl_jax.runs import runner
+from mbrl_jax.runs.run import chosen_so_far, frozen_seeds
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_the_memory_of_a_seed_covers_its_replays(tiny, run):
 
 
 def test_the_curve_of_the_chosen_policy_follows_the_snapshot_that_was_chosen(run):
-    curve = runner.chosen_so_far(run)
+    curve = chosen_so_far(run)
     metrics = run.result.metrics
     for seed in range(3):
         since = 0
@@ -53,5 +54,5 @@ def test_impossible_seeds_are_refused(tiny, seeds, base, message):
 def test_a_seed_that_went_non_finite_is_named(tiny):
     exploding = replace(tiny, agent=replace(tiny.agent, learning_rate=1e38))
     outcome = runner.run(exploding, 2).result.outcome
-    assert runner.frozen_seeds(outcome) == [0, 1]
+    assert frozen_seeds(outcome) == [0, 1]
     assert (outcome.updates < tiny.steps).all()

@@ -7,6 +7,7 @@ import pytest
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.imagination.horizon import make_controller
 from mbrl_jax.runs import execution, runner, sweep
+from mbrl_jax.runs.run import mean_depth
 
 LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
 
@@ -44,8 +45,8 @@ def test_the_arms_of_a_sweep_share_their_real_data_and_differ_in_what_they_learn
     first, second = (run.result for run in swept)
     np.testing.assert_array_equal(first.collected, second.collected)
     assert (first.metrics.lanes.depth != second.metrics.lanes.depth).any()
-    assert sweep.mean_depth(swept[0]) == 1.0
-    assert 1.2 < sweep.mean_depth(swept[1]) < 3.0
+    assert mean_depth(swept[0]) == 1.0
+    assert 1.2 < mean_depth(swept[1]) < 3.0
 
 
 def test_seconds_and_bytes_are_shared_out_over_the_values(swept):
@@ -78,7 +79,7 @@ def test_a_batch_of_agents_on_a_device_gives_the_same_numbers(tiny, swept, monke
         ({"imagination.length": [1]}, "imagination.length: there is no such setting; .*agent.learning_rate"),
         ({f"{LENGTH}.x": [1]}, "length.x: there is no such setting"),
         ({"imagination.lanes": [4, 8]}, "imagination.lanes: 4 is static, so it compiles anew and must be run apart"),
-        ({"imagination": [1]}, "imagination: it is a group of settings; name one of imagination.cap"),
+        ({"imagination": [1]}, "imagination: it is a group of settings; name one of imagination.lanes"),
         ({RATE: []}, r"agent.learning_rate: \[\] has no values"),
         ({RATE: [1e-3, 1e-2], LENGTH: [1]}, "agent.learning_rate has 2, imagination.controller_settings.length has 1 values"),
         ({RATE: [1e-3, -1.0]}, "agent.learning_rate: -1.0 is out of range"),
@@ -122,4 +123,4 @@ def test_a_controller_object_takes_the_place_of_the_one_that_is_named(tiny):
 
 def test_configs_that_differ_in_a_static_setting_do_not_run_together(tiny):
     with pytest.raises(ConfigError, match="configs: they differ in static settings"):
-        runner.run_together([tiny, replace(tiny, steps=40)], 1)
+        list(runner.run_all([tiny, replace(tiny, steps=40)], 1))

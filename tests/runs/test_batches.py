@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, save
-from mbrl_jax.runs import command_line, execution, kept, listing, parts, results, run_folder, runner
+from mbrl_jax.runs import command_line, execution, folder, keeping, listing, results, runner, shards
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.parts import Part, split
+from mbrl_jax.runs.program import Batch, split
 
 SEEDS = 5
 
@@ -30,15 +30,15 @@ def whole(tiny):
 @pytest.fixture(scope="module")
 def room(tiny):
     """Bytes for two seeds, but not for three: those of a program for two, and a little more."""
-    return int(1.05 * runner.prepare(tiny, 2).prepare())
+    return int(1.05 * runner.prepare([tiny], 2).bytes)
 
 
 def test_parts_are_as_few_and_as_equal_as_can_be():
-    assert split(7, 3) == [Part(0, 3), Part(3, 3), Part(6, 1)]
-    assert split(8, 3) == [Part(0, 3), Part(3, 3), Part(6, 2)]
-    assert split(9, 8) == [Part(0, 5), Part(5, 4)]
-    assert split(5, 5) == [Part(0, 5)]
-    assert sum(part.agents for part in split(100_000, 999)) == 100_000
+    assert split(7, 3) == [Batch(0, 3), Batch(3, 3), Batch(6, 1)]
+    assert split(8, 3) == [Batch(0, 3), Batch(3, 3), Batch(6, 2)]
+    assert split(9, 8) == [Batch(0, 5), Batch(5, 4)]
+    assert split(5, 5) == [Batch(0, 5)]
+    assert sum(batch.agents for batch in split(100_000, 999)) == 100_000
 
 
 def test_a_run_in_batches_gives_each_seed_the_numbers_of_the_run_at_once_and_compiles_once(tiny, whole, room, monkeypatch):
@@ -61,11 +61,6 @@ def test_a_run_in_batches_gives_each_seed_the_numbers_of_the_run_at_once_and_com
     assert for_more <= 2
 
 
-def test_a_run_that_is_kept_is_refused_in_batches_by_the_runner(tiny, room):
-    with pytest.raises(ConfigError, match=r"seeds: 5 do not fit into memory; of a run that is kept it must be at most 2"):
-        runner.run(tiny, SEEDS, memory=room, interruption=object())
-
-
 class Killed(BaseException):
     """The process ends here."""
 
@@ -86,7 +81,7 @@ def same(out, whole):
     found = results.read(out)
     close(found.result.outcome, whole.result.outcome)
     close(found.result.metrics, whole.result.metrics)
-    assert not (out / "parts").exists()
+    assert not (out / "shards").exists()
 
 
 def test_the_command_line_trains_in_batches_and_leaves_one_run(words, whole, capsys):
@@ -114,17 +109,17 @@ def test_a_run_in_batches_that_was_killed_goes_on(words, whole, moment, monkeypa
         if moment == "between batches":
             patch.setattr(results, "write", second)
         elif moment == "while results are joined":
-            patch.setattr(parts, "joined", kill)
+            patch.setattr(shards, "joined", kill)
         else:
-            patch.setattr(kept, "clear", kill)
+            patch.setattr(shards, "remove", kill)
         with pytest.raises(Killed):
             command_line.main(command)
     told = listing.find(out)
     assert len(told) == 1
-    assert told[0].state == {"between batches": "1 of 3 batches", "while results are joined": "3 of 3 batches"}.get(
+    assert told[0].state == {"between batches": "1 of 3 shards", "while results are joined": "3 of 3 shards"}.get(
         moment, "finished"
     )
-    before = {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("summary.json")}
+    before = {path: path.stat().st_mtime_ns for path in (out / "shards").rglob("summary.json")}
     without = [word for word in command if word != "--memory"]
     without.remove(command[command.index("--memory") + 1])  # how it was cut is on file
     command_line.main([*without, "--resume"])
@@ -145,13 +140,13 @@ def test_bad_numbers_are_refused(words, capsys):
 def test_to_go_on_in_batches_from_a_round_is_refused(words, monkeypatch, capsys):
     out, command = words
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run_part", kill)
+        patch.setattr(keeping, "train", kill)
         with pytest.raises(Killed):
             command_line.main(command)
     with pytest.raises(SystemExit):
         command_line.main([*command, "--resume-from", "1"])
     assert "resume_from: 1 does not fit a run in batches" in capsys.readouterr().err
-    assert run_folder.at_once(out) == 2
+    assert folder.at_once(out) == 2
 
 
 def test_what_one_seed_holds_must_fit(tiny):
@@ -185,7 +180,7 @@ def test_several_configs_in_batches_have_the_numbers_of_each_config_alone(tiny, 
     told, display = [], Display.silent()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(display, "say", told.append)
-        together = runner.run_together(configs, 3, base_seed=3, diagnose=True, memory=room, display=display)
+        together = list(runner.run_all(configs, 3, base_seed=3, diagnose=True, memory=room, display=display))
     assert "2 of 6 seeds fit into memory at once" in told[0]  # so that batches cut through the seeds of a config
     for config, found in zip(configs, together, strict=True):
         alone = runner.run(config, 3, base_seed=3, diagnose=True)

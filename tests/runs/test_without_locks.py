@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import locks
+from mbrl_jax.runs import folder
 
 WITHOUT = """
 import sys
@@ -37,22 +37,7 @@ def test_without_fcntl_everything_imports_and_what_needs_locks_is_refused_in_a_s
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_lasts_until_its_file_is_closed(tmp_path):
-    (tmp_path / "file").touch()
-    first, second = (os.open(tmp_path / "file", os.O_RDWR) for _ in range(2))
-    locks.lock(first)
-    for shared in (False, True):
-        with pytest.raises(BlockingIOError):
-            locks.lock(second, shared=shared, wait=False)
-    os.close(first)
-    locks.lock(second, shared=True, wait=False)
-    third = os.open(tmp_path / "file", os.O_RDWR)
-    locks.lock(third, shared=True, wait=False)
-    os.close(second)
-    os.close(third)
-
-
 def test_where_there_are_none_they_are_asked_for_in_vain(monkeypatch):
-    monkeypatch.setattr(locks, "AVAILABLE", False)
+    monkeypatch.setattr(folder, "HAS_LOCKS", False)
     with pytest.raises(ConfigError, match="no file locks"):
-        locks.lock(0)
+        folder.require_locks()

@@ -1,6 +1,6 @@
 import pytest
 
-from mbrl_jax.runs.program import chunk_of
+from mbrl_jax.runs.training import chunk_of
 
 
 @pytest.mark.parametrize("rounds", [1, 7, 40, 50, 60])

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs.journals import JsonLines, TensorBoard, WeightsAndBiases, read_lines
+from mbrl_jax.runs.callbacks import JsonLines, TensorBoard, WeightsAndBiases, read_lines
 from mbrl_jax.runs.metrics import Entry
 
 
@@ -15,9 +15,11 @@ def entry(number):
 
 
 def test_every_round_is_a_line_that_can_be_read_at_once(tmp_path):
-    journal = JsonLines(tmp_path / "metrics.jsonl", 0)
+    saved = 0
+    journal = JsonLines(tmp_path / "metrics.jsonl", 0, lambda: saved)
     for number in (1, 2):
-        journal.write(entry(number), saved=number - 1)
+        saved = number - 1
+        journal.round(entry(number))
         lines = read_lines(tmp_path / "metrics.jsonl")
         assert lines[-1] == {**entry(number).as_json(), "saved": number - 1}
     journal.close()
@@ -27,13 +29,13 @@ def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = JsonLines(path, 0)
     for number in (1, 2, 3):
-        first.write(entry(number), 0)
+        first.round(entry(number))
     first.close()
     with path.open("a") as file:
         file.write('{"round": 4, "st')  # killed while it wrote
     assert [line["round"] for line in read_lines(path)] == [1, 2, 3]
     second = JsonLines(path, 2)
-    second.write(entry(3), 2)
+    second.round(entry(3))
     second.close()
     assert [json.loads(line)["round"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
@@ -51,8 +53,8 @@ def events(path):
 
 def test_tensorboard_gets_a_point_of_every_curve(tmp_path):
     journal = TensorBoard(tmp_path, 0)
-    journal.write(entry(1), 0)
-    journal.write(entry(2), 0)
+    journal.round(entry(1))
+    journal.round(entry(2))
     journal.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     told = {(value.tag, event.step): value.simple_value for event in events(path) for value in event.summary.value}
@@ -69,8 +71,8 @@ def test_weights_and_biases_keeps_an_offline_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     journal = WeightsAndBiases("a_project", tmp_path, {"agent": {"learning_rate": 0.1}})
-    journal.write(entry(1), 0)
-    journal.write(entry(2), 0)
+    journal.round(entry(1))
+    journal.round(entry(2))
     journal.close()
     (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     words = (b"a_project", b"update/loss", b"curve_return", b"learning_rate")

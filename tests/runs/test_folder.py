@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, to_dict
-from mbrl_jax.runs import checkpoint, execution, results, run_folder, runner
+from mbrl_jax.runs import checkpoint, execution, results, runner
+from mbrl_jax.runs import folder as run_folder
+from mbrl_jax.runs.folder import Asked, InUseError
 from mbrl_jax.runs.interruption import Interrupted, Interruption
-from mbrl_jax.runs.run_folder import Asked, InUseError
+from mbrl_jax.runs.program import Batch
+from mbrl_jax.runs.training import train
 
 
 class After:
@@ -41,22 +44,30 @@ def free(tiny):
 
 
 def create(path, asked, every=0.0, said=None, keep=2):
-    return run_folder.create(path, asked, "the command", ("jax",), every, keep, (said if said is not None else []).append)
+    say = (said if said is not None else []).append
+    return run_folder.opened(path, asked, "the command", every=every, keep=keep, say=say)
 
 
 def take_up(path, asked, every=0.0, said=None, number=None):
-    return run_folder.take_up(path, asked, every, 2, (said if said is not None else []).append, number)
+    say = (said if said is not None else []).append
+    return run_folder.opened(path, asked, "the command", resume=True, number=number, every=every, say=say)
 
 
-def go(folder, asked, interruption=None):
-    with folder:
-        return runner.run(
-            asked.config,
-            asked.seeds,
-            base_seed=asked.base_seed,
-            diagnose=asked.diagnose,
-            keeper=folder,
+def enter(opened):
+    with opened:
+        pass
+
+
+def go(opened, asked, interruption=None):
+    program = runner.prepare([asked.config], asked.numbers, base_seed=asked.base_seed, diagnose=asked.diagnose)
+    with opened as there:
+        return train(
+            program,
+            Batch(0, asked.seeds),
+            callbacks=[there.lines, there.checkpoints],
+            found=there.found,
             interruption=interruption,
+            diagnose=asked.diagnose,
         )
 
 
@@ -140,13 +151,13 @@ def copied(stopped, tmp_path):
 def test_to_go_on_with_something_else_is_refused_and_what_differs_is_named(stopped, change, message):
     folder, asked = stopped
     with pytest.raises(ConfigError, match=message):
-        take_up(folder, change(asked))
+        enter(take_up(folder, change(asked)))
 
 
 def test_to_go_on_with_another_algorithm_is_refused(stopped, tiny):
     folder, asked = stopped
     with pytest.raises(ConfigError, match="algorithm: 'dyna_q' does not fit; .* is of 'model_free_q'"):
-        take_up(folder, asked._replace(config=longer(tiny, "batch")))
+        enter(take_up(folder, asked._replace(config=longer(tiny, "batch"))))
 
 
 def test_of_a_damaged_checkpoint_the_one_before_is_offered_and_goes_on(copied, tiny):
@@ -156,7 +167,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_offered_and_goes_on(copied, t
     content[len(content) // 2] ^= 4
     victim.write_bytes(content)
     with pytest.raises(ConfigError, match="SHA-256.*the one of round 2 is whole: --resume-from 2"):
-        take_up(folder, asked)
+        enter(take_up(folder, asked))
     assert checkpoint.rounds(folder / "checkpoints") == [2, 3]  # refused, and left as it was
     finished = go(take_up(folder, asked, number=2), asked)
     jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
@@ -183,7 +194,7 @@ def test_a_whole_checkpoint_of_another_run_is_refused(copied, tmp_path):
     (theirs,) = (tmp_path / "other" / "checkpoints").iterdir()
     shutil.copytree(theirs, folder / "checkpoints" / "00000003")
     with pytest.raises(ConfigError, match="it is of another run; that differs in base_seed; the one of round 2 is whole"):
-        take_up(folder, asked)
+        enter(take_up(folder, asked))
 
 
 @pytest.mark.parametrize(
@@ -214,20 +225,20 @@ def test_where_no_checkpoint_is_whole_that_is_said(copied):
     for number in (2, 3):
         (folder / "checkpoints" / f"{number:08d}" / "manifest.json").write_text("{}")
     with pytest.raises(ConfigError, match="no other is whole"):
-        take_up(folder, asked)
+        enter(take_up(folder, asked))
 
 
 def test_a_checkpoint_of_a_round_that_is_not_there_is_refused(copied):
     folder, asked = copied
     with pytest.raises(ConfigError, match=r"resume_from: 5 does not fit; there are checkpoints of the rounds \[2, 3\]"):
-        take_up(folder, asked, number=5)
+        enter(take_up(folder, asked, number=5))
 
 
 def test_that_the_checkpoints_have_vanished_is_said(copied):
     folder, asked = copied
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(ConfigError, match="have vanished; one of round . was written"):
-        take_up(folder, asked)
+        enter(take_up(folder, asked))
 
 
 def test_a_run_that_was_never_saved_begins_anew(tiny, tmp_path):
@@ -242,7 +253,7 @@ def test_a_run_that_was_never_saved_begins_anew(tiny, tmp_path):
 
 def _try(path, asked, answers):
     try:
-        take_up(path, asked).__exit__()
+        enter(take_up(path, asked))
         answers.put("taken up")
     except ConfigError as error:
         answers.put(str(error))
@@ -258,119 +269,104 @@ def test_two_processes_do_not_work_on_one_run(copied):
         assert "another process works on the run" in answers.get(timeout=120)
         other.join()
         with pytest.raises(ConfigError, match="another process works on the run"):
-            take_up(folder, asked)
-    take_up(folder, asked).__exit__()
+            enter(take_up(folder, asked))
+    enter(take_up(folder, asked))
 
 
-def test_nobody_comes_between_the_beginning_of_a_run_and_its_lock(tiny, tmp_path, monkeypatch):
-    link, refused = os.link, []
+def test_a_run_is_locked_before_others_see_it_and_the_lock_goes_with_the_process(tiny, tmp_path, monkeypatch):
+    begin, refused = run_folder.begin, []
 
-    def link_and_try(source, target):
-        link(source, target)
+    def begin_and_try(*arguments):
+        begin(*arguments)
         with pytest.raises(InUseError, match="another process works on the run") as error:
-            run_folder.hold(tmp_path, shared=True)
+            enter(run_folder.hold(tmp_path))
         refused.append(error)
 
-    monkeypatch.setattr(os, "link", link_and_try)
-    create(tmp_path, Asked(tiny, 2, 0, False)).__exit__()
+    monkeypatch.setattr(run_folder, "begin", begin_and_try)
+    with create(tmp_path, Asked(tiny, 2, 0, False)):
+        assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl", ".lock"}
     assert len(refused) == 1
-    os.close(run_folder.hold(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
+    enter(run_folder.hold(tmp_path))
 
 
-@pytest.mark.parametrize("cleared", [False, True])
-def test_of_two_processes_that_begin_one_run_at_once_the_later_is_refused(tiny, tmp_path, monkeypatch, cleared):
-    link, asked = os.link, Asked(tiny, 2, 0, False)
+def test_a_lock_that_is_removed_while_another_process_takes_it_is_taken_anew(tmp_path, monkeypatch):
+    flock, removed = run_folder.fcntl.flock, []
 
-    def overtaken(source, target):
-        monkeypatch.setattr(os, "link", link)
-        create(tmp_path, asked).__exit__()
-        if cleared:
-            take_up(tmp_path, asked).__exit__()
-            assert not source.exists()
-        link(source, target)
+    def flock_late(descriptor, how):
+        if not removed:
+            (tmp_path / ".lock").unlink()
+            removed.append(descriptor)
+        flock(descriptor, how)
 
-    monkeypatch.setattr(os, "link", overtaken)
-    with pytest.raises(InUseError, match="another process has just begun a run"):
-        create(tmp_path, asked)
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock_late)
+    with run_folder.hold(tmp_path):
+        assert (tmp_path / ".lock").exists()
+        with pytest.raises(InUseError):
+            enter(run_folder.hold(tmp_path))
+    assert removed
+
+
+def test_of_many_who_begin_a_run_at_once_one_begins_it_also_without_hard_links(tiny, tmp_path, monkeypatch):
+    start, asked, begin = threading.Barrier(8), Asked(tiny, 2, 0, False), run_folder.begin
+
+    def refuse(source, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(source))
+
+    def slowly(*arguments):
+        time.sleep(0.2)  # meanwhile all others have come as far
+        begin(*arguments)
+
+    def compete(number):
+        start.wait()
+        try:
+            with run_folder.opened(tmp_path, asked, f"command {number}"):
+                time.sleep(1)
+        except InUseError as error:
+            return str(error)
+        except ConfigError as error:
+            return str(error)
+        return number
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(run_folder, "begin", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(compete, range(8)))
+    (winner,) = (answer for answer in answers if isinstance(answer, int))
+    assert results.read_run(tmp_path)["command"] == f"command {winner}"
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
 
 
-@pytest.fixture(params=[errno.EPERM, errno.ENOTSUP])
-def no_links(monkeypatch, request):
-    """A file system that has no hard links."""
+def test_where_the_file_system_has_no_locks_that_is_said(tiny, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    def refuse(source, target):
-        raise OSError(request.param, os.strerror(request.param), str(source))
-
-    monkeypatch.setattr(os, "link", refuse)
-
-
-def test_without_hard_links_a_run_begins_too_and_is_locked_from_its_beginning(tiny, tmp_path, monkeypatch, no_links):
-    rename, refused, asked = os.rename, [], Asked(tiny, 2, 0, False)
-
-    def rename_and_try(source, target):
-        rename(source, target)
-        with pytest.raises(InUseError, match="another process works on the run") as error:
-            run_folder.hold(tmp_path / "run", shared=True)
-        refused.append(error)
-
-    monkeypatch.setattr(os, "rename", rename_and_try)
-    with create(tmp_path / "run", asked):
-        assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "metrics.jsonl"}
-    assert len(refused) == 1
-    with pytest.raises(InUseError, match="exists already"):
-        create(tmp_path / "run", asked)
-    with take_up(tmp_path / "run", asked):
-        pass
+    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match="cannot be locked: .*No locks available"):
+        enter(create(tmp_path, Asked(tiny, 2, 0, False)))
 
 
-def test_without_hard_links_one_of_many_who_begin_a_run_at_once_begins_it(tiny, tmp_path, monkeypatch, no_links):
-    rename, start, asked = os.rename, threading.Barrier(8), Asked(tiny, 2, 0, False)
-
-    def slowly(source, target):
-        time.sleep(0.2)  # meanwhile all others have come as far
-        rename(source, target)
-
-    def begin(number):
-        start.wait()
-        try:
-            return run_folder.begin(tmp_path, asked, f"command {number}", ("jax",), 2)
-        except InUseError as error:
-            return str(error)
-
-    monkeypatch.setattr(os, "rename", slowly)
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(begin, range(8)))
-    (winner,) = (number for number, answer in enumerate(answers) if isinstance(answer, int))
-    assert results.read_run(tmp_path)["command"] == f"command {winner}"
-    assert all("just begun a run" in answer for number, answer in enumerate(answers) if number != winner)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-    with pytest.raises(InUseError, match="another process works on the run"):
-        run_folder.hold(tmp_path)
-    os.close(answers[winner])
-
-
-def test_a_link_that_fails_for_another_reason_is_said(tiny, tmp_path, monkeypatch):
-    def refuse(source, target):
+def test_what_cannot_be_written_is_said(tiny, tmp_path, monkeypatch):
+    def refuse(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(run_folder.strict_json, "write", refuse)
     with pytest.raises(ConfigError, match="nothing can be written to .*Input/output error"):
-        create(tmp_path, Asked(tiny, 2, 0, False))
+        enter(create(tmp_path, Asked(tiny, 2, 0, False)))
 
 
 def test_a_run_begins_where_another_process_was_killed_when_it_was_about_to(tiny, tmp_path):
     (tmp_path / ".run.json.1.new").write_text("{")
     asked = Asked(tiny, 2, 0, False)
-    create(tmp_path, asked).__exit__()
-    take_up(tmp_path, asked).__exit__()
+    enter(create(tmp_path, asked))
+    enter(take_up(tmp_path, asked))
     assert not (tmp_path / ".run.json.1.new").exists()
 
 
 def test_two_runs_do_not_go_into_one_folder(copied):
     folder, asked = copied
-    with pytest.raises(InUseError, match="exists already and is left as it is"):
-        create(folder, asked)
+    with pytest.raises(ConfigError, match="exists already and is left as it is"):
+        enter(create(folder, asked))
 
 
 @pytest.mark.parametrize(
@@ -382,13 +378,13 @@ def test_a_run_of_a_version_that_is_not_understood_is_refused(copied, content):
     with pytest.raises(
         ConfigError, match="cannot be read|format 7 is not known.*written by|agent.speed: there is no such setting.*written by"
     ):
-        take_up(folder, asked)
+        enter(take_up(folder, asked))
 
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path, tiny):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds no run that could go on"):
-        take_up(tmp_path, Asked(tiny, 1, 0, False))
+        enter(take_up(tmp_path, Asked(tiny, 1, 0, False)))
 
 
 def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(tiny, tmp_path, monkeypatch):
@@ -411,9 +407,9 @@ def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(tiny, tmp_path, monk
 
 def test_a_finished_run_leaves_no_checkpoint(copied):
     folder, asked = copied
-    opened = take_up(folder, asked)
-    go(opened, asked)
-    opened.finished()
+    go(take_up(folder, asked), asked)
+    with take_up(folder, asked) as opened:
+        opened.finished()
     assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl"}
 
 

@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import command_line, grid, results, runner
+from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
+from mbrl_jax.report import sweep_figures
+from mbrl_jax.runs import command_line, results, runner, sweep
 
 LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
 
@@ -21,12 +23,12 @@ def free(tiny):
 
 @pytest.fixture(scope="module")
 def made(free):
-    return grid.cells(free, grid.parse(["agent.batch-size=8,16", "agent.learning_rate=1e-3,1e-2"]))
+    return sweep.cells(free, sweep.parse(["agent.batch-size=8,16", "agent.learning_rate=1e-3,1e-2"]))
 
 
 @pytest.fixture(scope="module")
 def runs(made):
-    runs = grid.run(made, 2, base_seed=3)
+    runs = dict(sweep.run(made, 2, base_seed=3))
     return [runs[place] for place in range(4)]
 
 
@@ -54,14 +56,14 @@ def test_every_combination_has_the_numbers_of_a_run_of_its_own(made, runs):
 
 def test_what_differs_in_traced_settings_alone_is_one_program(made, free, monkeypatch):
     groups = []
-    original = runner.train_together
+    original = runner.run_all
 
     def noted(configs, *arguments, **options):
         groups.append([config.agent.batch_size for config in configs])
         return original(configs, *arguments, **options)
 
-    monkeypatch.setattr(runner, "train_together", noted)
-    grid.run(made, 1)
+    monkeypatch.setattr(runner, "run_all", noted)
+    list(sweep.run(made, 1))
     assert groups == [[8, 8], [16, 16]]
 
 
@@ -75,11 +77,11 @@ def test_what_differs_in_traced_settings_alone_is_one_program(made, free, monkey
     ],
 )
 def test_values_are_read_as_in_a_preset(word, path, values):
-    assert grid.parse([word]) == {path: values}
+    assert sweep.parse([word]) == {path: values}
 
 
 def test_static_settings_of_every_type_are_put_in(tiny):
-    made = grid.cells(tiny, grid.parse(["agent.hidden=[8,8],[16]", "agent.target=max,double", "model.elites=null,1"]))
+    made = sweep.cells(tiny, sweep.parse(["agent.hidden=[8,8],[16]", "agent.target=max,double", "model.elites=null,1"]))
     assert len(made) == 8
     assert {(cell.config.agent.hidden, cell.config.agent.target, cell.config.model.elites) for cell in made} == {
         (hidden, target, elites) for hidden in ((8, 8), (16,)) for target in ("max", "double") for elites in (None, 1)
@@ -116,19 +118,19 @@ def test_what_is_no_grid_is_refused_in_the_command_and_makes_no_folder(tmp_path,
 
 
 def test_the_figure_is_a_curve_over_one_number_and_rows_over_more(made, runs, tmp_path):
-    grid.draw(made, runs, tmp_path / "rows.png")
+    sweep_figures.draw(made, runs, tmp_path / "rows.png")
     one = [cell._replace(settings={RATE: cell.settings[RATE]}) for cell in made[:2]]
-    grid.draw(one, runs[:2], tmp_path / "line.png")
+    sweep_figures.draw(one, runs[:2], tmp_path / "line.png")
     for name in ("rows", "line"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
 
 
 def test_a_grid_of_model_based_runs_is_swept_too(tiny):
     short = replace(tiny, steps=10)
-    made = grid.cells(short, {LENGTH: [1, 2]})
-    table = grid.as_table(made, [grid.run(made, 1)[place] for place in (0, 1)])
+    made = sweep.cells(short, {LENGTH: [1, 2]})
+    table = sweep_figures.as_table(made, [run for _, run in sweep.run(made, 1)])
     assert [column.header for column in table.columns] == [LENGTH, "chosen", "last", "depth"]
-    assert next(iter(table.columns[3].cells)) == "1.00"
+    assert next(iter(table.columns[3].cells)).plain == "1.00"
 
 
 LONG = [
@@ -148,21 +150,28 @@ LONG = [
 ]
 
 
+def command(free, words, folder, *more):
+    config = folder.with_suffix(".yaml")
+    save(free, config)
+    grid = [word for one in words for word in ("--grid", one)]
+    command_line.main(["sweep", str(config), *grid, "--seeds", "1", "--out", str(folder), *more])
+
+
 def swept(free, folder, monkeypatch, words, *more, fail=()):
     """``sweep`` on the command's own function; training the groups whose number is in ``fail`` raises, the n-th call being n."""
-    original, calls = runner.train_together, []
+    original, calls = runner.run_all, []
 
-    def train_together(configs, *arguments, **options):
+    def run_all(configs, *arguments, **options):
         calls.append(len(configs))
         if len(calls) - 1 in fail:
             raise RuntimeError("the device is lost")
         return original(configs, *arguments, **options)
 
-    monkeypatch.setattr(runner, "train_together", train_together)
+    monkeypatch.setattr(runner, "run_all", run_all)
     try:
-        grid.command(free, words, 1, folder, 0, resume="resume" in more)
+        command(free, words, folder, *more)
     finally:
-        monkeypatch.setattr(runner, "train_together", original)
+        monkeypatch.setattr(runner, "run_all", original)
     return calls
 
 
@@ -185,27 +194,28 @@ def test_a_combination_that_fails_costs_only_itself_and_a_resumed_sweep_trains_i
     assert "failed: 1, agent.batch_size=16: RuntimeError: the device is lost" in said
     kept = [(out / name / "outcome.npz").read_bytes() for name in ("0", "2")]
 
-    assert swept(free, out, monkeypatch, words, "resume") == [1]
+    assert swept(free, out, monkeypatch, words, "--resume") == [1]
     assert [entry["state"] for entry in json.loads((out / "sweep.json").read_text())] == ["finished"] * 3
     assert [(out / name / "outcome.npz").read_bytes() for name in ("0", "2")] == kept
-    assert swept(free, out, monkeypatch, words, "resume") == []
-    with pytest.raises(ConfigError, match="asked for with another grid"):
-        swept(free, out, monkeypatch, ["agent.batch_size=8,16"], "resume")
+    assert swept(free, out, monkeypatch, words, "--resume") == []
+    with pytest.raises(SystemExit, match="2"):
+        swept(free, out, monkeypatch, ["agent.batch_size=8,16"], "--resume")
+    assert "asked for with another grid" in capsys.readouterr().err
 
 
 def test_a_combination_is_on_the_disk_before_the_next_begins(free, tmp_path, monkeypatch):
-    there, original = [], runner.run_part
+    there, original = [], runner.train
 
-    def run_part(program, part, **options):
+    def train(program, batch, **options):
         there.append(sorted(path.parent.name for path in (tmp_path / "out").glob("*/summary.json")))
-        return original(program, part, **options)
+        return original(program, batch, **options)
 
-    monkeypatch.setattr(runner, "run_part", run_part)
+    monkeypatch.setattr(runner, "train", train)
     swept(free, tmp_path / "out", monkeypatch, ["agent.batch_size=8,16"])
     assert there == [[], ["0"]]
 
 
-def test_a_folder_that_cannot_hold_the_combinations_is_found_out_before_training(free, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_hold_the_combinations_is_found_out_before_training(free, tmp_path, monkeypatch, capsys):
     original = Path.mkdir
 
     def mkdir(self, *arguments, **options):
@@ -214,7 +224,35 @@ def test_a_folder_that_cannot_hold_the_combinations_is_found_out_before_training
         original(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    monkeypatch.setattr(runner, "train_together", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(ConfigError, match="out: nothing can be written to .*: .*File name too long"):
-        grid.command(free, ["agent.batch_size=8,16"], 1, tmp_path / "out", 0)
+    monkeypatch.setattr(runner, "run_all", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match="2"):
+        command(free, ["agent.batch_size=8,16"], tmp_path / "out")
+    assert re.search("out: nothing can be written to .*: .*File name too long", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_some_combinations_are_trained_by_number_and_joined_to_the_whole_sweep(free, tmp_path, monkeypatch, capsys):
+    words = ["agent.batch_size=8,16", "agent.learning_rate=1e-3,1e-2"]
+    command(free, words, tmp_path / "all")
+    command(free, words, tmp_path / "a", "--combinations", "0:2,3")
+    capsys.readouterr()
+
+    def join(name, *shards):
+        command_line.main(["join", str(tmp_path / name), *(str(tmp_path / shard) for shard in shards)])
+
+    for given, message in ((("a",), "the combinations 2 are missing"), (("a", "a"), "combination 0 is in")):
+        with pytest.raises(SystemExit):
+            join("joined", *given)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(free, words, tmp_path / "b", "--combinations", "4")
+    assert "combinations: [4] does not fit; there are the numbers 0 to 3" in capsys.readouterr().err
+    command(free, words, tmp_path / "b", "--combinations", "2")
+    join("joined", "b", "a")
+    entries = [json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("all", "joined")]
+    for ours, theirs in zip(*entries, strict=True):
+        assert {name: ours[name] for name in ("name", "settings", "state")} == {
+            name: theirs[name] for name in ("name", "settings", "state")
+        }
+        found = [results.read(tmp_path / folder / ours["name"]).result for folder in ("all", "joined")]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 
 from mbrl_jax.config import save
-from mbrl_jax.report import figures
-from mbrl_jax.runs import kept, results
+from mbrl_jax.runs import keeping, results
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.kept import Keeping
+from mbrl_jax.runs.folder import Asked
+from mbrl_jax.runs.keeping import Keeping
 from mbrl_jax.runs.program import Program
-from mbrl_jax.runs.run_folder import Asked
 
 ARRAYS = ("metrics.parquet", "policies.npz", "model.npz", "outcome.npz")
 
 
-def keep(config, out, **keeping):
-    return kept.keep(Asked(config, 2, 3, False), out, Keeping(**keeping), "mbrl-jax train", Display.silent())
+def keep(config, out, draw=None, **settings):
+    asked = Asked(config, 2, 3, False)
+    return keeping.keep(asked, out, Keeping(**settings), "mbrl-jax train", Display.silent(), draw)
 
 
 def arrays(out):
@@ -32,31 +32,48 @@ def unbroken(tiny, tmp_path_factory):
     return arrays(out)
 
 
-@pytest.mark.parametrize("fails", ["evaluating", "drawing", "writing"])
+@pytest.mark.parametrize("fails", ["evaluating", "writing"])
 def test_whatever_fails_after_the_last_round_loses_nothing_that_was_trained(fails, tiny, tmp_path, monkeypatch, unbroken):
     def failing(*_, **__):
         raise RuntimeError("the device is lost")
 
+    call = Program.call
+
+    def call_or_fail(self, name, *rest):
+        return failing() if name == "finish" else call(self, name, *rest)
+
     out = tmp_path / "run"
-    place, name = {
-        "evaluating": (Program, "finish"),
-        "drawing": (figures, "draw_run"),
-        "writing": (results.np, "savez_compressed"),
+    place, name, instead = {
+        "evaluating": (Program, "call", call_or_fail),
+        "writing": (results.np, "savez_compressed", failing),
     }[fails]
     with monkeypatch.context() as patch:
-        patch.setattr(place, name, failing)
+        patch.setattr(place, name, instead)
         with pytest.raises(RuntimeError, match="the device is lost") as failure:
             keep(tiny, out)
     rounds = tiny.steps // tiny.round_steps
     assert f"Round {rounds} of the run in {str(out)!r} is saved. To go on: mbrl-jax train --resume" in failure.value.__notes__[0]
 
-    compiled, original = [], Program._compile
-    monkeypatch.setattr(Program, "_compile", lambda self, names, *rest: compiled.extend(names) or original(self, names, *rest))
+    compiled, original = [], Program.compile
+    monkeypatch.setattr(Program, "compile", lambda self, names, *rest: compiled.extend(names) or original(self, names, *rest))
     keep(tiny, out, resume=True)
     assert "advance" not in compiled  # it evaluates and trains nothing
     assert arrays(out) == unbroken
     assert len((out / "metrics.jsonl").read_text().splitlines()) == rounds
     assert not (out / "checkpoints").exists()
+
+
+def test_a_figure_that_cannot_be_drawn_does_not_end_a_run(tiny, tmp_path, unbroken):
+    def failing(run, folder):
+        raise ValueError("no such colour")
+
+    said, display = [], Display.silent()
+    display.say = said.append
+    out = tmp_path / "run"
+    keeping.keep(Asked(tiny, 2, 3, False), out, Keeping(), "mbrl-jax train", display, failing)
+    assert said == ["the figures could not be drawn (ValueError: no such colour); the results are kept without them"]
+    assert arrays(out) == unbroken
+    assert results.read_summary(out)["seeds"] == 2
 
 
 CACHED = """

@@ -1,0 +1,100 @@
+"""A finished run, and what can be read off it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mbrl_jax.algorithms.training import Outcome, Result
+from mbrl_jax.config import ImaginingConfig, RunConfig
+from mbrl_jax.imagination.diagnosis import Diagnosis
+
+
+class Seconds(NamedTuple):
+    """Wall-clock time of a run."""
+
+    compile: float
+    collect: float
+    fit: float
+    train: float
+    evaluate: float
+
+    @property
+    def run(self) -> float:
+        """All but compilation."""
+        return self.collect + self.fit + self.train + self.evaluate
+
+
+class Backend(NamedTuple):
+    """What computed a run."""
+
+    name: str  # jax or pytorch
+    device: str
+    precision: str
+    packages: tuple[str, ...]  # whose versions the figures depend on
+
+
+class Run(NamedTuple):
+    """A finished run of many seeds: numpy arrays with a leading axis of seeds."""
+
+    config: RunConfig
+    base_seed: int
+    result: Result  # leaves [seeds, ...]; metrics [seeds, rounds, ...]
+    seconds: Seconds
+    backend: Backend
+    state_bytes_per_seed: int | None  # what a seed holds between two rounds, none if it is not known
+    temporary_bytes_per_seed: int | None  # what the largest compiled function needs besides, shared out over its seeds
+    diagnosis: Diagnosis | None = None  # leaves [seeds, ...], of the final model under the last policy, if it was asked for
+    first_seed: int = 0  # number of the first seed: not 0 in a shard
+
+
+def cut(run: Run, first: int, end: int) -> Run:
+    """The agents ``first`` to ``end - 1`` of a run, with their share of its seconds."""
+    seconds = Seconds(*(each * (end - first) / len(run.result.outcome.frozen) for each in run.seconds))
+    result, diagnosis = jax.tree.map(lambda leaf: leaf[first:end], (run.result, run.diagnosis))
+    return run._replace(result=result, diagnosis=diagnosis, seconds=seconds)
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """One run of the agents of several runs, in order; its seconds are the sums of theirs."""
+    if len(runs) == 1:
+        return runs[0]
+
+    def join(*leaves: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(leaf) for leaf in leaves])
+
+    seconds = Seconds(*(sum(each) for each in zip(*(run.seconds for run in runs), strict=True)))
+    result, diagnosis = jax.tree.map(join, *((run.result, run.diagnosis) for run in runs))
+    return runs[0]._replace(result=result, diagnosis=diagnosis, seconds=seconds)
+
+
+def traced_settings(config: RunConfig) -> dict[str, float]:
+    """The traced settings by their dotted paths."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(config)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def frozen_seeds(outcome: Outcome) -> list[int]:
+    """Places of the seeds whose learner went non-finite."""
+    return [int(number) for number in np.flatnonzero(np.asarray(outcome.frozen))]
+
+
+def chosen_so_far(run: Run) -> np.ndarray | None:
+    """[seeds, rounds] the curve return of the snapshot that was the chosen one at the end of each round; none where
+    none is chosen.
+    """
+    metrics = run.result.metrics
+    if not isinstance(run.config, ImaginingConfig):
+        return None
+    rounds = np.arange(metrics.is_chosen.shape[1])
+    since = np.maximum.accumulate(np.where(metrics.is_chosen, rounds[None], 0), axis=1)
+    return np.take_along_axis(metrics.curve_return, since, axis=1)
+
+
+def mean_depth(run: Run) -> float:
+    """Mean depth of the imagined rows that a model-based run kept, over seeds and time; a root's first step counts 1."""
+    log = run.result.metrics.lanes
+    kept = np.asarray(log.kept, np.float64)
+    total = kept.sum()
+    return float((np.asarray(log.depth, np.float64) * kept).sum() / total) if total else float("nan")
