@@ -220,8 +220,7 @@ def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launch
 
     """
     folder.require_locks()
-    if launcher is None:
-        execution.use_all_cores()
+    execution.use_all_cores()
     with Display.standard(settings.algorithm_name(asked.config)) as display:
         run = _kept(asked, out, keep, command, display, launcher)
     if run is None:
@@ -279,9 +278,8 @@ def _sweep(words: list[str]) -> None:
     if given.combinations is not None:
         ranges = map(shards.parse_numbers, given.combinations.split(","))
         only = [number for numbers in ranges for number in numbers]
+    execution.use_all_cores()
     table = sweep.Table(given.out, given.config, sweep.parse(given.grid), given.seeds, given.seed, only)
-    if launcher is None:
-        execution.use_all_cores()
     started = time.perf_counter()
     with Display.standard("sweep") as display:
         if launcher is None:

@@ -4,6 +4,8 @@ A job is a command ``mbrl-jax … --resume`` on one shard. One that dies is subm
 """
 
 import contextlib
+import functools
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -190,14 +192,20 @@ def _slurm(options: dict[str, Any], out: Path) -> Submit:
     require("submitit", "slurm")
     import submitit
 
+    @functools.cache
+    def executor(folder: Path) -> Any:
+        made = submitit.AutoExecutor(folder=folder, cluster=options.get("cluster", "slurm"))
+        made.update_parameters(name="mbrl-jax", **{name: value for name, value in options.items() if name != "cluster"})
+        return made
+
     try:
-        executor = submitit.AutoExecutor(folder=out / SHARDS / "jobs", cluster=options.pop("cluster", "slurm"))
-        executor.update_parameters(name="mbrl-jax", **options)
+        with tempfile.TemporaryDirectory() as elsewhere:  # an executor makes its folder
+            executor(Path(elsewhere))
     except (NameError, RuntimeError, TypeError, ValueError) as error:  # NameError is what it raises for an unknown option
         raise ConfigError(f"launcher: slurm cannot be used: {error}") from error
 
     def submit(words: list[str]) -> Job:
-        job = executor.submit(work, words)
+        job = executor(out.resolve() / SHARDS / "jobs").submit(work, words)
 
         def ended() -> int | str | None:
             if not job.done():
