@@ -13,7 +13,7 @@ from mbrl_jax.runs import command_line
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line"])
-COMMANDS = ("train", "sweep", "compare", "runs", "report", "evaluate", "reference")
+COMMANDS = ("train", "join", "sweep", "compare", "runs", "report", "evaluate", "reference")
 NOBODY = """
 import os, pwd, sys
 def unknown(*_):

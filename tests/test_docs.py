@@ -64,6 +64,7 @@ PLACEHOLDERS = {
     "compare … --resume": "compare --protocol batch --seeds 2 --out new --resume",
     "[--grid …]": "--grid agent.discount=0.9",
     "RUN [RUN …]": "one two",
+    "OUT SHARD [SHARD …]": "new one two",
     "DIR/config.yaml": "smoke",
     "CONFIG": "smoke",
     "PATH=V1,V2": "agent.learning_rate=1e-3,1e-2",
@@ -189,7 +190,7 @@ class Reached(BaseException):
 def only_parsed(tmp_path, monkeypatch):
     """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
     from mbrl_jax import report
-    from mbrl_jax.runs import reference
+    from mbrl_jax.runs import launch, reference, shards
 
     def work(*_, **__):
         raise Reached
@@ -202,11 +203,11 @@ def only_parsed(tmp_path, monkeypatch):
             if block.kind == "yaml" and (named := re.match(r"# (\S+\.yaml)\n", block.text)):
                 (tmp_path / named[1]).write_text(block.text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
     for module, name in (
         (runner, "prepare"),  # train, compare
-        (runner, "train_together"),  # sweep
+        (runner, "run_all"),  # sweep
+        (launch, "engine"),
+        (shards, "command"),  # join
         (listing, "find"),
         (report, "write"),
         (results, "load_policies"),  # evaluate
@@ -246,7 +247,7 @@ def test_a_command_with_a_flag_that_there_is_not_would_be_found(only_parsed):
 
 def test_every_flag_that_the_documentation_names_is_one(capsys):
     asked = [[*words.split(), "--help"] for words in ("train smoke", "train cartpole_pg", "sweep smoke", "compare", "evaluate")]
-    asked += [["report", "--help"], ["reference", "smoke", "--help"]]
+    asked += [["report", "--help"], ["join", "--help"], ["reference", "smoke", "--help"]]
     for words in asked:
         with pytest.raises(SystemExit):
             command_line.main(words)

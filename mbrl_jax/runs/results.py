@@ -80,8 +80,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     folder = make_folder(path)
 
     def remove() -> None:
-        for each in missing:
-            if not each.is_dir() or any(each.iterdir()):
+        for each in filter(Path.is_dir, missing):
+            if any(each.iterdir()):
                 return
             each.rmdir()
 

@@ -313,7 +313,7 @@ class Table:
         if (self.folder / SHARDS).exists() or any(entry["state"] != "waiting" for entry in self._entries.values()):
             return
         (self.folder / TABLE).unlink(missing_ok=True)
-        for folder in (*(self.folder / self._names[place] for place in self.places), self.folder):
+        for folder in (self.folder / self._names[place] for place in self.places):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -12,10 +12,12 @@ from rich.console import Console
 
 from mbrl_jax import report
 from mbrl_jax.config import ModelFreeQConfig
-from mbrl_jax.report import comparison, markup, overview
-from mbrl_jax.runs import grid, journals, listing, results, run_folder, runner, strict_json
+from mbrl_jax.report import comparison, markup, overview, sweep_figures
+from mbrl_jax.runs import callbacks, folder, listing, results, runner, strict_json, sweep
 from mbrl_jax.runs.interruption import Interrupted, Interruption
-from mbrl_jax.runs.run_folder import Asked
+from mbrl_jax.runs.folder import Asked
+from mbrl_jax.runs.program import Batch
+from mbrl_jax.runs.training import train
 
 ROOT = Path(__file__).parents[2]
 BAD = (float("nan"), float("inf"), -float("inf"), np.float64("nan"))
@@ -64,13 +66,15 @@ def diverged(tiny, tmp_path_factory):
     asked = Asked(replace(free, agent=replace(free.agent, learning_rate=1e38)), 2, 7, False)
     stop = Interruption()
     stop.requested = True
+    program = runner.prepare([asked.config], 2, base_seed=7)
     for name in ("stopped", "finished"):
-        with run_folder.create(root / name, asked, "the command", (), 0.0, 1, print) as kept:
+        with folder.opened(root / name, asked, "the command", every=0.0, keep=1) as kept:
+            followers = [kept.lines, kept.checkpoints]
             if name == "stopped":
                 with pytest.raises(Interrupted):
-                    runner.run(asked.config, 2, base_seed=7, keeper=kept, interruption=stop)
+                    train(program, Batch(0, 2), callbacks=followers, interruption=stop)
             else:
-                run = runner.run(asked.config, 2, base_seed=7, keeper=kept)
+                run = train(program, Batch(0, 2), callbacks=followers)
     results.write(run, root / "finished")
     return root, run
 
@@ -83,7 +87,7 @@ def test_every_json_file_that_a_diverged_run_leaves_can_be_read_by_anybody(diver
         text = path.read_text(encoding="utf-8")
         for line in text.splitlines() if path.suffix == ".jsonl" else [text]:
             strictly(line)
-    lines = journals.read_lines(root / "finished" / "metrics.jsonl")
+    lines = callbacks.read_lines(root / "finished" / "metrics.jsonl")
     assert lines[-1]["values"]["update.loss"] is None
     assert lines[-1]["frozen"] == 2
 
@@ -91,7 +95,7 @@ def test_every_json_file_that_a_diverged_run_leaves_can_be_read_by_anybody(diver
 def test_a_line_is_taken_over_as_null_when_a_run_goes_on_where_an_earlier_version_wrote_nan(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"round": 1, "values": {"score": NaN}, "saved": 0}\n', encoding="utf-8")
-    journals.JsonLines(path, 1).close()
+    callbacks.JsonLines(path, 1).close()
     assert strictly(path.read_text(encoding="utf-8"))["values"] == {"score": None}
 
 
@@ -121,13 +125,13 @@ def test_returns_that_are_not_finite_are_null_in_a_summary_and_a_dash_where_runs
     assert str(listed.last) == "-"
     assert "nan" not in printed(listing.as_table([listed]))
     assert overview._estimate(summary["iqm"]["last"]) == "-"
-    assert "nan" not in printed(grid.as_table([grid.Cell({"steps": 20}, run.config)], [without_returns(run)]))
+    assert "nan" not in printed(sweep_figures.as_table([sweep.Cell({"steps": 20}, run.config)], [without_returns(run)]))
 
 
 def test_a_round_without_a_finite_return_is_listed_as_such(diverged, tmp_path):
     root, _ = diverged
     path = root / "stopped" / "metrics.jsonl"
-    line = journals.read_lines(path)[-1]
+    line = callbacks.read_lines(path)[-1]
     line["values"]["curve_return"] = None
     for name in ("run.json", "metrics.jsonl"):
         (tmp_path / name).write_bytes((root / "stopped" / name).read_bytes())
