@@ -123,12 +123,7 @@ class JsonLines(Callback):
         self._file, self._saved = path.open("ab", buffering=0), saved
 
     def round(self, entry: Entry) -> None:
-        """Write the whole line at once, or none of it.
-
-        Raises:
-          OSError: it cannot be written.
-
-        """
+        """Write the whole line at once, or none of it. Raises OSError: it cannot be written."""
         line, before = strict_json.dumps({**entry.as_json(), "saved": self._saved()}).encode() + b"\n", self._file.tell()
         try:
             if self._file.write(line) != len(line):
@@ -154,12 +149,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def require(package: str, extra: str) -> None:
-    """Refuse to go without an optional package.
-
-    Raises:
-      ConfigError: it is not installed.
-
-    """
+    """Refuse to go without an optional package. Raises ConfigError: it is not installed."""
     try:
         importlib.import_module(package)
     except ImportError as error:
@@ -170,12 +160,7 @@ class TensorBoard(Callback):
     """Event files for TensorBoard, one point a round, over the steps of the main loop."""
 
     def __init__(self, folder: Path, after: int):
-        """Go on after the step ``after`` in a run's folder.
-
-        Raises:
-          ConfigError: the package is not installed.
-
-        """
+        """Go on after the step ``after`` in a run's folder. Raises ConfigError: the package is not installed."""
         require("tensorboardX", "tensorboard")
         from tensorboardX import SummaryWriter
 
@@ -198,9 +183,7 @@ class WeightsAndBiases(Callback):
     def __init__(self, project: str, folder: Path, config: dict[str, Any]):
         """Begin or go on; the run's id follows from its folder.
 
-        Raises:
-          ConfigError: the package is not installed, or does not let the run begin.
-
+        Raises ConfigError: the package is not installed, or does not let the run begin.
         """
         require("wandb", "wandb")
         import wandb

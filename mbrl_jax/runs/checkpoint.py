@@ -39,9 +39,7 @@ class DamagedError(ConfigError):
 def write(root: Path, number: int, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], keep: int) -> None:
     """Write a checkpoint of round ``number`` below ``root``, then remove all but the last ``keep``.
 
-    Raises:
-      OSError: it cannot be written; the earlier checkpoints are as they were.
-
+    Raises OSError: it cannot be written; the earlier checkpoints are as they were.
     """
     root.mkdir(exist_ok=True)
     temporary, final = root / f".{number:08d}.new", root / f"{number:08d}"
@@ -98,9 +96,7 @@ def clear(root: Path, after: int | None = None) -> None:
 def read(root: Path, number: int) -> Checkpoint:
     """Read the checkpoint of a round, once all of it has been checked.
 
-    Raises:
-      DamagedError: it is not exactly as it was written, or another version wrote it.
-
+    Raises DamagedError: it is not exactly as it was written, or another version wrote it.
     """
     folder = root / f"{number:08d}"
     manifest = verify(folder)
@@ -120,9 +116,7 @@ def read(root: Path, number: int) -> Checkpoint:
 def verify(folder: Path) -> dict[str, Any]:
     """Check every byte of a checkpoint; return its manifest.
 
-    Raises:
-      DamagedError: it is not exactly as it was written, or another version wrote it.
-
+    Raises DamagedError: it is not exactly as it was written, or another version wrote it.
     """
     try:
         text, digest = (folder / MANIFEST).read_bytes(), (folder / DIGEST).read_bytes()

@@ -139,9 +139,7 @@ def presets() -> dict[str, Path]:
 def read_preset(name: str) -> RunConfig:
     """The settings in a YAML file, or of a shipped preset. A file comes before a preset of that name, a folder does not.
 
-    Raises:
-      ConfigError: there is neither, or it is bad.
-
+    Raises ConfigError: there is neither, or it is bad.
     """
     path = expand(name)
     if os.path.exists(path) and not os.path.isdir(path):
@@ -215,9 +213,7 @@ def _machine(given: Any) -> tuple[int | None, int | None, Launcher | None]:
 def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launcher | None = None) -> None:
     """Train all seeds, or go on with a run that was stopped, write its folder, and print its figures.
 
-    Raises:
-      ConfigError: what was asked for cannot work, or the folder cannot be used.
-
+    Raises ConfigError: what was asked for cannot work, or the folder cannot be used.
     """
     folder.require_locks()
     execution.use_all_cores()
@@ -250,15 +246,15 @@ def _draw(run: Run, out: Path) -> None:
 
 
 def _join(words: list[str]) -> None:
-    def flags(out: tyro.conf.Positional[Path], shards_: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    def flags(out: tyro.conf.Positional[Path], shard: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         """Make one run of the shards of a run, or one sweep of those of a sweep; the shards stay as they are.
 
         Args:
             out: a new folder
-            shards_: the folders of all shards
+            shard: the folders of all shards
 
         """
-        target, parts = expand(out), [expand(each) for each in shards_]
+        target, parts = expand(out), [expand(each) for each in shard]
         with Display.standard("join") as display:
             if any((each / sweep.TABLE).exists() for each in parts):
                 sweep.join(target, parts)
@@ -388,9 +384,7 @@ def compare(
 ) -> None:
     """Train both arms, or what is left of them, and write a folder for each, the table and the figure.
 
-    Raises:
-      ConfigError: the arms do not compare, cannot work, or the folder cannot be used.
-
+    Raises ConfigError: the arms do not compare, cannot work, or the folder cannot be used.
     """
     from mbrl_jax.report import comparison
 
@@ -420,7 +414,7 @@ def _compare_in(
     ours, theirs = runs
     measured = comparison.compare(ours, theirs)
     strict_json.write(out / "comparison.json", comparison.as_json(measured))
-    figures.draw_comparison(ours, theirs, out / "comparison.png")
+    results.draw_or_say(lambda: figures.draw_comparison(ours, theirs, out / "comparison.png"), Display.standard("compare").say)
     task, transitions = model_based.environment.name, f"{model_based.real_transitions:,} real transitions"
     title = f"{task}, {model_based.protocol}: {transitions}, {seeds} seeds"
     compiling = sum(run.seconds.compile for run in runs)

@@ -71,9 +71,7 @@ def use_compilation_cache() -> None:
     JAX finds a program by its lowered text and checks what it reads. Programs for a CPU fit that CPU, so every kind of CPU has a
     folder of its own. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the cache off; the folder may be deleted at any time.
 
-    Raises:
-      ConfigError: the user has no cache folder, as the home folder is not known.
-
+    Raises ConfigError: the user has no cache folder, as the home folder is not known.
     """
     told: Any = jax.config
     if told.jax_compilation_cache_dir is not None or not told.jax_enable_compilation_cache:
@@ -91,9 +89,7 @@ def use_compilation_cache() -> None:
 def choose_layout(seeds: int, most: int | None = None) -> Layout:
     """All local devices, or ``most`` of them, but no more than there are seeds; on a CPU one seed at a time on each.
 
-    Raises:
-      ConfigError: there are fewer devices than ``most``.
-
+    Raises ConfigError: there are fewer devices than ``most``.
     """
     there = len(jax.local_devices())
     if most is not None and not 1 <= most <= there:

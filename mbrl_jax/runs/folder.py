@@ -77,12 +77,7 @@ class RunFolder(NamedTuple):
 
 
 def require_locks() -> None:
-    """Refuse to go without file locks.
-
-    Raises:
-      ConfigError: this system has none.
-
-    """
+    """Refuse to go without file locks. Raises ConfigError: this system has none."""
     if not HAS_LOCKS:
         raise ConfigError(
             "out: this system has no file locks (fcntl), which a run's folder needs; Linux and macOS have them, and so has WSL "
@@ -94,9 +89,7 @@ def require_locks() -> None:
 def hold(path: Path) -> Iterator[None]:
     """Hold the lock of a run's folder, which ends with the process.
 
-    Raises:
-      ConfigError: another process holds it, or the folder or its file system cannot have a lock.
-
+    Raises ConfigError: another process holds it, or the folder or its file system cannot have a lock.
     """
     require_locks()
     place, descriptor = path / LOCK, -1
@@ -175,9 +168,7 @@ def opened(
 def begin(path: Path, asked: Asked, command: str, at_once: int | None = None) -> None:
     """Write ``run.json`` into a folder whose lock is held; ``at_once`` seeds, if not all, are trained together.
 
-    Raises:
-      ConfigError: nothing can be written there.
-
+    Raises ConfigError: nothing can be written there.
     """
     content = {"format": FORMAT, "command": command, **asked.as_json(), "versions": results.versions(execution.PACKAGES)}
     content |= {"git": results.git_revision(), "at_once": asked.seeds if at_once is None else at_once}
@@ -193,9 +184,7 @@ def take_up(path: Path, asked: Asked, number: int | None = None) -> Checkpoint |
 
     What a killed process left half written is removed, and so are checkpoints of later rounds.
 
-    Raises:
-      ConfigError: the run is of something else or finished, or its checkpoint is damaged or gone.
-
+    Raises ConfigError: the run is of something else or finished, or its checkpoint is damaged or gone.
     """
     check_same(path, asked)
     if is_finished(path):
@@ -214,9 +203,7 @@ def is_finished(path: Path) -> bool:
 def asked_of(path: Path) -> Asked:
     """What the run in a folder is of.
 
-    Raises:
-      ConfigError: there is none, or it was written by a version that this one does not read.
-
+    Raises ConfigError: there is none, or it was written by a version that this one does not read.
     """
     content = results.read_run(path)
     try:
@@ -227,23 +214,13 @@ def asked_of(path: Path) -> Asked:
 
 
 def at_once(path: Path) -> int:
-    """How many of its seeds the run in a folder trains together.
-
-    Raises:
-      ConfigError: there is no run.
-
-    """
+    """How many of its seeds the run in a folder trains together. Raises ConfigError: there is no run."""
     content = results.read_run(path)
     return int(content.get("at_once", content["seeds"]))
 
 
 def check_same(path: Path, asked: Asked) -> None:
-    """Refuse to go on with a run of something else.
-
-    Raises:
-      ConfigError: naming every setting that differs.
-
-    """
+    """Refuse to go on with a run of something else. Raises ConfigError: naming every setting that differs."""
     asked_before = asked_of(path)
     named = [algorithm_name(each.config) for each in (asked_before, asked)]
     if named[0] != named[1]:

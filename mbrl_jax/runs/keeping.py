@@ -117,12 +117,7 @@ def reporting(out: Path, again: str) -> Iterator[None]:
 
 
 def check(asked: Asked, keeping: Keeping) -> None:
-    """Refuse what cannot work before a folder is made.
-
-    Raises:
-      ConfigError: naming it.
-
-    """
+    """Refuse what cannot work before a folder is made. Raises ConfigError: naming it."""
     runner.check([asked.config], asked.diagnose)
     if keeping.tensorboard:
         require("tensorboardX", "tensorboard")

@@ -61,9 +61,7 @@ def work(words: list[str]) -> int:
 def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launcher, display: Display, draw: Draw) -> Run:
     """Train the seeds of a run in shards, and join them.
 
-    Raises:
-      ConfigError: what was asked for cannot work, the engine is not there, or a shard failed.
-
+    Raises ConfigError: what was asked for cannot work, the engine is not there, or a shard failed.
     """
     if keep.tensorboard or keep.wandb is not None or keep.resume_from is not None:
         raise ConfigError("launcher: it does not fit with --tensorboard, --wandb or --resume-from, which follow one process")
@@ -100,9 +98,7 @@ def train_sweep(
 ) -> None:
     """Train the combinations of a sweep in shards, those that compile together in as few as can be, and join them.
 
-    Raises:
-      ConfigError: as :func:`train`, or the folder cannot be used.
-
+    Raises ConfigError: as :func:`train`, or the folder cannot be used.
     """
     submit = engine(launcher, table.folder)
     with table.opened(resume) as left:
@@ -132,9 +128,7 @@ def train_sweep(
 def run_all(jobs: Mapping[Path, list[str]], submit: Submit, launcher: Launcher, say: Callable[[str], None]) -> None:
     """Run a command for each shard; one that dies is submitted again, up to ``launcher.retries`` times.
 
-    Raises:
-      ConfigError: a shard failed too often, or was refused. The others have come to their end.
-
+    Raises ConfigError: a shard failed too often, or was refused. The others have come to their end.
     """
     running, left, failures = {place: submit(words) for place, words in jobs.items()}, dict.fromkeys(jobs, launcher.retries), []
 
@@ -170,9 +164,7 @@ def run_all(jobs: Mapping[Path, list[str]], submit: Submit, launcher: Launcher, 
 def engine(launcher: Launcher, out: Path) -> Submit:
     """What submits commands.
 
-    Raises:
-      ConfigError: the engine's package is not installed, the engine is not there, or it does not know an option.
-
+    Raises ConfigError: the engine's package is not installed, the engine is not there, or it does not know an option.
     """
     options: dict[str, Any] = {}
     for word in launcher.options:

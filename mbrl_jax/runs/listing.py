@@ -31,9 +31,7 @@ class Listed(NamedTuple):
 def find(folder: Path) -> list[Listed]:
     """The runs in a folder and below it, links to folders followed, by their paths. A run that has several is listed once.
 
-    Raises:
-      ConfigError: there is no such folder, or no run in it.
-
+    Raises ConfigError: there is no such folder, or no run in it.
     """
     folder = expand(folder)
     if not folder.is_dir():

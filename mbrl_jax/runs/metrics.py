@@ -99,10 +99,7 @@ def write(path: Path, table: pa.Table) -> None:
 def read(path: Path, config: RunConfig) -> tuple[Any, Any, Any]:
     """What :func:`as_table` was made of: the returns of random episodes, the fit's log, and the metrics.
 
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: it is no such table.
-
+    Raises OSError: the file cannot be read. ValueError: it is no such table.
     """
     table = pq.read_table(path)
     seeds = int(table["seed"].to_numpy().max()) + 1

@@ -131,12 +131,7 @@ class Program:
         return {"state": self.to_host(self.state, self.algorithm.axes), "policies": self.to_host(policies)}
 
     def restore(self, found: Checkpoint) -> None:
-        """Take up the state of a checkpoint.
-
-        Raises:
-          ConfigError: as :meth:`refill`.
-
-        """
+        """Take up the state of a checkpoint. Raises ConfigError: as :meth:`refill`."""
         template, axes = self.out("init")[0], self.algorithm.axes
 
         def place(leaf: np.ndarray, like: Any, own: bool) -> Any:
@@ -150,9 +145,7 @@ class Program:
     def refill(self, template: Any, found: Checkpoint, name: str, axes: Any = 0) -> Any:
         """Read a tree like ``template`` from the arrays of a checkpoint below ``name``.
 
-        Raises:
-          ConfigError: one is not there, or not as this version needs it.
-
+        Raises ConfigError: one is not there, or not as this version needs it.
         """
         leaves, structure = jax.tree_util.tree_flatten_with_path(template)
         filled = []

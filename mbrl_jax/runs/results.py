@@ -44,9 +44,7 @@ OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what out
 def make_folder(path: str | Path) -> Path:
     """A new folder for results; one that is untouched will do.
 
-    Raises:
-      ConfigError: something is there already, or the folder cannot be made.
-
+    Raises ConfigError: something is there already, or the folder cannot be made.
     """
     folder = expand(path)
     try:
@@ -175,9 +173,7 @@ def write(run: Run, folder: Path, draw: Draw | None = None, say: Callable[[str],
 
     A figure that cannot be drawn is reported by ``say``; the results are there without it.
 
-    Raises:
-      OSError: something cannot be written.
-
+    Raises OSError: something cannot be written.
     """
     summary = summarise(run)
     outcome = run.result.outcome
@@ -282,12 +278,7 @@ def written_by(content: Mapping[str, Any]) -> str:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The settings of a finished run.
-
-    Raises:
-      ConfigError: they cannot be read, or this version does not know them.
-
-    """
+    """The settings of a finished run. Raises ConfigError: they cannot be read, or this version does not know them."""
     try:
         return load(folder / "config.yaml")
     except ConfigError as error:
@@ -296,12 +287,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run.
-
-    Raises:
-      ConfigError: the folder holds none, or they cannot be read.
-
-    """
+    """The figures of a finished run. Raises ConfigError: the folder holds none, or they cannot be read."""
     path = folder / "summary.json"
     try:
         summary: dict[str, Any] = strict_json.loads(path.read_text(encoding="utf-8"))
@@ -332,12 +318,7 @@ def load_policies(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """``run.json``: what was asked for.
-
-    Raises:
-      ConfigError: it is not there, cannot be read, or has another format.
-
-    """
+    """``run.json``: what was asked for. Raises ConfigError: it is not there, cannot be read, or has another format."""
     try:
         content: dict[str, Any] = strict_json.loads((folder / RUN).read_text(encoding="utf-8"))
     except FileNotFoundError:

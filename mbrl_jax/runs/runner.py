@@ -22,9 +22,7 @@ __all__ = ["Run", "make_train", "prepare", "run", "run_all"]
 def make_train(config: RunConfig, controller: HorizonController | None = None) -> Train:
     """The algorithm that ``config`` configures, with ``controller`` in place of the horizon controller that it names.
 
-    Raises:
-      ConfigError: the settings cannot work, or there is a controller and nothing is imagined.
-
+    Raises ConfigError: the settings cannot work, or there is a controller and nothing is imagined.
     """
     make = algorithm_of(config).make_train
     if isinstance(config, ImaginingConfig):
@@ -37,9 +35,7 @@ def make_train(config: RunConfig, controller: HorizonController | None = None) -
 def check(configs: Sequence[RunConfig], diagnose: bool = False, controller: HorizonController | None = None) -> Train:
     """The algorithm of configs that compile to one program, its ``hyper`` any of them.
 
-    Raises:
-      ConfigError: as :func:`make_train`, the configs differ in a static setting, or there is no model to diagnose.
-
+    Raises ConfigError: as :func:`make_train`, the configs differ in a static setting, or there is no model to diagnose.
     """
     algorithms = [make_train(config, controller) for config in configs]
     if any(jax.tree.structure(config) != jax.tree.structure(configs[0]) for config in configs):  # type: ignore[operator]
@@ -125,9 +121,7 @@ def run_all(
 def seed_numbers(seeds: int | range, base_seed: int) -> range:
     """The numbers of the seeds, from 0 on if only their count is given.
 
-    Raises:
-      ConfigError: there are none, or one is out of range.
-
+    Raises ConfigError: there are none, or one is out of range.
     """
     if isinstance(seeds, range) and seeds.step == 1:
         check_seeds(len(seeds), base_seed, seeds.start)

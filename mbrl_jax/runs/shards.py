@@ -17,12 +17,7 @@ from mbrl_jax.runs.run import Run, joined
 
 
 def parse_numbers(text: str, name: str = "combinations") -> range:
-    """The numbers that ``64:128`` says, or ``7``.
-
-    Raises:
-      ConfigError: it says none.
-
-    """
+    """The numbers that ``64:128`` says, or ``7``. Raises ConfigError: it says none."""
     first, colon, end = text.rpartition(":")
     try:
         return range(int(first), int(end)) if colon else range(int(end), int(end) + 1)
@@ -31,12 +26,7 @@ def parse_numbers(text: str, name: str = "combinations") -> range:
 
 
 def parse_seeds(text: str) -> range:
-    """The numbers of the seeds that ``64`` (from 0 on) or ``64:128`` says.
-
-    Raises:
-      ConfigError: it says none.
-
-    """
+    """The numbers of the seeds that ``64`` (from 0 on) or ``64:128`` says. Raises ConfigError: it says none."""
     numbers = parse_numbers(text, "seeds")
     return numbers if ":" in text else range(numbers.start)
 
@@ -53,10 +43,7 @@ def places(out: Path, asked: Asked, at_once: int) -> dict[Path, Asked]:
 def join(out: Path, shards: Sequence[Path], draw: Draw | None, say: Callable[[str], None] = print) -> Run:
     """Write one run of several shards into a folder that holds its ``run.json``, and whose lock is held.
 
-    Raises:
-      ConfigError: as :func:`whole`, or a shard cannot be read.
-      OSError: something cannot be written.
-
+    Raises ConfigError: as :func:`whole`, or a shard cannot be read. OSError: something cannot be written.
     """
     ordered = _in_order(shards)
     asked_of_all = folder.asked_of(out)
@@ -69,9 +56,7 @@ def join(out: Path, shards: Sequence[Path], draw: Draw | None, say: Callable[[st
 def whole(shards: Sequence[Path]) -> Asked:
     """What the run is of that has all the seeds of the shards.
 
-    Raises:
-      ConfigError: a shard is not finished or no run at all, they differ in a setting, or their seeds overlap or leave a gap.
-
+    Raises ConfigError: a shard is not finished or no run at all, they differ in a setting, or their seeds overlap or leave a gap.
     """
     if not shards:
         raise ConfigError("shards: [] is too few; name at least one folder of a finished shard")
@@ -103,9 +88,7 @@ def whole(shards: Sequence[Path]) -> Asked:
 def command(out: Path, shards: Sequence[Path], words: str, draw: Draw, say: Callable[[str], None]) -> Run:
     """Join finished shards to a run in a new folder, or in one where that was begun; the shards stay as they are.
 
-    Raises:
-      ConfigError: as :func:`whole`, or the folder cannot be used.
-
+    Raises ConfigError: as :func:`whole`, or the folder cannot be used.
     """
     asked = whole(shards)
     begun = (out / RUN).exists() and not folder.is_finished(out)

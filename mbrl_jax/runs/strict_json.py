@@ -19,9 +19,7 @@ def dumps(content: Any, **options: Any) -> str:
 def loads(text: str | bytes) -> Any:
     """The content of JSON text, with None also for the bare ``NaN`` and ``Infinity`` that earlier versions wrote.
 
-    Raises:
-      ValueError: it is no JSON.
-
+    Raises ValueError: it is no JSON.
     """
     return json.loads(text, parse_constant=lambda _: None)
 
@@ -29,9 +27,7 @@ def loads(text: str | bytes) -> Any:
 def write(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write ``content`` as a JSON file; with ``indent`` for people, without one in a single line.
 
-    Raises:
-      OSError: it cannot be written.
-
+    Raises OSError: it cannot be written.
     """
     path.write_text(dumps(content, indent=indent) + "\n", encoding="utf-8")
 

@@ -60,9 +60,7 @@ def sweep(config: RunConfig, settings: Mapping[str, Sequence[float]], seeds: int
 def vary(config: RunConfig, settings: Mapping[str, Sequence[float]]) -> list[RunConfig]:
     """``config`` with the first values of all ``settings`` put in, with the second ones, and so on.
 
-    Raises:
-      ConfigError: as :func:`sweep`, unless it is about the seeds.
-
+    Raises ConfigError: as :func:`sweep`, unless it is about the seeds.
     """
     if not settings:
         raise ConfigError("settings: there are none; name at least one traced setting with its values")
@@ -99,9 +97,7 @@ class Cell(NamedTuple):
 def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
     """Every combination of the values of some settings, put into ``config``.
 
-    Raises:
-      ConfigError: there is no such setting, it has no values or one of them twice, or a combination cannot work.
-
+    Raises ConfigError: there is no such setting, it has no values or one of them twice, or a combination cannot work.
     """
     if not grid:
         raise ConfigError("grid: it is empty; name at least one setting with its values, as in agent.learning_rate=1e-4,1e-3")
@@ -123,9 +119,7 @@ def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
 def parse(words: Sequence[str]) -> dict[str, list[Any]]:
     """The grid that words like ``agent.learning_rate=1e-4,1e-3`` or ``agent.hidden=[64,64],[32]`` say.
 
-    Raises:
-      ConfigError: a word says none, or a setting is given twice.
-
+    Raises ConfigError: a word says none, or a setting is given twice.
     """
     grid: dict[str, list[Any]] = {}
     for word in words:
@@ -206,9 +200,7 @@ class Table:
     ):
         """Of every combination in ``grid``, or of some by number; nothing is written yet.
 
-        Raises:
-          ConfigError: as :func:`cells`, or there is no such number.
-
+        Raises ConfigError: as :func:`cells`, or there is no such number.
         """
         made = cells(config, grid)
         for places in groups(made):  # refuse what cannot work before anything is trained
@@ -234,9 +226,7 @@ class Table:
     def opened(self, resume: bool) -> Iterator[list[int]]:
         """The combinations that are still to be trained. Where nothing is trained, nothing is left of a new folder.
 
-        Raises:
-          ConfigError: the folder exists, holds another sweep, or something cannot be written there.
-
+        Raises ConfigError: the folder exists, holds another sweep, or something cannot be written there.
         """
         if resume and not results.is_untouched(self.folder):
             self._take_up()
@@ -325,9 +315,7 @@ class Table:
 def read_table(folder: Path) -> dict[int, dict[str, Any]]:
     """The entries of a folder's ``sweep.json`` by the number of the combination.
 
-    Raises:
-      ConfigError: there is none, or it cannot be read.
-
+    Raises ConfigError: there is none, or it cannot be read.
     """
     try:
         return {int(entry["name"]): entry for entry in strict_json.loads((folder / TABLE).read_text(encoding="utf-8"))}
@@ -338,9 +326,7 @@ def read_table(folder: Path) -> dict[int, dict[str, Any]]:
 def gathered(shards: Sequence[Path]) -> dict[int, tuple[Path, dict[str, Any]]]:
     """All combinations of a sweep by number, each with the shard that has it.
 
-    Raises:
-      ConfigError: shards differ in what was asked for or are not finished, or a combination is in none of them or in two.
-
+    Raises ConfigError: shards differ in what was asked for or are not finished, or a combination is in none of them or in two.
     """
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
     shared = ("combinations", "seeds", "base_seed", "first_seed")
@@ -367,9 +353,7 @@ def gathered(shards: Sequence[Path]) -> dict[int, tuple[Path, dict[str, Any]]]:
 def join(out: Path, shards: Sequence[Path]) -> None:
     """Make one sweep of the shards of one in a new folder; they stay as they are.
 
-    Raises:
-      ConfigError: as :func:`gathered`, or the folder cannot be used.
-
+    Raises ConfigError: as :func:`gathered`, or the folder cannot be used.
     """
     found = gathered(shards)
     with results.new_folder(out):
@@ -382,9 +366,7 @@ def join(out: Path, shards: Sequence[Path]) -> None:
 def train(table: Table, resume: bool, say: Callable[[str], None], **options: Unpack[Options]) -> None:
     """Train the combinations of a table that are left, each written as it ends.
 
-    Raises:
-      ConfigError: the folder cannot be used, or the first combination of a new sweep cannot work.
-
+    Raises ConfigError: the folder cannot be used, or the first combination of a new sweep cannot work.
     """
     with table.opened(resume) as left:
         done = len(table.places) - len(left)

@@ -101,12 +101,7 @@ def show(*shown: str | Table) -> None:
 
 
 def flush() -> None:
-    """Write what is still to be written.
-
-    Raises:
-      BrokenPipeError: the reader has left.
-
-    """
+    """Write what is still to be written. Raises BrokenPipeError: the reader has left."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
             stream.flush()

@@ -14,8 +14,8 @@ from mbrl_jax import report
 from mbrl_jax.config import ModelFreeQConfig
 from mbrl_jax.report import comparison, markup, overview, sweep_figures
 from mbrl_jax.runs import callbacks, folder, listing, results, runner, strict_json, sweep
-from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.folder import Asked
+from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.program import Batch
 from mbrl_jax.runs.training import train
 
