@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms import worlds
 
 from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q
@@ -227,3 +228,26 @@ def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(
         done = set(re.findall(replays, body))
         assert "dynamic-update-slice" in done
         assert not done & {"copy", "copy-start", "scatter"}
+
+
+@pytest.mark.parametrize(("begin", "growth"), [(0.001, 0.0), (0.0, 0.1)], ids=["that is constant", "that grows by a constant"])
+def test_an_axis_goes_on_in_imagination_as_it_does_in_all_real_data(tiny, begin, growth):
+    task = worlds.points(discrete=True, axis=(begin, growth, 0.001))
+    imagination = replace(tiny.imagination, cap=8, controller_settings={"length": 8})
+    config = replace(tiny, protocol="interactive", imagination=imagination)
+    algorithm = dyna_q.make_train(config, environment=task)
+
+    def run(key):
+        state, _ = algorithm.fit(algorithm.init(key)[0], config)
+        return algorithm.advance(state, config)[0]
+
+    state = jax.jit(run)(seed_keys(0, 1)[0])
+    rows = replay.unpack(state.imagined.rows[: state.imagined.written])
+    assert np.asarray(rows.depth).max() == 7
+    assert np.asarray(rows.next_observation[:, 0]).std() > 0.1
+    np.testing.assert_allclose(
+        rows.next_observation[:, 1], rows.observation[:, 1] + state.model.normaliser.target_mean[1], rtol=0
+    )
+    np.testing.assert_allclose(state.model.normaliser.target_mean[1], growth, atol=1e-7)
+    if growth == 0:
+        np.testing.assert_array_equal(rows.next_observation[:, 1], np.float32(begin))
