@@ -63,15 +63,16 @@ def _until_all_have_ended(step: Callable[[Any, Array], Any], carry: Any, steps: 
     return jax.lax.while_loop(goes_on, go_on, (jnp.zeros((), jnp.int32), carry))[1]
 
 
-def sample_first_observations(real: replay.Replay, bits: Array) -> Array:
+def sample_first_observations(real: replay.Replay, bits: Array, action_size: int) -> Array:
     """Observations [..., D] drawn uniformly from the first states of the real episodes in a replay.
 
     Args:
       real: holds at least one first state that has not been overwritten.
       bits: [...] uint32.
+      action_size: A, the numbers of a continuous action; 0 where actions are discrete.
 
     """
-    rows = replay.unpack(real.rows)
+    rows = replay.unpack(real.rows, action_size)
     first = (rows.depth == 0) & (jnp.arange(real.rows.shape[0], dtype=jnp.int32) < replay.size(real))
     places = jnp.nonzero(first, size=real.rows.shape[0], fill_value=0)[0]
     chosen = places[bits % jnp.sum(first, dtype=jnp.uint32)]

@@ -55,7 +55,7 @@ def choose(
 
     """
     key_start, key_noise = jax.random.split(key)
-    first = sample_first_observations(real, draws.bits(key_start, (config.episodes,)))
+    first = sample_first_observations(real, draws.bits(key_start, (config.episodes,)), ensemble.spec.action_size)
 
     def score_of(params: Params) -> Array:
         return jnp.mean(play_imagined(ensemble, members, lambda s: greedy(params, s), first, key_noise, config.steps))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms import worlds
 
 from mbrl_jax.algorithms import mpc
 from mbrl_jax.algorithms.training import seed_keys
@@ -74,6 +75,26 @@ def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
     np.testing.assert_allclose(row.observation, state.episode.observation)
     assert metrics.plan.value.shape == (2,)
     assert np.isfinite(float(log.value))
+
+
+@pytest.mark.parametrize("numbers", [2, 3, 6])
+def test_a_run_with_several_continuous_actions_plans_each_of_them(numbers):
+    task = worlds.points(numbers)
+    algorithm = mpc.make_train(CONFIG, environment=task)
+
+    def run(key):
+        state, _ = algorithm.fit(algorithm.init(key)[0], CONFIG)
+        state, metrics = algorithm.advance(state, CONFIG)
+        return state, metrics, algorithm.finish(state, CONFIG)
+
+    state, metrics, outcome = jax.jit(run)(seed_keys(0, 1)[0])
+    rows = mpc.replay.unpack(state.real.rows[CONFIG.random_transitions : state.real.written], numbers)
+    assert rows.action.shape == (CONFIG.round_steps, numbers)
+    assert (np.abs(np.asarray(rows.action)) <= 1).all()
+    assert (np.asarray(rows.action).std(axis=0) > 0.01).all()
+    np.testing.assert_allclose(rows.next_observation, task.dynamics(rows.observation, rows.action), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(np.asarray(metrics.plan.value)).all()
+    assert (np.asarray(outcome.returns_last) < 0).all()
 
 
 def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted():
