@@ -82,6 +82,8 @@ def sample_first_observations(real: replay.Replay, bits: Array, action_size: int
 def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: Array, key: Array, steps: int) -> Array:
     """Returns [n] of one imagined episode from each of the first observations, dealt evenly to members that stay with them.
 
+    An episode in which an observation or a reward is not finite returns minus infinity: no policy earns anything in such a world.
+
     Args:
       ensemble: the shape of the world model.
       members: M of them.
@@ -103,8 +105,9 @@ def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: A
         prediction = jax.tree.map(lambda leaf: leaf.reshape(first.shape[0], *leaf.shape[2:]), prediction)
         now = None if noise is None else noise[jnp.minimum(time, steps - 1)]
         imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, now)
-        returns = returns + jnp.where(running, imagined.reward, 0.0)
-        return imagined.next_observation, running & ~imagined.terminated, returns
+        sound = jnp.all(jnp.isfinite(imagined.next_observation), axis=-1) & jnp.isfinite(imagined.reward)
+        returns = jnp.where(running, jnp.where(sound, returns + imagined.reward, -jnp.inf), returns)
+        return imagined.next_observation, running & sound & ~imagined.terminated, returns
 
     carry = (first, jnp.ones(first.shape[0], bool), jnp.zeros(first.shape[0], first.dtype))
     return _until_all_have_ended(step, carry, steps)[2]

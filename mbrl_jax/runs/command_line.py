@@ -232,9 +232,13 @@ def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
         f"{summary['real_steps_per_second']:,.0f} steps/s, "
         f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s"
     )
-    frozen = summary["frozen_seeds"]
+    frozen, diverged = summary["frozen_seeds"], summary["diverged_model_seeds"]
+    if diverged:
+        which = "every seed" if len(diverged) == summary["seeds"] else f"seeds {diverged}"
+        console.print(f"the world model of {which} has numbers that are not finite; try a smaller model.learning_rate")
     if len(frozen) == summary["seeds"]:
-        console.print("every seed went non-finite and rests at its last finite parameters; try a smaller agent.learning_rate")
+        hint = "" if diverged else "; try a smaller agent.learning_rate"
+        console.print(f"every seed went non-finite and rests at its last finite parameters{hint}")
     elif frozen:
         console.print(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
     console.print(f"written to {folder}")

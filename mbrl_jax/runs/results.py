@@ -34,7 +34,7 @@ from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.runs import checkpoint, metrics
 from mbrl_jax.runs.program import Seconds
-from mbrl_jax.runs.runner import Backend, Run, frozen_seeds
+from mbrl_jax.runs.runner import Backend, Run, diverged_model_seeds, frozen_seeds
 
 FORMAT = 1
 RUN, CHECKPOINTS, PARTS = "run.json", "checkpoints", "parts"
@@ -119,6 +119,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "seeds": seeds,
         "base_seed": run.base_seed,
         "frozen_seeds": frozen_seeds(outcome),
+        "diverged_model_seeds": diverged_model_seeds(outcome),
         "real_transitions": config.real_transitions,
         "imagined_transitions": imagined,
         "updates": config.updates,
