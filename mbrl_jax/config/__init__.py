@@ -9,9 +9,9 @@ object is both what ``make_train`` closes over and the ``hyper`` argument of ``t
 mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, with their path, before anything compiles.
 """
 
-from mbrl_jax.config.checks import check, holdout_stride
+from mbrl_jax.config.checks import check, check_kind, check_whole, holdout_stride
 from mbrl_jax.config.fields import ConfigError, Limits
-from mbrl_jax.config.files import from_dict, load, save, to_dict
+from mbrl_jax.config.files import as_path, from_dict, load, save, to_dict
 from mbrl_jax.config.schema import (
     ALGORITHMS,
     DynaQConfig,
@@ -58,7 +58,10 @@ __all__ = [
     "RunConfig",
     "SelectionConfig",
     "algorithm_name",
+    "as_path",
     "check",
+    "check_kind",
+    "check_whole",
     "from_dict",
     "holdout_stride",
     "load",

@@ -1,6 +1,7 @@
 """Refuses settings that cannot work, alone or together."""
 
 import dataclasses
+import operator
 import typing
 from typing import Any
 
@@ -16,13 +17,41 @@ from mbrl_jax.config.schema import (
 )
 
 
-def check(config: RunConfig) -> None:
-    """Refuse a configuration that cannot work.
+def check_kind(config: Any, kind: type[RunConfig]) -> None:
+    """Refuse what is no configuration of a kind.
+
+    Raises:
+      ConfigError: saying what it is and what would be right.
+
+    """
+    if not isinstance(config, kind):
+        right = "one of mbrl_jax's, which mbrl_jax.load reads from a YAML file" if kind is RunConfig else f"a {kind.__name__}"
+        raise ConfigError(f"config: {type(config).__name__} does not fit; it must be {right}")
+
+
+def check_whole(value: Any, name: str) -> None:
+    """Refuse a number that is not whole.
+
+    Raises:
+      ConfigError: naming it.
+
+    """
+    try:
+        fits = not isinstance(value, bool) and operator.index(value) == value
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{name}: {value!r} does not fit; it must be a whole number")
+
+
+def check(config: RunConfig, kind: type[RunConfig] = RunConfig) -> None:
+    """Refuse a configuration that cannot work, or is of another kind.
 
     Raises:
       ConfigError: naming every field that is wrong, its value and what would be right.
 
     """
+    check_kind(config, kind)
     problems = list(_field_problems(config, ""))
     if not problems:
         problems += _joint_problems(config)

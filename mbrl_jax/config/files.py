@@ -1,6 +1,7 @@
 """Settings as YAML files and as plain dictionaries."""
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +9,21 @@ from typing import Any
 
 import yaml
 
-from mbrl_jax.config.checks import check
+from mbrl_jax.config.checks import check, check_kind
 from mbrl_jax.config.fields import ConfigError, convert
 from mbrl_jax.config.schema import ALGORITHMS, RunConfig, algorithm_name
+
+
+def as_path(value: Any, name: str) -> Path:
+    """A path.
+
+    Raises:
+      ConfigError: the value is none.
+
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name}: {value!r} does not fit; it must be a path")
+    return Path(value)
 
 
 def load(path: str | Path) -> RunConfig:
@@ -23,7 +36,7 @@ def load(path: str | Path) -> RunConfig:
       ConfigError: a file is missing, is not a YAML mapping, or holds an unknown field or a bad value.
 
     """
-    path = Path(path)
+    path = as_path(path, "path")
     try:
         config = from_dict(_read(path, ()))
         check(config)
@@ -66,8 +79,14 @@ def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save(config: RunConfig, path: str | Path) -> None:
-    """Write ``config`` as a preset that :func:`load` reads back to an equal one."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write ``config`` as a preset that :func:`load` reads back to an equal one.
+
+    Raises:
+      ConfigError: ``config`` is none, or ``path`` is no path.
+
+    """
+    check_kind(config, RunConfig)
+    as_path(path, "path").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
 
     """
     execution.use_all_cores()
+    execution.check_jax()
     if keeping.resume and run_folder.is_finished(out):
         run_folder.check_same(out, asked)
         kept.clear(out)
@@ -198,6 +199,7 @@ def _reference(words: list[str]) -> None:
     given = _parse("reference", words, *options)
     from mbrl_jax.runs import reference
 
+    execution.find_devices()
     runner.make_train(given.config)  # refuses what cannot work before a folder is made
     title = f"reference, {settings.algorithm_name(given.config)}"
     with results.new_folder(given.out) as folder, Display.standard(title) as display:
@@ -295,6 +297,7 @@ def compare(
     _check(model_based, seeds, seed)
     _check(model_free, seeds, seed)
     execution.use_all_cores()
+    execution.check_jax()
     from mbrl_jax.runs import figures
 
     if not (keeping.resume and out.is_dir()):
@@ -340,6 +343,7 @@ def _evaluate(words: list[str]) -> None:
         """
         from mbrl_jax.runs import playing
 
+        execution.find_devices()
         config, policies = results.load_policies(directory)
         table = Table(title=f"{config.environment.name} of {env}, {episodes} episodes a policy")
         marks = statistics.success_marks(config.environment.name)
@@ -380,6 +384,7 @@ def _write_report(words: list[str]) -> None:
         """
         from mbrl_jax.runs import report
 
+        execution.find_devices()
         report.write(runs, out)
         Console().print(f"written to {out}")
 

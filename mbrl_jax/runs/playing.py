@@ -9,7 +9,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, RunConfig
+from mbrl_jax.config import ConfigError, RunConfig, check_whole
 from mbrl_jax.environment import make_environment
 from mbrl_jax.evaluation import play
 from mbrl_jax.runs import results
@@ -28,6 +28,7 @@ class Policy:
         """Made by :func:`load_policy`."""
         self.config, self.params = config, jax.tree.map(jnp.asarray, params)
         greedy = algorithm_of(config).greedy(config, make_environment(config.environment))
+        self._spec = make_environment(config.environment).spec
         self._one = jax.jit(lambda params, seed, s: greedy(jax.tree.map(lambda leaf: leaf[seed], params), s))
         self._all = jax.jit(jax.vmap(greedy))
 
@@ -39,15 +40,34 @@ class Policy:
         """Actions [...] of one seed's policy for observations [..., D]; without a seed, [seeds, ...] for [seeds, ..., D].
 
         Raises:
-          ConfigError: there is no such seed.
+          ConfigError: there is no such seed, or these are no observations of the task.
 
         """
-        observation = jnp.asarray(observation, jnp.float32)
+        observation = self._checked(observation)
         if seed is None:
+            if observation.ndim < 2 or observation.shape[0] != len(self):
+                raise ConfigError(
+                    f"observation: shape {observation.shape} does not fit; without a seed its first axis must be the seeds', "
+                    f"[{len(self)}, ..., {self._spec.observation_size}]"
+                )
             return self._all(self.params, observation)
+        check_whole(seed, "seed")
         if not 0 <= seed < len(self):
             raise ConfigError(f"seed: {seed!r} is out of range; it must be from 0 to {len(self) - 1}")
         return self._one(self.params, seed, observation)
+
+    def _checked(self, observation: Any) -> jax.Array:
+        """Observations [..., D] in float32, if they are such."""
+        size, task = self._spec.observation_size, self._spec.name
+        try:
+            given = observation if isinstance(observation, jax.Array) else np.asarray(observation)
+        except ValueError as error:
+            raise ConfigError(f"observation: it is no array ({error}); it must be [..., {size}] numbers, as of {task}") from error
+        if not (jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)):
+            raise ConfigError(f"observation: dtype {given.dtype} does not fit; it must be floats, as of {task}")
+        if given.ndim == 0 or given.shape[-1] != size:
+            raise ConfigError(f"observation: shape {given.shape} does not fit; it must be [..., {size}], as of {task}")
+        return jnp.asarray(given, jnp.float32)
 
 
 def load_policy(folder: str | Path, which: Literal["chosen", "last"] | None = None) -> Policy:

@@ -29,7 +29,7 @@ import numpy as np
 
 from mbrl_jax import statistics
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, load, save, to_dict
+from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, as_path, from_dict, load, save, to_dict
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.runs import checkpoint, metrics
@@ -186,7 +186,7 @@ def read(folder: str | Path) -> Run:
       ConfigError: the folder holds none, or something in it cannot be read.
 
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     summary, config = read_summary(folder), read_config(folder)
     arrays = {name: _nest(_load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
     try:
@@ -277,7 +277,7 @@ def load_policies(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
       ConfigError: the folder does not hold a run, or it has not been saved yet.
 
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     if (folder / "policies.npz").exists() or not (folder / RUN).exists():
         return read_config(folder), _nest(_load_arrays(folder / "policies.npz"))
     there = checkpoint.rounds(folder / CHECKPOINTS)

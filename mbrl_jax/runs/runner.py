@@ -8,7 +8,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Outcome, Result, Train
-from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check_kind, check_whole
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution, parts, program_cache
@@ -45,9 +45,10 @@ def make_train(config: RunConfig, controller: HorizonController | None = None) -
     """The algorithm that ``config`` configures, with ``controller`` in place of the horizon controller that it names.
 
     Raises:
-      ConfigError: the settings cannot work, or there is a controller and nothing is imagined.
+      ConfigError: ``config`` is none, the settings cannot work, or there is a controller and nothing is imagined.
 
     """
+    check_kind(config, RunConfig)
     make = algorithm_of(config).make_train
     if isinstance(config, ImaginingConfig):
         return make(config, controller=controller)
@@ -84,9 +85,11 @@ def check_seeds(seeds: int, base_seed: int) -> None:
     """Refuse seeds that cannot be.
 
     Raises:
-      ConfigError: there are none, or the base is out of range.
+      ConfigError: they are no whole numbers, there are none, or the base is out of range.
 
     """
+    check_whole(seeds, "seeds")
+    check_whole(base_seed, "seed")
     if seeds < 1:
         raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
     if not 0 <= base_seed < 2**32:
@@ -161,6 +164,7 @@ def prepare(
     Other arguments and errors as there.
     """
     check_seeds(seeds, base_seed)
+    execution.check_jax()
     if memory is not None and memory < 1:
         raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
     show = Display.silent() if display is None else display
@@ -238,6 +242,7 @@ def run_together(
 
     """
     check_seeds(seeds, base_seed)
+    execution.check_jax()
     show = Display.silent() if display is None else display
     algorithm = make_train_together(configs, controller)
     check_diagnosis(diagnose, algorithm, configs[0])

@@ -10,7 +10,7 @@ from algorithms import worlds
 from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, EnvironmentConfig
+from mbrl_jax.config import ConfigError, EnvironmentConfig, MPCConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.horizon import Decision, HorizonController
 
@@ -118,6 +118,35 @@ def test_hyper_with_other_static_settings_is_refused(algorithm, interactive):
     other = replace(interactive, agent=replace(interactive.agent, batch_size=8))
     with pytest.raises(ConfigError, match="hyper"):
         algorithm.train(seed_keys(0, 1)[0], other)
+
+
+def test_a_config_of_another_algorithm_is_refused():
+    with pytest.raises(ConfigError, match="config: MPCConfig does not fit; it must be a DynaQConfig"):
+        dyna_q.make_train(MPCConfig())
+
+
+@pytest.mark.parametrize("call", ["init", "train", "fit", "advance", "finish", "diagnose"])
+@pytest.mark.parametrize("hyper", [3, "smoke", {}])
+def test_hyper_that_is_no_config_is_refused(algorithm, call, hyper):
+    first = seed_keys(0, 1)[0] if call in ("init", "train") else None
+    with pytest.raises(ConfigError, match=f"hyper: {hyper!r} does not fit; it must be a DynaQConfig with other traced numbers"):
+        getattr(algorithm, call)(first, hyper)
+
+
+@pytest.mark.parametrize("call", ["init", "train"])
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        (0, "0"),
+        (None, "None"),
+        (np.zeros(2, np.uint32), r"uint32\[2\]"),
+        (jnp.zeros((), jnp.int32), r"int32\[\]"),
+        (seed_keys(0, 4), r"key<fry>\[4\]"),
+    ],
+)
+def test_what_is_not_one_typed_key_is_refused(algorithm, call, key, found):
+    with pytest.raises(ConfigError, match=f"key: {found} does not fit; it must be one typed key"):
+        getattr(algorithm, call)(key)
 
 
 def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish(algorithm, interactive, in_chunks):

@@ -51,6 +51,40 @@ def test_what_is_not_there_is_refused(folder, tiny, tmp_path):
         playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 0, "gymnax", 0)
 
 
+@pytest.mark.parametrize(
+    ("observation", "seed", "message"),
+    [
+        (np.zeros(3), 0, r"observation: shape \(3,\) does not fit; it must be \[\.\.\., 4\], as of CartPole-v1"),
+        (0.5, 0, r"observation: shape \(\) does not fit; it must be \[\.\.\., 4\]"),
+        (np.zeros((4, 7)), 0, r"observation: shape \(4, 7\) does not fit"),
+        (np.zeros((2, 5, 4)), None, r"shape \(2, 5, 4\) does not fit; without a seed its first axis .* \[3, \.\.\., 4\]"),
+        (np.zeros(4), None, r"shape \(4,\) does not fit; without a seed"),
+        (np.zeros(4, complex), 0, "observation: dtype complex128 does not fit; it must be floats"),
+        (["a", "b", "c", "d"], 0, "observation: dtype <U1 does not fit"),
+        (None, 0, "observation: dtype object does not fit"),
+        ([[0.0, 0.0], [0.0]], 0, r"observation: it is no array \(.*\); it must be \[\.\.\., 4\] numbers"),
+        (np.zeros(4), 1.5, "seed: 1.5 does not fit; it must be a whole number"),
+        (np.zeros(4), True, "seed: True does not fit"),
+    ],
+)
+def test_what_is_no_observation_of_the_task_is_refused_in_plain_words(folder, observation, seed, message):
+    with pytest.raises(ConfigError, match=message):
+        mbrl_jax.load_policy(folder)(observation, seed=seed)
+
+
+def test_whole_numbers_and_double_precision_are_observations_too(folder):
+    policy = mbrl_jax.load_policy(folder)
+    expected = policy(np.zeros((2, 4), np.float32), seed=np.int64(1))
+    for dtype in (np.float64, np.int32, np.float16):
+        np.testing.assert_array_equal(policy(np.zeros((2, 4), dtype), seed=1), expected)
+
+
+@pytest.mark.parametrize("load", [mbrl_jax.load_policy, mbrl_jax.load_run])
+def test_a_folder_that_is_no_path_is_refused(load):
+    with pytest.raises(ConfigError, match="folder: 3 does not fit; it must be a path"):
+        load(3)
+
+
 def test_continuous_policies_are_played_in_both_simulators_in_the_tasks_own_units():
     config = ImaginedPGConfig(environment=EnvironmentConfig(name="Pendulum-v1"), agent=PolicyGradientConfig(hidden=(8,)))
     learner = PolicyGradient(config.agent, make_environment(config.environment).spec)
