@@ -16,6 +16,9 @@ from mbrl_jax.config.schema import (
     RunConfig,
 )
 
+STOPS_BY_DEPTH = ("fixed", "schedule", "m2ac", "three_model")
+"""The horizon controllers that end a rollout at a depth, whatever the model says of the state there."""
+
 
 def check_kind(config: Any, kind: type[RunConfig]) -> None:
     """Refuse what is no configuration of a kind.
@@ -241,7 +244,7 @@ def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:
         "it weighs members by their predicted variance, so model.kind must be 'gaussian'",
     )
     require(
-        imagination.penalty != "halt" or imagination.controller not in ("fixed", "schedule"),
+        imagination.penalty != "halt" or imagination.controller not in STOPS_BY_DEPTH,
         "imagination.penalty",
         imagination.penalty,
         f"it makes a terminal of every stop, and {imagination.controller!r} stops by depth alone",

@@ -62,6 +62,28 @@ def test_a_run_in_chunks_is_the_whole_run(result, in_chunks):
     assert_same((collected, fit), (result.collected, result.fit), rtol=1e-5, atol=1e-6)
 
 
+def test_the_last_policy_is_the_target_network_and_the_chosen_one_the_snapshot(algorithm, interactive, in_chunks):
+    state, axes, pushes = in_chunks[0], algorithm.axes, []
+    for action in (0, 1):  # a network that always prefers the one action, and one that prefers the other
+        network = jax.tree.map(jnp.zeros_like, state.agent.target)
+        network["params"]["Dense_2"]["bias"] = network["params"]["Dense_2"]["bias"].at[..., action].set(1.0)
+        pushes.append(network)
+    state = state._replace(agent=state.agent._replace(target=pushes[0]), chosen=state.chosen._replace(params=pushes[1]))
+    assert_same(algorithm.policies(state), tuple(pushes), rtol=0)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, interactive)
+    assert_same((outcome.last, outcome.chosen), tuple(pushes), rtol=0)
+    task, played = make_environment(interactive.environment), []
+
+    def episodes(key, action):
+        starts = task.draw_resets(dyna_q.stream(key, dyna_q.Stream.FINAL_EVALUATION), (interactive.evaluation.episodes,))
+        return dyna_q.play(task, lambda s: jnp.full(s.shape[:-1], action, jnp.int32), starts)
+
+    for action in (0, 1):
+        played.append(jax.jit(jax.vmap(lambda key, action=action: episodes(key, action)))(state.key).tolist())
+    assert [outcome.returns_last.tolist(), outcome.returns_chosen.tolist()] == played
+    assert played[0] != played[1]
+
+
 def test_counters_are_shared_by_all_seeds(in_chunks, interactive):
     state = in_chunks[0]
     assert int(state.time) == interactive.steps

@@ -34,6 +34,26 @@ def test_policies_are_loaded_in_one_line_and_act_as_the_learner_does(folder, tin
     np.testing.assert_array_equal(everyone[2], policy(observation, seed=2))
 
 
+def test_what_is_read_back_of_the_chosen_and_of_the_last_policies_is_not_swapped(tiny, tmp_path):
+    run = runner.run(tiny, 3)
+    outcome = run.result.outcome
+    told = outcome._replace(
+        last=jax.tree.map(lambda leaf: np.full_like(leaf, 1), outcome.last),
+        chosen=jax.tree.map(lambda leaf: np.full_like(leaf, 2), outcome.chosen),
+        returns_last=np.full_like(outcome.returns_last, 3),
+        returns_chosen=np.full_like(outcome.returns_chosen, 4),
+    )
+    summary = results.write(run._replace(result=run.result._replace(outcome=told)), tmp_path)
+    read = results.read(tmp_path).result.outcome
+    for name in ("last", "chosen", "returns_last", "returns_chosen"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(read, name), getattr(told, name))
+    for name, value in (("last", 1), ("chosen", 2), (None, 2)):
+        assert {float(leaf.max()) for leaf in jax.tree.leaves(mbrl_jax.load_policy(tmp_path, name).params)} == {value}
+    assert (summary["return_last"], summary["return_chosen"]) == ([3.0] * 3, [4.0] * 3)
+    assert (summary["iqm"]["last"]["value"], summary["iqm"]["chosen"]["value"]) == (3.0, 4.0)
+    assert summary["fraction_at_least"]["195"] == {"last": 0.0, "chosen": 0.0}
+
+
 def test_the_last_policies_are_there_too(folder):
     last = results.read(folder).result.outcome.last
     jax.tree.map(np.testing.assert_array_equal, mbrl_jax.load_policy(folder, "last").params, last)
