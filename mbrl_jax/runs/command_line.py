@@ -214,6 +214,7 @@ def train(asked: Asked, out: Path, keeping: Keeping, command: str) -> None:
     """
     locks.require()
     execution.use_all_cores()
+    execution.check_jax()
     if keeping.resume and run_folder.is_finished(out):
         run_folder.check_same(out, asked)
         kept.clear(out)
@@ -240,6 +241,7 @@ def _reference(words: list[str]) -> None:
     given = _parse("reference", words, *options)
     from mbrl_jax.runs import reference
 
+    execution.find_devices()
     runner.make_train(given.config)  # refuses what cannot work before a folder is made
     title = f"reference, {settings.algorithm_name(given.config)}"
     with results.new_folder(given.out) as folder, Display.standard(title) as display:
@@ -271,9 +273,13 @@ def _print(run: runner.Run, summary: Mapping[str, Any], folder: Path) -> None:
         f"{summary['real_steps_per_second']:,.0f} steps/s, "
         f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s",
     )
-    frozen = summary["frozen_seeds"]
+    frozen, diverged = summary["frozen_seeds"], summary["diverged_model_seeds"]
+    if diverged:
+        which = "every seed" if len(diverged) == summary["seeds"] else f"seeds {diverged}"
+        terminal.show(f"the world model of {which} has numbers that are not finite; try a smaller model.learning_rate")
     if len(frozen) == summary["seeds"]:
-        terminal.show("every seed went non-finite and rests at its last finite parameters; try a smaller agent.learning_rate")
+        hint = "" if diverged else "; try a smaller agent.learning_rate"
+        terminal.show(f"every seed went non-finite and rests at its last finite parameters{hint}")
     elif frozen:
         terminal.show(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
     terminal.show(f"written to {folder}")
@@ -331,6 +337,7 @@ def compare(
     _check(model_free, seeds, seed)
     locks.require()
     execution.use_all_cores()
+    execution.check_jax()
     with contextlib.nullcontext() if keeping.resume and out.is_dir() else results.new_folder(out):
         _compare_in(out, model_based, model_free, seeds, seed, keeping, command)
 
@@ -381,6 +388,7 @@ def _evaluate(words: list[str]) -> None:
         """
         from mbrl_jax.runs import playing
 
+        execution.find_devices()
         config, policies = results.load_policies(directory)
         marks, rows = statistics.success_marks(config.environment.name), []
         for name, params in policies.items():
@@ -420,6 +428,7 @@ def _write_report(words: list[str]) -> None:
         """
         from mbrl_jax.runs import report
 
+        execution.find_devices()
         out = expand(out)
         report.write(runs, out)
         terminal.show(f"written to {out}")

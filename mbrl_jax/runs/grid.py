@@ -177,6 +177,7 @@ def command(
     """
     made = cells(config, parse(words))
     execution.use_all_cores()
+    execution.check_jax()
     groups = _groups(made)
     for places in groups:  # refuse what cannot work before anything is trained
         runner.make_train_together([made[place].config for place in places])

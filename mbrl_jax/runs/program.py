@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax.algorithms.training import Train, keys_of
+from mbrl_jax.algorithms.training import Train, keys_of, missing_as_nan
 from mbrl_jax.config import ConfigError, ModelBasedConfig, RunConfig
 from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ class Keeper(Protocol):
 class SoFar:
     """What a run has come to, on the host."""
 
-    collected: Any  # [agents, N]
+    collected: Any  # [agents, N], NaN where no episode ended
     fit: Any  # leaves [agents, ...]
     rounds: list[Any]  # metrics, leaves [agents, n, ...] of n successive rounds
     done: int  # rounds
@@ -162,7 +162,7 @@ class Program:
             diagnosis = self._timed("diagnosing", so_far, None, look.call, self.state)
         so_far.seconds["compile"] += self.compiling
         self.compiling = 0.0
-        return self._to_host(outcome, 0), self._to_host(diagnosis, 0)
+        return self._to_host(outcome, 0), missing_as_nan(self._to_host(diagnosis, 0))
 
     def _begin(self) -> SoFar:
         so_far = SoFar(None, None, [], 0, dict.fromkeys(Seconds._fields, 0.0))
@@ -171,7 +171,7 @@ class Program:
         self.state, collected = self._timed("collecting", so_far, "collect", init.call, self.keys)
         phase = "fitting" if isinstance(self.config, ModelBasedConfig) else "starting"
         self.state, log = self._timed(phase, so_far, "fit", fit.call, self.state)
-        so_far.collected, so_far.fit = self._to_host(collected, 0), self._to_host(log, 0)
+        so_far.collected, so_far.fit = missing_as_nan(self._to_host(collected, 0)), self._to_host(log, 0)
         return so_far
 
     def _restore(self, found: Checkpoint) -> SoFar:

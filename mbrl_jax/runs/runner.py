@@ -8,7 +8,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Outcome, Result, Train
-from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check_seeds
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check_kind, check_seeds
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution, parts
@@ -44,9 +44,10 @@ def make_train(config: RunConfig, controller: HorizonController | None = None) -
     """The algorithm that ``config`` configures, with ``controller`` in place of the horizon controller that it names.
 
     Raises:
-      ConfigError: the settings cannot work, or there is a controller and nothing is imagined.
+      ConfigError: ``config`` is none, the settings cannot work, or there is a controller and nothing is imagined.
 
     """
+    check_kind(config, RunConfig)
     make = algorithm_of(config).make_train
     if isinstance(config, ImaginingConfig):
         return make(config, controller=controller)
@@ -147,6 +148,7 @@ def prepare(
     Other arguments and errors as there.
     """
     check_seeds(seeds, base_seed)
+    execution.check_jax()
     if memory is not None and memory < 1:
         raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
     show = Display.silent() if display is None else display
@@ -252,6 +254,7 @@ def train_together(
     Arguments and errors as there.
     """
     check_seeds(seeds, base_seed)
+    execution.check_jax()
     show = Display.silent() if display is None else display
     algorithm = make_train_together(configs, controller)
     check_diagnosis(diagnose, algorithm, configs[0])
@@ -280,6 +283,15 @@ def traced_settings(config: RunConfig) -> dict[str, float]:
 def frozen_seeds(outcome: Outcome) -> list[int]:
     """Numbers of the seeds whose learner went non-finite."""
     return [int(number) for number in np.flatnonzero(np.asarray(outcome.frozen))]
+
+
+def diverged_model_seeds(outcome: Outcome) -> list[int]:
+    """Numbers of the seeds whose final model has numbers that are not finite; none without a model."""
+    if outcome.model is None:
+        return []
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(outcome.model)]
+    finite = [np.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1) for leaf in leaves]
+    return [int(number) for number in np.flatnonzero(~np.logical_and.reduce(finite))]
 
 
 def chosen_so_far(run: Run) -> np.ndarray | None:
