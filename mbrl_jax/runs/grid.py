@@ -7,6 +7,7 @@ All combinations have the same seeds, so they are paired. A grid leaves a number
 A combination is written as soon as it is trained, and one that fails does not end the others.
 """
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from rich.table import Table
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check, from_dict, to_dict
 from mbrl_jax.config.files import RepeatedKeyError
 from mbrl_jax.config.files import parse as parse_yaml
-from mbrl_jax.runs import execution, figures, results, runner, strict_json, terminal
+from mbrl_jax.runs import execution, figures, interruption, results, runner, strict_json, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.runner import Run
 from mbrl_jax.runs.sweep import mean_depth
@@ -181,8 +182,37 @@ def command(
     groups = _groups(made)
     for places in groups:  # refuse what cannot work before anything is trained
         runner.make_train_together([made[place].config for place in places])
+    there = resume and not results.is_untouched(out)
     table = _Table(out, made, seeds, seed)
-    runs = table.take_up() if resume and not results.is_untouched(out) else table.begin()
+    with (
+        contextlib.nullcontext() if there else results.new_folder(out),
+        interruption.on_leaving(table.withdraw),
+        Display.standard("sweep") as display,
+    ):
+        runs = table.take_up() if there else table.begin()
+        spent = _train(table, made, runs, seeds, seed, display, memory, devices)
+    finished, told = sorted(runs), []
+    if finished:
+        shown, ended = [made[place] for place in finished], [runs[place] for place in finished]
+        draw(shown, ended, out / "sweep.png")
+        told.append(as_table(shown, ended))
+    failures = [f"failed: {names(made)[place]}, {made[place].label}: {error}" for place, error in table.failures().items()]
+    terminal.show(*told, f"{len(finished)} of {len(made)} combinations in {spent:.0f} s; written to {out}", *failures)
+    if len(finished) < len(made):
+        raise SystemExit(1)
+
+
+def _train(
+    table: "_Table",
+    made: Sequence[Cell],
+    runs: dict[int, Run],
+    seeds: int,
+    seed: int,
+    display: Display,
+    memory: int | None,
+    devices: int | None,
+) -> float:
+    """Train the combinations that ``runs`` lacks, put them there and into the table, and return the seconds it took."""
     left = [place for place in range(len(made)) if place not in runs]
     started, before = time.perf_counter(), len(runs)
 
@@ -196,23 +226,13 @@ def command(
         table.finish(left[place], one)
         runs[left[place]] = one
 
-    with Display.standard("sweep") as display:
-        try:
-            options = {"base_seed": seed, "display": display, "memory": memory, "devices": devices}
-            run([made[place] for place in left], seeds, leave=leave, failed=failed, **options)  # type: ignore[arg-type]
-        except BaseException:
-            table.withdraw()
-            raise
-    finished, told = sorted(runs), []
-    if finished:
-        shown, ended = [made[place] for place in finished], [runs[place] for place in finished]
-        draw(shown, ended, out / "sweep.png")
-        told.append(as_table(shown, ended))
-    spent = time.perf_counter() - started
-    failures = [f"failed: {names(made)[place]}, {made[place].label}: {error}" for place, error in table.failures().items()]
-    terminal.show(*told, f"{len(finished)} of {len(made)} combinations in {spent:.0f} s; written to {out}", *failures)
-    if len(finished) < len(made):
-        raise SystemExit(1)
+    try:
+        options = {"base_seed": seed, "display": display, "memory": memory, "devices": devices}
+        run([made[place] for place in left], seeds, leave=leave, failed=failed, **options)  # type: ignore[arg-type]
+    except BaseException:
+        table.withdraw()
+        raise
+    return time.perf_counter() - started
 
 
 class _Table:
@@ -228,13 +248,12 @@ class _Table:
         self._entries: list[dict[str, Any]] = [{**asked, "state": "waiting"} for asked in self._asked]
 
     def begin(self) -> dict[int, Run]:
-        """Make the folders and the table; no run is there.
+        """Make the folders and the table in a folder that is there; no run is.
 
         Raises:
-          ConfigError: the folder exists, or something cannot be written there.
+          ConfigError: something cannot be written there.
 
         """
-        results.make_folder(self.folder)
         try:
             for name in self.names:
                 (self.folder / name).mkdir()
@@ -285,11 +304,11 @@ class _Table:
         return {place: entry["error"] for place, entry in enumerate(self._entries) if entry["state"] == "failed"}
 
     def withdraw(self) -> None:
-        """Remove the folder if nothing was trained."""
+        """Remove what :meth:`begin` made if nothing was trained."""
         if any(entry["state"] != "waiting" for entry in self._entries):
             return
         (self.folder / TABLE).unlink(missing_ok=True)
-        for folder in (*(self.folder / name for name in self.names), self.folder):
+        for folder in (self.folder / name for name in self.names):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 

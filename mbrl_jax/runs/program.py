@@ -141,7 +141,8 @@ class Program:
         else:
             with at_once():  # all that there is has been saved
                 so_far, found = self._restore(keeper.found), keeper.found
-                self._compile(("advance",), self._rounds_of_a_chunk(so_far.done))
+                if so_far.done < self.algorithm.rounds:
+                    self._compile(("advance",), self._rounds_of_a_chunk(so_far.done))
         chunk = self._rounds_of_a_chunk(so_far.done)
         if so_far.done < self.algorithm.rounds:
             self._compile(("advance",), chunk)

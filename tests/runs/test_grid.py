@@ -128,7 +128,7 @@ def test_a_grid_of_model_based_runs_is_swept_too(tiny):
     made = grid.cells(short, {LENGTH: [1, 2]})
     table = grid.as_table(made, [grid.run(made, 1)[place] for place in (0, 1)])
     assert [column.header for column in table.columns] == [LENGTH, "chosen", "last", "depth"]
-    assert next(iter(table.columns[3].cells)) == "1.00"
+    assert str(next(iter(table.columns[3].cells))) == "1.00"
 
 
 LONG = [
