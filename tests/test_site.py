@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,7 @@ def test_the_site_loads_nothing_from_another_host(pages):
 
 def test_files_that_the_documentation_links_to_are_on_the_site(site):
     assert "random_transitions" in (site / "repository/configs/smoke.yaml.html").read_text(encoding="utf-8")
+    assert "mkdocs build" in re.sub("<[^>]*>", "", (site / "repository/ci/run.html").read_text(encoding="utf-8"))
     assert (site / "repository/benchmarks/results/learning/batch.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (site / "repository/notebooks/dyna_cartpole.ipynb.html").read_text(encoding="utf-8")
 

@@ -37,10 +37,19 @@ def place_of(path: str) -> str:
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     target = ROOT / path
+    shown = "/".join(part.lstrip(".") for part in path.split("/"))  # mkdocs leaves hidden files out
     if target.is_dir():
-        return f"repository/{path}/index.md"
-    shown = target.suffix in (".md", ".ipynb") or (target.suffix in LANGUAGES and target.stat().st_size <= LONGEST_PAGE)
-    return f"repository/{path.removesuffix('.md')}.md" if shown else f"repository/{path}"
+        return f"repository/{shown}/index.md"
+    if target.suffix in (".md", ".ipynb") or (language_of(target) and target.stat().st_size <= LONGEST_PAGE):
+        return f"repository/{shown.removesuffix('.md')}.md"
+    return f"repository/{shown}"
+
+
+def language_of(file: Path) -> str | None:
+    """Return the language that a file's code is highlighted as; None for all other files."""
+    if not file.suffix and file.read_bytes()[:2] == b"#!":
+        return "sh"
+    return LANGUAGES.get(file.suffix)
 
 
 def linked(text: str, path: str) -> list[str]:
@@ -83,7 +92,7 @@ def content_of(path: str) -> str:
     text = target.read_text(encoding="utf-8")
     if target.suffix == ".ipynb":
         return "\n\n".join(cell_of(cell) for cell in json.loads(text)["cells"])
-    return text if target.suffix == ".md" else f"{UNSEARCHED}# {path}\n\n`````{LANGUAGES[target.suffix]}\n{text}\n`````\n"
+    return text if target.suffix == ".md" else f"{UNSEARCHED}# {path}\n\n`````{language_of(target)}\n{text}\n`````\n"
 
 
 def cell_of(cell: dict[str, Any]) -> str:
