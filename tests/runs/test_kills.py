@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from mbrl_jax.config import save
-from mbrl_jax.runs import checkpoint, command_line
+from mbrl_jax.runs import checkpoint, command_line, execution
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "orbax.checkpoint", "matplotlib.figure"])
@@ -42,6 +42,7 @@ def work_as_nobody(words: list[str], output: Path) -> None:
     """The same for somebody who may not write here."""
     with output.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         if os.getuid() == 0:
+            execution.use_all_cores()
             importlib.import_module("gymnax")  # which may lie where others cannot read
             os.setuid(65534)
         command_line.main(words)
