@@ -187,9 +187,13 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     """The task that ``config`` names.
 
     Raises:
-      ConfigError: the task is not one of those that run here.
+      ConfigError: the task is not one of those that run here, or ``config`` is none.
 
     """
+    if not isinstance(config, EnvironmentConfig):
+        raise ConfigError(
+            f"environment: {config!r} does not fit; it must be an EnvironmentConfig, as a config has under that name"
+        )
     if config.name not in _TASKS:
         raise ConfigError(f"environment.name: {config.name!r} is not known; it must be one of {', '.join(_TASKS)}")
     task = _TASKS[config.name]
@@ -338,7 +342,8 @@ def collect(environment: Environment, drawn: CollectionDraws) -> tuple[Environme
     """Act by the uniform random policy.
 
     Returns:
-      The state reached, the transitions [N], and [N] the return of the episode that ended at each step, NaN where none did.
+      The state reached, the transitions [N], and [N] the return of the episode that ended at each step, minus infinity where
+      none did: NaN is left to faults, so that ``JAX_DEBUG_NANS`` finds them.
 
     """
 
@@ -347,7 +352,7 @@ def collect(environment: Environment, drawn: CollectionDraws) -> tuple[Environme
         state, transition = environment.step(state, *draw)
         so_far = so_far + transition.reward
         ended = transition.terminated | transition.truncated
-        return (state, jnp.where(ended, 0.0, so_far)), (transition, jnp.where(ended, so_far, jnp.nan))
+        return (state, jnp.where(ended, 0.0, so_far)), (transition, jnp.where(ended, so_far, -jnp.inf))
 
     start = (drawn.first, jnp.zeros((), drawn.first.observation.dtype))
     (state, _), (transitions, returns) = jax.lax.scan(step, start, (drawn.actions, drawn.resets))

@@ -63,15 +63,16 @@ def _until_all_have_ended(step: Callable[[Any, Array], Any], carry: Any, steps: 
     return jax.lax.while_loop(goes_on, go_on, (jnp.zeros((), jnp.int32), carry))[1]
 
 
-def sample_first_observations(real: replay.Replay, bits: Array) -> Array:
+def sample_first_observations(real: replay.Replay, bits: Array, action_size: int) -> Array:
     """Observations [..., D] drawn uniformly from the first states of the real episodes in a replay.
 
     Args:
       real: holds at least one first state that has not been overwritten.
       bits: [...] uint32.
+      action_size: A, the numbers of a continuous action; 0 where actions are discrete.
 
     """
-    rows = replay.unpack(real.rows)
+    rows = replay.unpack(real.rows, action_size)
     first = (rows.depth == 0) & (jnp.arange(real.rows.shape[0], dtype=jnp.int32) < replay.size(real))
     places = jnp.nonzero(first, size=real.rows.shape[0], fill_value=0)[0]
     chosen = places[bits % jnp.sum(first, dtype=jnp.uint32)]
@@ -80,6 +81,8 @@ def sample_first_observations(real: replay.Replay, bits: Array) -> Array:
 
 def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: Array, key: Array, steps: int) -> Array:
     """Returns [n] of one imagined episode from each of the first observations, dealt evenly to members that stay with them.
+
+    An episode in which an observation or a reward is not finite returns minus infinity: no policy earns anything in such a world.
 
     Args:
       ensemble: the shape of the world model.
@@ -102,8 +105,9 @@ def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: A
         prediction = jax.tree.map(lambda leaf: leaf.reshape(first.shape[0], *leaf.shape[2:]), prediction)
         now = None if noise is None else noise[jnp.minimum(time, steps - 1)]
         imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, now)
-        returns = returns + jnp.where(running, imagined.reward, 0.0)
-        return imagined.next_observation, running & ~imagined.terminated, returns
+        sound = jnp.all(jnp.isfinite(imagined.next_observation), axis=-1) & jnp.isfinite(imagined.reward)
+        returns = jnp.where(running, jnp.where(sound, returns + imagined.reward, -jnp.inf), returns)
+        return imagined.next_observation, running & sound & ~imagined.terminated, returns
 
     carry = (first, jnp.ones(first.shape[0], bool), jnp.zeros(first.shape[0], first.dtype))
     return _until_all_have_ended(step, carry, steps)[2]

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms import worlds
 
 from mbrl_jax import environment as env
 from mbrl_jax import evaluation, replay
+from mbrl_jax.algorithms import training
 from mbrl_jax.config import EnvironmentConfig
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model.ensemble import Members
@@ -86,7 +88,7 @@ def ring(depths, written):
 
 def first_places(real, draws=2_000):
     bits = jax.random.bits(jax.random.key(0), (draws // 4, 4))
-    found = np.asarray(jax.jit(evaluation.sample_first_observations)(real, bits))
+    found = np.asarray(jax.jit(evaluation.sample_first_observations, static_argnums=2)(real, bits, 0))
     assert found.shape == (draws // 4, 4, 4)
     return np.unique(found[..., 0], return_counts=True)
 
@@ -104,10 +106,22 @@ def test_places_that_hold_no_data_yet_are_no_first_states():
 
 def test_first_states_of_real_data_are_the_tasks_initial_states(random_transitions, real_rows):
     real = replay.Replay(real_rows, jnp.array(len(real_rows), jnp.int32))
-    found = jax.jit(evaluation.sample_first_observations)(real, jax.random.bits(jax.random.key(0), (2_000,)))
+    found = jax.jit(evaluation.sample_first_observations, static_argnums=2)(real, jax.random.bits(jax.random.key(0), (2_000,)), 0)
     starts = np.asarray(random_transitions.observation)[np.asarray(random_transitions.elapsed) == 0]
     assert {tuple(row) for row in np.asarray(found)} == {tuple(row) for row in starts}
     assert np.abs(starts).max() <= 0.05
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 3, 6])
+def test_first_states_are_found_among_rows_with_several_continuous_actions(numbers):
+    drawn = env.draw_collection(worlds.points(numbers), jax.random.key(3), 45)
+    _, transitions, _ = jax.jit(lambda drawn: env.collect(worlds.points(numbers), drawn))(drawn)
+    real = replay.write(replay.create(60, numbers, numbers), training.real_rows(transitions))
+    bits = jnp.arange(10, dtype=jnp.uint32)
+    found = evaluation.sample_first_observations(real, bits, numbers)
+    starts = np.asarray(transitions.observation)[np.asarray(transitions.elapsed) == 0]
+    assert len(starts) == 5
+    np.testing.assert_array_equal(found, np.concatenate([starts, starts]))
 
 
 # -------------------------------------------------------------------------------------------------------- imagined episodes
@@ -192,3 +206,14 @@ def test_what_happens_after_an_imagined_end_does_not_reach_the_return(make_ensem
     found = imagined(ensemble, members_that_drift(ensemble, [1e19, 1.0]), np.zeros((2, 4), np.float32), 60)
     assert found[0] == pytest.approx(1e38)  # the next one would be infinite
     assert found[1] == 1 + 4 + 9
+
+
+@pytest.mark.parametrize("broken", ["observation", "reward"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_episode_in_a_world_that_is_not_finite_returns_minus_infinity(make_ensemble, members_that_drift, broken, value):
+    ensemble = make_ensemble(kind="deterministic")
+    drift = [0.0, value] if broken == "observation" else [0.0, 1.0]
+    if broken == "reward":
+        ensemble = ensemble._replace(reward=lambda s, a, s2: jnp.where(s2[..., 0] > 1.5, value, 1.0))
+    found = imagined(ensemble, members_that_drift(ensemble, drift), np.zeros((4, 4), np.float32), 50)
+    assert found.tolist() == [50.0, 50.0, -np.inf, -np.inf]

@@ -111,7 +111,7 @@ def make_train(
       ConfigError: the settings cannot work.
 
     """
-    check(config)
+    check(config, DynaQConfig)
     task = make_environment(config.environment) if environment is None else environment
     make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
     stride = holdout_stride(config)

@@ -98,7 +98,7 @@ def make_train(
       ConfigError: the settings cannot work.
 
     """
-    check(config)
+    check(config, ImaginedPGConfig)
     task = make_environment(config.environment) if environment is None else environment
     stride = holdout_stride(config)
     interactive = config.protocol == "interactive"

@@ -49,7 +49,7 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
       ConfigError: the settings cannot work.
 
     """
-    check(config)
+    check(config, ModelFreePGConfig)
     task = make_environment(config.environment) if environment is None else environment
     segments = config.round_steps // config.segment_steps
 

@@ -72,7 +72,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
       ConfigError: the settings cannot work.
 
     """
-    check(config)
+    check(config, ModelFreeQConfig)
     task = make_environment(config.environment) if environment is None else environment
     make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
 

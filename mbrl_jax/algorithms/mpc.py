@@ -116,7 +116,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
       ConfigError: the settings cannot work.
 
     """
-    check(config)
+    check(config, MPCConfig)
     task = make_environment(config.environment) if environment is None else environment
     _check_task(config, task)
     stride, valued = holdout_stride(config), config.planning.terminal == "value"

@@ -21,7 +21,7 @@ class Snapshot(NamedTuple):
     """A policy and the mean return of its imagined episodes."""
 
     params: Params
-    score: Array  # []
+    score: Array  # [], minus infinity in a world that is not finite
 
 
 def choose(
@@ -48,22 +48,24 @@ def choose(
       real: in whose first states the imagined episodes begin.
       key: of this choice alone.
       anew: score the incumbent again beside its challenger, from the same starts and with the same noise, as it must be where the
-        model has been refitted: another world scores.
+        model has been refitted: another world scores. An incumbent that stays although this world is not finite for it keeps its
+        old score, so that it is scored again in the next world.
 
     Returns:
       The snapshot, the present policy's score, and whether it is the one chosen.
 
     """
     key_start, key_noise = jax.random.split(key)
-    first = sample_first_observations(real, draws.bits(key_start, (config.episodes,)))
+    first = sample_first_observations(real, draws.bits(key_start, (config.episodes,)), ensemble.spec.action_size)
 
     def score_of(params: Params) -> Array:
         return jnp.mean(play_imagined(ensemble, members, lambda s: greedy(params, s), first, key_noise, config.steps))
 
-    challenger = Snapshot(params, score_of(params))
+    challenger, score = Snapshot(params, score_of(params)), incumbent.score
     if anew:
-        never = jnp.isneginf(incumbent.score)
-        incumbent = incumbent._replace(score=jnp.where(never, -jnp.inf, score_of(incumbent.params)))
-    better = challenger.score > incumbent.score
+        never = jnp.isneginf(score)
+        score = jnp.where(never, -jnp.inf, score_of(incumbent.params))
+        incumbent = incumbent._replace(score=jnp.where(jnp.isneginf(score), incumbent.score, score))
+    better = challenger.score > score
     chosen = jax.tree.map(lambda new, old: jnp.where(better, new, old), challenger, incumbent)
     return chosen, challenger.score, better

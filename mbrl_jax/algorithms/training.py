@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mbrl_jax import draws, replay
@@ -38,7 +39,7 @@ class Result(NamedTuple):
     """A whole run."""
 
     outcome: Outcome
-    collected: Array  # [N] return of the random episode that ended at each real step, NaN where none did
+    collected: Array  # [N] return of the random episode that ended at each real step, minus infinity where none did (a Run: NaN)
     fit: Any  # the FitLog of the model's first fit, or () without a model
     metrics: Any  # the algorithm's Metrics with a leading axis of rounds
 
@@ -83,18 +84,48 @@ def assemble(
     """Put an algorithm together: ``train`` composed of the other functions, and all of them under the config's precision."""
     rounds = config.steps // config.round_steps
 
+    def begin(key: Array, hyper: Any = None) -> tuple[Any, Array]:
+        hyper = config if hyper is None else hyper
+        _check_key(key)
+        _check_hyper(hyper, config)
+        return init(key, hyper)
+
     def train(key: Array, hyper: Any = None) -> Result:
         hyper = config if hyper is None else hyper
-        if jax.tree.structure(hyper) != jax.tree.structure(config):  # type: ignore[operator]
-            raise ConfigError("hyper: its static settings differ from the config's; only traced numbers may")
-        state, collected = init(key, hyper)
+        state, collected = begin(key, hyper)
         state, fit_log = fit(state, hyper)
         state, metrics = jax.lax.scan(lambda state, _: advance(state, hyper), state, None, length=rounds)
         return Result(finish(state, hyper), collected, fit_log, metrics)
 
+    def checked(function: Callable[[Any, Any], T]) -> Callable[[Any, Any], T]:
+        @functools.wraps(function)
+        def call(state: Any, hyper: Any) -> T:
+            _check_hyper(hyper, config)
+            return function(state, hyper)
+
+        return precise(call)
+
     precise = functools.partial(_with_precision, config.precision)
-    looked = None if diagnose is None else precise(diagnose)
-    return Train(precise(init), precise(fit), precise(advance), precise(finish), precise(train), rounds, policies, axes, looked)
+    looked = None if diagnose is None else checked(diagnose)
+    return Train(precise(begin), checked(fit), checked(advance), checked(finish), precise(train), rounds, policies, axes, looked)
+
+
+def _check_key(key: Any) -> None:
+    """Refuse what is not one typed key."""
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        found = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+        raise ConfigError(
+            f"key: {found} does not fit; it must be one typed key, as jax.random.key(0) is, or one of mbrl_jax.seed_keys(0, 64), "
+            "which jax.vmap maps over"
+        )
+
+
+def _check_hyper(hyper: Any, config: RunConfig) -> None:
+    """Refuse what is not the same config with other traced numbers."""
+    if type(hyper) is not type(config):
+        raise ConfigError(f"hyper: {hyper!r} does not fit; it must be a {type(config).__name__} with other traced numbers")
+    if jax.tree.structure(hyper) != jax.tree.structure(config):  # type: ignore[operator]
+        raise ConfigError("hyper: its static settings differ from the config's; only traced numbers may")
 
 
 def _with_precision(precision: str, function: Callable[P, T]) -> Callable[P, T]:
@@ -104,6 +135,14 @@ def _with_precision(precision: str, function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def missing_as_nan(tree: Any) -> Any:
+    """Numpy arrays with NaN for each number that is missing, which compiled code marks by minus infinity.
+
+    Within compiled code NaN is left to faults, so that ``JAX_DEBUG_NANS`` finds them.
+    """
+    return jax.tree.map(lambda leaf: np.where(np.isneginf(leaf), np.asarray(np.nan, leaf.dtype), leaf), tree)
 
 
 class Stream(enum.IntEnum):

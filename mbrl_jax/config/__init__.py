@@ -9,7 +9,7 @@ object is both what ``make_train`` closes over and the ``hyper`` argument of ``t
 mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, with their path, before anything compiles.
 """
 
-from mbrl_jax.config.checks import check, check_seeds, holdout_stride
+from mbrl_jax.config.checks import check, check_kind, check_seeds, check_whole, holdout_stride
 from mbrl_jax.config.fields import ConfigError, Limits
 from mbrl_jax.config.files import from_dict, load, save, to_dict
 from mbrl_jax.config.paths import expand
@@ -60,7 +60,9 @@ __all__ = [
     "SelectionConfig",
     "algorithm_name",
     "check",
+    "check_kind",
     "check_seeds",
+    "check_whole",
     "expand",
     "from_dict",
     "holdout_stride",

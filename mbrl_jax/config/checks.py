@@ -1,7 +1,7 @@
 """Refuses settings that cannot work, alone or together."""
 
 import dataclasses
-import numbers
+import operator
 import typing
 from typing import Any
 
@@ -16,14 +16,45 @@ from mbrl_jax.config.schema import (
     RunConfig,
 )
 
+STOPS_BY_DEPTH = ("fixed", "schedule", "m2ac", "three_model")
+"""The horizon controllers that end a rollout at a depth, whatever the model says of the state there."""
 
-def check(config: RunConfig) -> None:
-    """Refuse a configuration that cannot work.
+
+def check_kind(config: Any, kind: type[RunConfig]) -> None:
+    """Refuse what is no configuration of a kind.
+
+    Raises:
+      ConfigError: saying what it is and what would be right.
+
+    """
+    if not isinstance(config, kind):
+        right = "one of mbrl_jax's, which mbrl_jax.load reads from a YAML file" if kind is RunConfig else f"a {kind.__name__}"
+        raise ConfigError(f"config: {type(config).__name__} does not fit; it must be {right}")
+
+
+def check_whole(value: Any, name: str) -> None:
+    """Refuse a number that is not whole.
+
+    Raises:
+      ConfigError: naming it.
+
+    """
+    try:
+        fits = not isinstance(value, bool) and operator.index(value) == value
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{name}: {value!r} does not fit; it must be a whole number")
+
+
+def check(config: RunConfig, kind: type[RunConfig] = RunConfig) -> None:
+    """Refuse a configuration that cannot work, or is of another kind.
 
     Raises:
       ConfigError: naming every field that is wrong, its value and what would be right.
 
     """
+    check_kind(config, kind)
     problems = list(_field_problems(config, ""))
     if not problems:
         problems += _joint_problems(config)
@@ -44,8 +75,7 @@ def check_seeds(seeds: int, base_seed: int, first: int = 0) -> None:
 
     """
     for name, value in (("seeds", seeds), ("seed", base_seed), ("first", first)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise ConfigError(f"{name}: {value!r} does not fit; it must be a whole number")
+        check_whole(value, name)
     seeds, base_seed, first = int(seeds), int(base_seed), int(first)  # of numpy's types a sum may overflow
     if seeds < 1:
         raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
@@ -234,7 +264,7 @@ def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:
         "it weighs members by their predicted variance, so model.kind must be 'gaussian'",
     )
     require(
-        imagination.penalty != "halt" or imagination.controller not in ("fixed", "schedule"),
+        imagination.penalty != "halt" or imagination.controller not in STOPS_BY_DEPTH,
         "imagination.penalty",
         imagination.penalty,
         f"it makes a terminal of every stop, and {imagination.controller!r} stops by depth alone",

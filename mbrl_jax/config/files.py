@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mbrl_jax.config.checks import check
+from mbrl_jax.config.checks import check, check_kind
 from mbrl_jax.config.fields import ConfigError, convert
 from mbrl_jax.config.paths import expand
 from mbrl_jax.config.schema import ALGORITHMS, RunConfig, algorithm_name
@@ -59,7 +59,7 @@ def load(path: str | Path) -> RunConfig:
       ConfigError: a file is missing, is not a YAML mapping, names a key twice, or holds an unknown field or a bad value.
 
     """
-    path = expand(path)
+    path = expand(path, "path")
     try:
         config = from_dict(_read(path, ()))
         check(config)
@@ -104,8 +104,14 @@ def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save(config: RunConfig, path: str | Path) -> None:
-    """Write ``config`` as a preset that :func:`load` reads back to an equal one."""
-    expand(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write ``config`` as a preset that :func:`load` reads back to an equal one.
+
+    Raises:
+      ConfigError: ``config`` is none, or ``path`` is no path.
+
+    """
+    check_kind(config, RunConfig)
+    expand(path, "path").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -26,7 +26,10 @@ MAP_POINTS = 25  # along each side of the map
 
 
 class ByDepth(NamedTuple):
-    """Means over the imagined rows at depths 1 to L, as the controller lets rollouts get there; NaN where there is no row."""
+    """Means over the imagined rows at depths 1 to L, as the controller lets rollouts get there.
+
+    Where there is no row they are minus infinity as they leave compiled code, and NaN in a :class:`mbrl_jax.Run`.
+    """
 
     rows: Array  # [L] how many
     disagreement: Array  # [L] of the members, `std`
@@ -42,7 +45,10 @@ class ErrorMap(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """Errors are root mean squares over axes, in units of the real data's deviation of the state change, as disagreement is."""
+    """Errors are root mean squares over axes, in units of the real data's deviation of the state change, as disagreement is.
+
+    An axis whose change does not vary in the data has no such unit, and its error is in the task's own.
+    """
 
     by_depth: ByDepth
     map: ErrorMap
@@ -75,7 +81,7 @@ def diagnose(
 def error(imagined: Array, true: Array, members: Members) -> Array:
     """[...] distance of states [..., D] in normalised units."""
     size = imagined.shape[-1]
-    scale = members.normaliser.target_std[:size].reshape((1,) * (imagined.ndim - 1) + (-1,))
+    scale = members.normaliser.target_scale[:size].reshape((1,) * (imagined.ndim - 1) + (-1,))
     return jnp.sqrt(jnp.mean(jnp.square((imagined - true) / scale), axis=-1))
 
 
@@ -132,7 +138,7 @@ def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) 
         weight = at * counted.reshape(1, -1).astype(at.dtype)
         total = jnp.sum(weight, axis=1)
         sums = jnp.sum(weight * jnp.where(counted, values, 0.0).reshape(1, -1), axis=1)
-        return jnp.where(total > 0, sums / jnp.maximum(total, 1.0), jnp.nan)
+        return jnp.where(total > 0, sums / jnp.maximum(total, 1.0), -jnp.inf)
 
     everywhere = jnp.ones_like(running)
     return ByDepth(

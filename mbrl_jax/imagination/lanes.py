@@ -127,7 +127,8 @@ def advance(
     chex.assert_shape(lanes.observation, (config.lanes, ensemble.spec.observation_size))
     if config.restart == "per_step":
         lanes = lanes._replace(depth=jnp.zeros_like(lanes.depth), idle=jnp.zeros_like(lanes.idle))
-    roots = replay.unpack(replay.sample(real, draws.root)).observation  # [H, K, D], one gather for the whole real step
+    # [H, K, D], one gather for the whole real step
+    roots = replay.unpack(replay.sample(real, draws.root), ensemble.spec.action_size).observation
 
     def imagine(lanes: Lanes, inputs: tuple[LaneDraws, Array]) -> tuple[Lanes, tuple[replay.Rows, Array, Array, Array]]:
         draw, fresh = inputs

@@ -17,16 +17,26 @@ from mbrl_jax.environment import EnvironmentSpec
 from mbrl_jax.networks import MLP, Params
 
 LOG_VARIANCE_BOUNDS = (-10.0, 0.5)
-SMALLEST_STD = 1e-6  # an axis that varies less is left unscaled
+SMALLEST_STD = 1e-6  # an axis that varies less is left unscaled, a target that varies less counts as constant
+SILENT_LOG_VARIANCE = -60.0  # of a target that does not vary: e^-60 is lost in any sum, and still a float32 to divide by
 
 
 class Normaliser(NamedTuple):
-    """Means and standard deviations (ddof 0) of the real data that the model is fitted on; a std below 1e-6 counts as 1."""
+    """Means and standard deviations (ddof 0) of the real data that the model is fitted on.
+
+    The std of an observation axis counts as 1 if it is below 1e-6. The std of a target is 0 if the target does not vary, that is
+    by less than 1e-6 of its mean, or of 1 if its mean is smaller.
+    """
 
     state_mean: Array  # [D], or 0 (input_scale: task)
     state_std: Array  # [D], or the task's own scale
     target_mean: Array  # [D'] of the state change, then of the reward where it is learned
-    target_std: Array  # [D']
+    target_std: Array  # [D'], 0 where a target does not vary
+
+    @property
+    def target_scale(self) -> Array:
+        """[D'] what to divide a target by: its std, or 1 where it does not vary."""
+        return jnp.where(self.target_std == 0, 1.0, self.target_std)
 
 
 class Bounds(NamedTuple):
@@ -128,10 +138,39 @@ def measure(observations: Array, targets: Array, counted: Array) -> Normaliser:
 
     def mean_and_std(x: Array) -> tuple[Array, Array]:
         mean = jnp.sum(weight * x, axis=0) / total
-        std = jnp.sqrt(jnp.sum(weight * jnp.square(x - mean[None]), axis=0) / total)
-        return mean, jnp.where(std < SMALLEST_STD, 1.0, std)
+        return mean, jnp.sqrt(jnp.sum(weight * jnp.square(x - mean[None]), axis=0) / total)
 
-    return Normaliser(*mean_and_std(observations), *mean_and_std(targets))
+    state_mean, state_std = mean_and_std(observations)
+    target_mean, target_std = mean_and_std(targets)
+
+    # A sum over many equal numbers is rounded, so that its mean is none of them. Their range tells that they are equal.
+    low = jnp.min(jnp.where(counted[:, None], targets, jnp.inf), axis=0)
+    high = jnp.max(jnp.where(counted[:, None], targets, -jnp.inf), axis=0)
+    smallest = SMALLEST_STD * jnp.maximum(1.0, jnp.abs(target_mean))
+    equal = high - low < smallest
+    return Normaliser(
+        state_mean,
+        jnp.where(state_std < SMALLEST_STD, 1.0, state_std),
+        jnp.where(equal, low + (high - low) / 2, target_mean),
+        jnp.where(equal | (target_std < smallest), 0.0, target_std),
+    )
+
+
+def silence(ensemble: Ensemble, members: Members) -> Members:
+    """Members that say nothing of targets that do not vary, whatever they have learned of them.
+
+    Of such a target each of them predicts a normalised mean of 0 and the same variance, which is next to none. Their disagreement
+    about it, which would be in units of nothing, is therefore 0 by every measure. What is changed are parameters of the last
+    layer, so that a prediction costs what it did; of targets that vary, every prediction stays as it is.
+    """
+    still = members.normaliser.target_std == 0
+    termination = [jnp.zeros(1, bool)] if ensemble.config.termination == "learned" else []
+    variance = [still] if ensemble.config.kind == "gaussian" else []
+    outputs = jnp.concatenate([still, *termination, *variance])
+    name, layers = f"Dense_{len(ensemble.config.hidden)}", members.params["params"]
+    last = jax.tree.map(lambda leaf: jnp.where(outputs.reshape((1,) * (leaf.ndim - 1) + (-1,)), 0.0, leaf), layers[name])
+    bounds = Bounds(*(jnp.where(still[None], SILENT_LOG_VARIANCE, bound) for bound in members.bounds))
+    return Members({**members.params, "params": {**layers, name: last}}, bounds, members.normaliser)
 
 
 def encode(ensemble: Ensemble, normaliser: Normaliser, observation: Array, action: Array) -> Array:
@@ -236,7 +275,8 @@ def decode(
 ) -> Imagined:
     """An imagined step from predictions: ``s' = s + target_mean + target_std * (mean + exp(log_variance / 2) * noise)``.
 
-    Where the task has limits that no state exceeds, ``s'`` is clipped to them. The noise moves the state only: a learned reward
+    A target that does not vary in the data changes by its mean exactly, without noise. Where the task has limits that no state
+    exceeds, ``s'`` is clipped to them. The noise moves the state only: a learned reward
     is its mean, and a learned termination happens where its probability is above one half. Both of these are judged, or known
     functions are evaluated, on the ``s'`` that was drawn.
 

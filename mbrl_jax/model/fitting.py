@@ -53,11 +53,14 @@ def init(ensemble: Ensemble, key: Array) -> ModelState:
 
 
 def members(ensemble: Ensemble, state: ModelState) -> Members:
-    """The M members that imagination uses: the elites, best first, or all in their own order."""
-    if ensemble.config.elites is None:
-        return Members(state.params, state.bounds, state.normaliser)
-    params, bounds = jax.tree.map(lambda leaf: leaf[state.elites], (state.params, state.bounds))
-    return Members(params, bounds, state.normaliser)
+    """The M members that imagination uses: the elites, best first, or all in their own order.
+
+    They are silent about targets that do not vary in the data, as :func:`mbrl_jax.model.ensemble.silence` says.
+    """
+    learned = (state.params, state.bounds)
+    if ensemble.config.elites is not None:
+        learned = jax.tree.map(lambda leaf: leaf[state.elites], learned)
+    return ens.silence(ensemble, Members(*learned, state.normaliser))
 
 
 def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: int) -> tuple[ModelState, FitLog]:
@@ -138,7 +141,7 @@ def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) ->
         scale = jnp.asarray(ensemble.spec.observation_scale, targets.dtype)
         normaliser = normaliser._replace(state_mean=jnp.zeros_like(scale), state_std=scale)
     inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
-    targets = (targets - normaliser.target_mean[None]) / normaliser.target_std[None]
+    targets = (targets - normaliser.target_mean[None]) / normaliser.target_scale[None]
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
     holdout = jnp.arange(real.shape[0] // stride, dtype=jnp.int32) * stride + stride - 1
     weight = (holdout < size).astype(inputs.dtype)

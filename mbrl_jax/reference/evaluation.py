@@ -51,6 +51,8 @@ def score(
 ) -> Tensor:
     """[] the mean return of greedy imagined episodes, which end at termination or after ``steps``.
 
+    It is minus infinity if an observation or a reward of an episode is not finite.
+
     Args:
       network: the policy.
       world: the dynamics; its member m moves the episodes ``starts[m]`` from beginning to end.
@@ -66,8 +68,9 @@ def score(
     for step in range(steps):
         moved = step_function(network, world, observation, None if noise is None else noise[step])
         observation = moved.next_observation
-        returns += torch.where(alive, moved.reward, 0.0)
-        alive &= ~moved.terminated
+        sound = observation.isfinite().all(dim=-1) & moved.reward.isfinite()
+        returns = torch.where(alive, torch.where(sound, returns + moved.reward, -torch.inf), returns)
+        alive &= sound & ~moved.terminated
         if not alive.any():
             break
     return returns.mean()

@@ -111,7 +111,9 @@ def draw_run(run: Run, path: Path) -> None:
     if with_model:
         draw_loss(axes[2], run)
         real, score = run.result.metrics.curve_return, run.result.metrics.score
-        ends = [min(0.0, real.min(), score.min()), max(0.0, real.max(), score.max())]
+        known = np.isfinite(score)  # a world that is not finite scores minus infinity
+        real, score = real[known], score[known]
+        ends = [min(0.0, real.min(initial=0.0), score.min(initial=0.0)), max(0.0, real.max(initial=0.0), score.max(initial=0.0))]
         axes[3].plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
         axes[3].scatter(score.ravel(), real.ravel(), s=5, alpha=0.3, color=COLOURS["chosen"], linewidths=0, rasterized=True)
         axes[3].xaxis.set_major_locator(MaxNLocator(5))

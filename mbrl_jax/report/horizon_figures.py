@@ -35,13 +35,15 @@ def describe(run: Run) -> dict[str, Any]:
     ``realised_horizon`` is the mean length of a rollout in imagined steps and ``horizon_by_round`` the same [rounds];
     ``kept`` and ``stopped`` are shares of the imagined steps; ``histogram`` [10] is the share of rows that were kept, by depth.
     ``surfing`` is the imagined less the real return of the policies on the way, mean over the run with its interval over seeds,
-    and ``surfing_by_round`` [3, rounds]. Of a diagnosed run also ``by_depth`` and ``map``, medians over seeds of
-    :class:`mbrl_jax.imagination.diagnosis.Diagnosis`.
+    and ``surfing_by_round`` [3, rounds], of the seeds whose world was finite and NaN if none was. Of a diagnosed run also
+    ``by_depth`` and ``map``, medians over seeds of :class:`mbrl_jax.imagination.diagnosis.Diagnosis`.
     """
     assert isinstance(run.config, ImaginingConfig)
     metrics = run.result.metrics
     lanes = metrics.lanes
     surfing = np.asarray(metrics.score, np.float64) - np.asarray(metrics.curve_return, np.float64)  # [seeds, rounds]
+    sound = surfing[np.isfinite(surfing).all(axis=1)]  # a world that is not finite scores minus infinity
+    rounds, unknown = surfing.shape[1], statistics.Estimate(np.nan, np.nan, np.nan)
     ended = np.asarray(lanes.ended, np.float64).mean(axis=2)  # [seeds, rounds]
     told: dict[str, Any] = {
         "config": to_dict(run.config),
@@ -50,8 +52,8 @@ def describe(run: Run) -> dict[str, Any]:
         "kept": float(np.mean(lanes.kept)),
         "stopped": float(np.mean(lanes.stopped)),
         "histogram": np.asarray(lanes.histogram, np.float64).mean(axis=(0, 1, 2)),
-        "surfing": statistics.bootstrap(surfing.mean(axis=1), statistics.mean),
-        "surfing_by_round": statistics.running_interval(surfing, statistics.mean),
+        "surfing": statistics.bootstrap(sound.mean(axis=1), statistics.mean) if len(sound) else unknown,
+        "surfing_by_round": statistics.running_interval(sound, statistics.mean) if len(sound) else np.full((3, rounds), np.nan),
     }
     if run.diagnosis is not None:
         by_depth, error_map = run.diagnosis.by_depth, run.diagnosis.map
@@ -130,13 +132,16 @@ def draw_depths(ax: Axes, arms: Arms) -> None:
 
 def draw_growth(ax: Axes, arms: Arms, what: str, label: str) -> None:
     """An error of the final model by depth, as far as rollouts of each arm get in half of the seeds."""
+    positive = False
     for name, arm in arms.items():
         values = np.array([np.nan if value is None else value for value in arm["by_depth"][what]])
         depth = np.arange(1, len(values) + 1)
         few = np.isfinite(values).sum() < 2  # a line of one point is invisible
         ax.plot(depth, values, color=_colour(name, arms), linewidth=1.4, marker="o" if few else None, markersize=4)
+        positive |= bool(np.any(values > 0))
     ax.set_xscale("log")
-    ax.set_yscale("log")
+    if positive:  # else there is nothing to scale, as of a model that is not finite
+        ax.set_yscale("log")
     ax.set_xlabel("depth")
     ax.set_ylabel(label)
 
@@ -169,7 +174,8 @@ def draw_map(ax: Axes, error_map: Mapping[str, Any], what: str, label: str, envi
         (name, end), (other_name, other_end) = _side(first), _side(second)
         names, ends = (name, other_name), (end, other_end)
     both = [np.array(error_map[name]) for name in ("disagreement", "one_step_error")]
-    low, high = (np.log10(np.maximum(extreme, 1e-6)) for extreme in (min(x.min() for x in both), max(x.max() for x in both)))
+    known = np.concatenate([x[np.isfinite(x)] for x in both])  # none of a model that is not finite
+    low, high = (np.log10(np.maximum(extreme, 1e-6)) for extreme in ((known.min(), known.max()) if len(known) else (0.0, 1.0)))
     image = ax.imshow(
         np.log10(np.maximum(np.array(error_map[what]), 1e-6)),
         origin="lower",

@@ -57,6 +57,12 @@ def one_line(entry: Entry) -> str:
 def _warnings(entry: Entry) -> list[str]:
     """What a reader must know before anything else about a run."""
     told = []
+    diverged = entry.summary.get("diverged_model_seeds", [])  # runs of earlier versions do not tell
+    if diverged:
+        told.append(
+            f"{entry.label}: the world model of {len(diverged)} of {entry.seeds} seeds has numbers that are not finite: "
+            f"{', '.join(map(str, diverged))}. In such a world every policy scores minus infinity."
+        )
     frozen = entry.summary["frozen_seeds"]
     if len(frozen) == entry.seeds:
         told.append(

@@ -128,7 +128,7 @@ def imagine(ensemble: Ensemble, members: Members, greedy: Greedy, start: Array, 
 def _predict(ensemble: Ensemble, members: Members, transitions: Transition) -> tuple[Array, Array, Array]:
     """The truth [T, D], and means and deviations [M, T, D] of one seed's members, all normalised."""
     size = ensemble.spec.observation_size
-    shift, scale = (each[None, :size] for each in (members.normaliser.target_mean, members.normaliser.target_std))
+    shift, scale = (each[None, :size] for each in (members.normaliser.target_mean, members.normaliser.target_scale))
     truth = (transitions.next_observation - transitions.observation - shift) / scale
     said = ens.predict_all(ensemble, members, transitions.observation, transitions.action)
     assert said.log_variance is not None

@@ -33,7 +33,7 @@ class SoFar:
     rounds: int  # of the whole run
     done: int = 0  # of these
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(Seconds._fields, 0.0))
-    collected: Any = None  # [agents, N]
+    collected: Any = None  # [agents, N], NaN where no episode ended
     fit: Any = None  # leaves [agents, ...]
     chunks: list[Any] = dataclasses.field(default_factory=list)  # metrics, leaves [agents, n, ...] of n successive rounds
 

@@ -204,10 +204,19 @@ def _machine(given: Any) -> tuple[int | None, int | None, Launcher | None]:
     if devices != "all" and not devices.isdecimal():
         raise ConfigError(f"devices: {devices!r} does not fit; it must be all or a number")
     if given.launcher is not None and given.shards is not None:
-        launcher = Launcher(given.launcher, given.shards, given.retries, given.launcher_option)
+        launcher = Launcher(given.launcher, given.shards, work, given.retries, given.launcher_option)
     elif given.launcher is not None or given.shards is not None:
         raise ConfigError("launcher: --launcher and --shards go together; without them this process trains all seeds")
     return None if memory is None else max(1, int(1e9 * memory)), None if devices == "all" else int(devices), launcher
+
+
+def work(words: list[str]) -> int:
+    """Run ``mbrl-jax`` in this process, as a job does; return its exit status."""
+    try:
+        main(words)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
 
 
 def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launcher | None = None) -> None:
@@ -217,6 +226,7 @@ def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launch
     """
     folder.require_locks()
     execution.use_all_cores()
+    execution.check_jax()
     with Display.standard(settings.algorithm_name(asked.config)) as display:
         run = _kept(asked, out, keep, command, display, launcher)
     if run is None:
@@ -275,6 +285,7 @@ def _sweep(words: list[str]) -> None:
         ranges = map(shards.parse_numbers, given.combinations.split(","))
         only = [number for numbers in ranges for number in numbers]
     execution.use_all_cores()
+    execution.check_jax()
     table = sweep.Table(given.out, given.config, sweep.parse(given.grid), given.seeds, given.seed, only)
     started = time.perf_counter()
     with Display.standard("sweep") as display:
@@ -300,6 +311,7 @@ def _reference(words: list[str]) -> None:
     given = _parse("reference", words, *options)
     from mbrl_jax.runs import reference
 
+    execution.find_devices()
     runner.make_train(given.config)  # refuses what cannot work before a folder is made
     title = f"reference, {settings.algorithm_name(given.config)}"
     if given.seeds.start:
@@ -333,9 +345,13 @@ def _print(run: Run, summary: Mapping[str, Any], out: Path) -> None:
         f"{summary['real_steps_per_second']:,.0f} steps/s, "
         f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s",
     )
-    frozen = summary["frozen_seeds"]
+    frozen, diverged = summary["frozen_seeds"], summary["diverged_model_seeds"]
+    if diverged:
+        which = "every seed" if len(diverged) == summary["seeds"] else f"seeds {diverged}"
+        terminal.show(f"the world model of {which} has numbers that are not finite; try a smaller model.learning_rate")
     if len(frozen) == summary["seeds"]:
-        terminal.show("every seed went non-finite and rests at its last finite parameters; try a smaller agent.learning_rate")
+        hint = "" if diverged else "; try a smaller agent.learning_rate"
+        terminal.show(f"every seed went non-finite and rests at its last finite parameters{hint}")
     elif frozen:
         terminal.show(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
     terminal.show(f"written to {out}")
@@ -394,6 +410,7 @@ def compare(
     runner.seed_numbers(seeds, seed)
     folder.require_locks()
     execution.use_all_cores()
+    execution.check_jax()
     with contextlib.nullcontext() if keeping.resume and out.is_dir() else results.new_folder(out):
         _compare_in(out, model_based, model_free, seeds, seed, keeping, command)
 
@@ -440,6 +457,7 @@ def _evaluate(words: list[str]) -> None:
         """
         from mbrl_jax.runs import playing
 
+        execution.find_devices()
         config, policies = results.load_policies(directory)
         marks, rows = statistics.success_marks(config.environment.name), []
         for name, params in policies.items():
@@ -479,6 +497,7 @@ def _write_report(words: list[str]) -> None:
         """
         from mbrl_jax import report
 
+        execution.find_devices()
         out = expand(out)
         report.write(runs, out)
         terminal.show(f"written to {out}")

@@ -65,6 +65,38 @@ def use_all_cores() -> None:
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
+def check_jax() -> None:
+    """Refuse an environment of JAX in which no run can be compiled.
+
+    Raises:
+      ConfigError: ``JAX_DISABLE_JIT`` is set, or as :func:`find_devices`.
+
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise ConfigError(
+            "JAX_DISABLE_JIT: 1 does not fit; a run is compiled ahead of time, as one program. Unset it; to go through a run "
+            "step by step, call make_train(config).train(key) in Python, which obeys it"
+        )
+    find_devices()
+
+
+def find_devices() -> list[jax.Device]:
+    """The local devices.
+
+    Raises:
+      ConfigError: JAX has been told to use a platform that is not there.
+
+    """
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # it merely asserts that a platform which it knows has its plugin
+        told = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"JAX_PLATFORMS: {told!r} does not fit; JAX finds no such device here: install JAX for it (as jax[cuda12] for NVIDIA "
+            "GPUs) and its driver, or unset the variable to use what there is"
+        ) from error
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs for the next start, in the user's cache folder, unless JAX has been told where or is told not to.
 

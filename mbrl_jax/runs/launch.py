@@ -33,6 +33,7 @@ class Launcher(NamedTuple):
 
     engine: str  # slurm or ray
     shards: int
+    work: Callable[[list[str]], int]  # runs `mbrl-jax` with these words in a job's process; returns its exit status
     retries: int = 3  # of each shard
     options: Sequence[str] = ()  # NAME=VALUE, for submitit's executor or Ray's remote function
 
@@ -45,17 +46,6 @@ class Job(NamedTuple):
 
 
 Submit = Callable[[list[str]], Job]
-
-
-def work(words: list[str]) -> int:
-    """Run ``mbrl-jax`` in this process; return its exit status."""
-    from mbrl_jax.runs import command_line
-
-    try:
-        command_line.main(words)
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    return 0
 
 
 def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launcher, display: Display, draw: Draw) -> Run:
@@ -177,10 +167,10 @@ def engine(launcher: Launcher, out: Path) -> Submit:
             raise ConfigError(f"launcher_option: {word!r} does not fit; it must be NAME=VALUE, as in timeout_min=240")
     if launcher.retries < 0:
         raise ConfigError(f"retries: {launcher.retries} is out of range; it must be at least 0")
-    return {"slurm": _slurm, "ray": _ray}[launcher.engine](options, out)
+    return {"slurm": _slurm, "ray": _ray}[launcher.engine](options, out, launcher.work)
 
 
-def _slurm(options: dict[str, Any], out: Path) -> Submit:
+def _slurm(options: dict[str, Any], out: Path, work: Callable[[list[str]], int]) -> Submit:
     require("submitit", "slurm")
     import submitit
 
@@ -213,7 +203,7 @@ def _slurm(options: dict[str, Any], out: Path) -> Submit:
     return submit
 
 
-def _ray(options: dict[str, Any], out: Path) -> Submit:
+def _ray(options: dict[str, Any], out: Path, work: Callable[[list[str]], int]) -> Submit:
     require("ray", "ray")
     import ray
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, RunConfig, check_seeds
+from mbrl_jax.config import ConfigError, RunConfig, check_seeds, check_whole
 from mbrl_jax.environment import EnvironmentSpec, in_units, make_environment
 from mbrl_jax.evaluation import play
 from mbrl_jax.runs import results
@@ -49,21 +49,31 @@ class Policy:
         """Actions [...] of one seed's policy for observations [..., D]; without a seed, [seeds, ...] for [seeds, ..., D].
 
         Raises:
-          ConfigError: there is no such seed, or observations do not have that shape.
+          ConfigError: there is no such seed, or these are no observations of the task.
 
         """
-        observation = np.asarray(observation, np.float32)
-        lead = () if seed is not None else (len(self),)
-        size = self.spec.observation_size
-        if observation.ndim <= len(lead) or observation.shape[-1] != size or observation.shape[: len(lead)] != lead:
-            right = f"[{', '.join(map(str, (*lead, '...', size)))}]"
-            hint = "" if seed is not None else "; for one policy name its seed, as in policy(observation, seed=0)"
-            raise ConfigError(f"observation: shape {list(observation.shape)} does not fit; it must be {right}{hint}")
+        observation = self._checked(observation, () if seed is not None else (len(self),))
         if seed is None:
             return actions_for_others(self.spec, self._all(self.params, observation))
+        check_whole(seed, "seed")
         if not 0 <= seed < len(self):
             raise ConfigError(f"seed: {seed!r} is out of range; it must be from 0 to {len(self) - 1}")
         return actions_for_others(self.spec, self._one(self.params, seed, observation))
+
+    def _checked(self, observation: Any, lead: tuple[int, ...]) -> np.ndarray:
+        """Observations [*lead, ..., D] in float32, if they are such."""
+        size, task = self.spec.observation_size, self.spec.name
+        right = f"[{', '.join(map(str, (*lead, '...', size)))}]"
+        try:
+            given = np.asarray(observation)
+        except ValueError as error:
+            raise ConfigError(f"observation: it is no array ({error}); it must be {right} numbers, as of {task}") from error
+        if given.dtype.kind not in "fiu":
+            raise ConfigError(f"observation: dtype {given.dtype} does not fit; it must be floats, as of {task}")
+        if given.ndim <= len(lead) or given.shape[-1] != size or given.shape[: len(lead)] != lead:
+            hint = "; for one policy name its seed, as in policy(observation, seed=0)" if lead else ""
+            raise ConfigError(f"observation: shape {list(given.shape)} does not fit; it must be {right}, as of {task}{hint}")
+        return given.astype(np.float32)
 
 
 def actions_for_others(spec: EnvironmentSpec, action: jax.Array) -> Any:

@@ -32,7 +32,7 @@ from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.packages import version_of
 from mbrl_jax.runs import checkpoint, interruption, metrics, strict_json
-from mbrl_jax.runs.run import Backend, Run, Seconds, frozen_seeds
+from mbrl_jax.runs.run import Backend, Run, Seconds, diverged_model_seeds, frozen_seeds
 from mbrl_jax.statistics import Estimate
 
 FORMAT = 1
@@ -142,6 +142,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "base_seed": run.base_seed,
         "first_seed": run.first_seed,
         "frozen_seeds": frozen_seeds(outcome),
+        "diverged_model_seeds": diverged_model_seeds(outcome),
         "real_transitions": config.real_transitions,
         "imagined_transitions": imagined,
         "updates": config.updates,
@@ -225,7 +226,7 @@ def read(folder: str | Path) -> Run:
       ConfigError: the folder holds none, or something in it cannot be read.
 
     """
-    folder = expand(folder)
+    folder = expand(folder, "folder")
     summary, config = read_summary(folder), read_config(folder)
     arrays = {name: _nest(_load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
     try:
@@ -307,7 +308,7 @@ def load_policies(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
       ConfigError: the folder does not hold a run, or it has not been saved yet.
 
     """
-    folder = expand(folder)
+    folder = expand(folder, "folder")
     if (folder / "policies.npz").exists() or not (folder / RUN).exists():
         return read_config(folder), _nest(_load_arrays(folder / "policies.npz"))
     there = checkpoint.rounds(folder / CHECKPOINTS)

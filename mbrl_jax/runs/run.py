@@ -80,6 +80,15 @@ def frozen_seeds(outcome: Outcome) -> list[int]:
     return [int(number) for number in np.flatnonzero(np.asarray(outcome.frozen))]
 
 
+def diverged_model_seeds(outcome: Outcome) -> list[int]:
+    """Places of the seeds whose final model has numbers that are not finite; none without a model."""
+    if outcome.model is None:
+        return []
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(outcome.model)]
+    finite = [np.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1) for leaf in leaves]
+    return [int(number) for number in np.flatnonzero(~np.logical_and.reduce(finite))]
+
+
 def chosen_so_far(run: Run) -> np.ndarray | None:
     """[seeds, rounds] the curve return of the snapshot that was the chosen one at the end of each round; none where
     none is chosen.

@@ -7,7 +7,7 @@ import jax
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Train
-from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check_seeds
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check_kind, check_seeds
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.callbacks import Callback
@@ -22,8 +22,9 @@ __all__ = ["Run", "make_train", "prepare", "run", "run_all"]
 def make_train(config: RunConfig, controller: HorizonController | None = None) -> Train:
     """The algorithm that ``config`` configures, with ``controller`` in place of the horizon controller that it names.
 
-    Raises ConfigError: the settings cannot work, or there is a controller and nothing is imagined.
+    Raises ConfigError: ``config`` is none, the settings cannot work, or there is a controller and nothing is imagined.
     """
+    check_kind(config, RunConfig)
     make = algorithm_of(config).make_train
     if isinstance(config, ImaginingConfig):
         return make(config, controller=controller)
@@ -149,6 +150,7 @@ def prepare(
     and errors as there.
     """
     numbers = seed_numbers(seeds, base_seed)
+    execution.check_jax()
     if memory is not None and memory < 1:
         raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
     algorithm, show = check(configs, diagnose, controller), Display.silent() if display is None else display

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mbrl_jax.algorithms.training import Result
+from mbrl_jax.algorithms.training import Result, missing_as_nan
 from mbrl_jax.config import ModelBasedConfig
 from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.callbacks import Callback, SoFar
@@ -90,7 +90,7 @@ def train(
         callback.begin(so_far)
     _advance(program, so_far, chunk, everyone, interruption)
     outcome = program.to_host(_timed(program, so_far, "evaluating", "evaluate", "finish"))
-    diagnosis = program.to_host(_timed(program, so_far, "diagnosing", None, "diagnose")) if diagnose else None
+    diagnosis = missing_as_nan(program.to_host(_timed(program, so_far, "diagnosing", None, "diagnose"))) if diagnose else None
     _note_compiling(program, so_far)
     for callback in everyone:
         callback.end()
@@ -114,7 +114,7 @@ def _begin(program: Program, so_far: SoFar) -> None:
     """Collect the real data and fit the model."""
     with at_once():
         program.compile(("init", "fit"))
-    so_far.collected = program.to_host(_timed(program, so_far, "collecting", "collect", "init"))
+    so_far.collected = missing_as_nan(program.to_host(_timed(program, so_far, "collecting", "collect", "init")))
     phase = "fitting" if isinstance(so_far.config, ModelBasedConfig) else "starting"
     so_far.fit = program.to_host(_timed(program, so_far, phase, "fit", "fit"))
 

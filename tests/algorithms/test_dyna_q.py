@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms import worlds
 
 from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, EnvironmentConfig
+from mbrl_jax.config import ConfigError, EnvironmentConfig, MPCConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination.horizon import Decision, HorizonController
 
@@ -59,6 +60,28 @@ def test_a_run_in_chunks_is_the_whole_run(result, in_chunks):
     assert_same(outcome, result.outcome, rtol=1e-5, atol=1e-6)
     assert_same(metrics, result.metrics, rtol=1e-4, atol=1e-5)
     assert_same((collected, fit), (result.collected, result.fit), rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_policy_is_the_target_network_and_the_chosen_one_the_snapshot(algorithm, interactive, in_chunks):
+    state, axes, pushes = in_chunks[0], algorithm.axes, []
+    for action in (0, 1):  # a network that always prefers the one action, and one that prefers the other
+        network = jax.tree.map(jnp.zeros_like, state.agent.target)
+        network["params"]["Dense_2"]["bias"] = network["params"]["Dense_2"]["bias"].at[..., action].set(1.0)
+        pushes.append(network)
+    state = state._replace(agent=state.agent._replace(target=pushes[0]), chosen=state.chosen._replace(params=pushes[1]))
+    assert_same(algorithm.policies(state), tuple(pushes), rtol=0)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, interactive)
+    assert_same((outcome.last, outcome.chosen), tuple(pushes), rtol=0)
+    task, played = make_environment(interactive.environment), []
+
+    def episodes(key, action):
+        starts = task.draw_resets(dyna_q.stream(key, dyna_q.Stream.FINAL_EVALUATION), (interactive.evaluation.episodes,))
+        return dyna_q.play(task, lambda s: jnp.full(s.shape[:-1], action, jnp.int32), starts)
+
+    for action in (0, 1):
+        played.append(jax.jit(jax.vmap(lambda key, action=action: episodes(key, action)))(state.key).tolist())
+    assert [outcome.returns_last.tolist(), outcome.returns_chosen.tolist()] == played
+    assert played[0] != played[1]
 
 
 def test_counters_are_shared_by_all_seeds(in_chunks, interactive):
@@ -117,6 +140,35 @@ def test_hyper_with_other_static_settings_is_refused(algorithm, interactive):
     other = replace(interactive, agent=replace(interactive.agent, batch_size=8))
     with pytest.raises(ConfigError, match="hyper"):
         algorithm.train(seed_keys(0, 1)[0], other)
+
+
+def test_a_config_of_another_algorithm_is_refused():
+    with pytest.raises(ConfigError, match="config: MPCConfig does not fit; it must be a DynaQConfig"):
+        dyna_q.make_train(MPCConfig())
+
+
+@pytest.mark.parametrize("call", ["init", "train", "fit", "advance", "finish", "diagnose"])
+@pytest.mark.parametrize("hyper", [3, "smoke", {}])
+def test_hyper_that_is_no_config_is_refused(algorithm, call, hyper):
+    first = seed_keys(0, 1)[0] if call in ("init", "train") else None
+    with pytest.raises(ConfigError, match=f"hyper: {hyper!r} does not fit; it must be a DynaQConfig with other traced numbers"):
+        getattr(algorithm, call)(first, hyper)
+
+
+@pytest.mark.parametrize("call", ["init", "train"])
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        (0, "0"),
+        (None, "None"),
+        (np.zeros(2, np.uint32), r"uint32\[2\]"),
+        (jnp.zeros((), jnp.int32), r"int32\[\]"),
+        (seed_keys(0, 4), r"key<fry>\[4\]"),
+    ],
+)
+def test_what_is_not_one_typed_key_is_refused(algorithm, call, key, found):
+    with pytest.raises(ConfigError, match=f"key: {found} does not fit; it must be one typed key"):
+        getattr(algorithm, call)(key)
 
 
 def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish(algorithm, interactive, in_chunks):
@@ -227,3 +279,26 @@ def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(
         done = set(re.findall(replays, body))
         assert "dynamic-update-slice" in done
         assert not done & {"copy", "copy-start", "scatter"}
+
+
+@pytest.mark.parametrize(("begin", "growth"), [(0.001, 0.0), (0.0, 0.1)], ids=["that is constant", "that grows by a constant"])
+def test_an_axis_goes_on_in_imagination_as_it_does_in_all_real_data(tiny, begin, growth):
+    task = worlds.points(discrete=True, axis=(begin, growth, 0.001))
+    imagination = replace(tiny.imagination, cap=8, controller_settings={"length": 8})
+    config = replace(tiny, protocol="interactive", imagination=imagination)
+    algorithm = dyna_q.make_train(config, environment=task)
+
+    def run(key):
+        state, _ = algorithm.fit(algorithm.init(key)[0], config)
+        return algorithm.advance(state, config)[0]
+
+    state = jax.jit(run)(seed_keys(0, 1)[0])
+    rows = replay.unpack(state.imagined.rows[: state.imagined.written])
+    assert np.asarray(rows.depth).max() == 7
+    assert np.asarray(rows.next_observation[:, 0]).std() > 0.1
+    np.testing.assert_allclose(
+        rows.next_observation[:, 1], rows.observation[:, 1] + state.model.normaliser.target_mean[1], rtol=0
+    )
+    np.testing.assert_allclose(state.model.normaliser.target_mean[1], growth, atol=1e-7)
+    if growth == 0:
+        np.testing.assert_array_equal(rows.next_observation[:, 1], np.float32(begin))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from algorithms import probes
+from algorithms import probes, worlds
 
+from mbrl_jax import draws
 from mbrl_jax.algorithms import imagined_pg, model_free_pg
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
@@ -140,6 +141,65 @@ def test_continuous_actions_are_learned_of_both_ways(estimator, protocol):
     assert np.isfinite(np.asarray(result.metrics.update.loss)).all()
     assert np.isfinite(np.asarray(result.outcome.returns_chosen)).all()
     assert not bool(result.outcome.frozen)
+
+
+@pytest.mark.parametrize("numbers", [2, 3, 6])
+def test_a_run_with_several_continuous_actions_imagines_from_real_states_and_tells_policies_apart(numbers):
+    config, task = replace(WITH, protocol="interactive", random_transitions=60), worlds.points(numbers)
+    algorithm = make(config, task)
+
+    def run(key):
+        state, _ = algorithm.fit(algorithm.init(key)[0], config)
+        rounds = []
+        for _ in range(algorithm.rounds):
+            state, metrics = algorithm.advance(state, config)
+            rounds.append(metrics)
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rounds), algorithm.finish(state, config)
+
+    state, metrics, outcome = jax.jit(run)(seed_keys(0, 1)[0])
+    real = imagined_pg.replay.unpack(state.real.rows, numbers)
+    roots = {tuple(root) for root in np.asarray(state.lanes.root)}
+    assert roots <= {tuple(row) for row in np.asarray(real.observation)}
+    assert int(state.real.written) == config.real_transitions
+    assert np.isfinite(np.asarray(metrics.update.loss)).all()
+    assert not bool(outcome.frozen)
+    assert (np.asarray(outcome.returns_chosen) < 0).all()
+    firsts = np.asarray(real.observation)[np.asarray(real.depth) == 0]
+    policy = jax.jit(lambda s: imagined_pg.PolicyGradient(config.agent, task.spec).greedy(outcome.last, s))
+    assert policy(firsts).shape == (len(firsts), numbers)
+    begun = jax.jit(
+        lambda: imagined_pg.selection.sample_first_observations(state.real, jnp.arange(8, dtype=jnp.uint32), numbers)
+    )()
+    np.testing.assert_array_equal(begun, firsts[:8])
+
+
+@pytest.mark.parametrize("numbers", [2, 3, 6])
+def test_snapshots_are_scored_from_the_first_states_of_several_episodes(numbers):
+    task = worlds.points(numbers)._replace(reward=lambda s, a, s2: s[..., 0])  # a first step earns what its state shows
+    config = replace(WITH, selection=SelectionConfig(episodes=8, steps=1))
+    state, _ = jax.jit(make(config, task).init)(seed_keys(0, 1)[0])
+    ensemble = imagined_pg.Ensemble(config.model, task.spec, task.reward, task.terminated)
+    learner = imagined_pg.PolicyGradient(config.agent, task.spec)
+    key = jax.random.key(2)
+    chosen, score, _ = jax.jit(
+        lambda state: imagined_pg.selection.choose(
+            config.selection,
+            ensemble,
+            imagined_pg.fitting.members(ensemble, state.model),
+            learner.greedy,
+            state.agent.target.actor,
+            state.chosen,
+            state.real,
+            key,
+            anew=False,
+        )
+    )(state)
+    real = imagined_pg.replay.unpack(state.real.rows, numbers)
+    firsts = np.asarray(real.observation)[np.asarray(real.depth) == 0]
+    bits = np.asarray(draws.bits(jax.random.split(key)[0], (8,)))
+    expected = firsts[bits % len(firsts), 0]
+    assert len(set(expected)) > 3
+    assert float(score) == float(chosen.score) == pytest.approx(expected.mean(), rel=1e-5)
 
 
 def test_without_a_model_continuous_actions_are_learned_of_too():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms import worlds
 
 from mbrl_jax.algorithms import mpc
 from mbrl_jax.algorithms.training import seed_keys
@@ -74,6 +75,86 @@ def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
     np.testing.assert_allclose(row.observation, state.episode.observation)
     assert metrics.plan.value.shape == (2,)
     assert np.isfinite(float(log.value))
+
+
+@pytest.mark.parametrize("numbers", [2, 3, 6])
+def test_a_run_with_several_continuous_actions_plans_each_of_them(numbers):
+    task = worlds.points(numbers)
+    algorithm = mpc.make_train(CONFIG, environment=task)
+
+    def run(key):
+        state, _ = algorithm.fit(algorithm.init(key)[0], CONFIG)
+        state, metrics = algorithm.advance(state, CONFIG)
+        return state, metrics, algorithm.finish(state, CONFIG)
+
+    state, metrics, outcome = jax.jit(run)(seed_keys(0, 1)[0])
+    rows = mpc.replay.unpack(state.real.rows[CONFIG.random_transitions : state.real.written], numbers)
+    assert rows.action.shape == (CONFIG.round_steps, numbers)
+    assert (np.abs(np.asarray(rows.action)) <= 1).all()
+    assert (np.asarray(rows.action).std(axis=0) > 0.01).all()
+    np.testing.assert_allclose(rows.next_observation, task.dynamics(rows.observation, rows.action), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(np.asarray(metrics.plan.value)).all()
+    assert (np.asarray(outcome.returns_last) < 0).all()
+
+
+@pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
+def test_a_round_is_its_steps_one_after_another(config):
+    config = replace(
+        config,
+        environment=EnvironmentConfig(time_limit=9),
+        random_transitions=58,
+        planning=replace(config.planning, warm_start=0.9),
+    )
+    algorithm, task = mpc.make_train(config), mpc.make_environment(config.environment)
+    key = seed_keys(0, 1)[0]
+    before, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(key)[0], config)
+    after, metrics = jax.jit(algorithm.advance)(before, config)
+    planner, learner = mpc.planner_of(config, task), mpc.make_q_learner(config.agent, task.spec)
+    members = mpc.fitting.members(planner.ensemble, before.model)
+    draws = mpc.draw(config, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0))
+
+    def value_of(target):
+        return None if config.planning.terminal == "none" else lambda s: jnp.max(learner.values(target, s), axis=-1)
+
+    plan_once = jax.jit(lambda plan, s, drawn, target: planner.plan(members, plan, s, drawn, value_of(target)))
+    step_once, update_once = (
+        jax.jit(task.step),
+        jax.jit(lambda agent, batch, progress: learner.update(agent, batch, progress=progress)[0]),
+    )
+    plan, episode, agent, ends, values = planner.init(), before.episode, before.agent, [], []
+    rows = mpc.replay.unpack(after.real.rows)
+    for t in range(config.round_steps):
+        now = jax.tree.map(lambda leaf, t=t: leaf[t], draws)
+        plan, action, log = plan_once(plan, episode.observation, now.plan, None if agent is None else agent.target)
+        episode, transition = step_once(episode, action, now.reset)
+        place, values = config.random_transitions + t, [*values, float(log.value)]
+        assert int(rows.action[place]) == int(action)
+        np.testing.assert_allclose(rows.observation[place], transition.observation, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rows.next_observation[place], transition.next_observation, rtol=1e-5, atol=1e-6)
+        assert int(rows.depth[place]) == int(transition.elapsed)
+        ends.append(bool(transition.terminated | transition.truncated))
+        plan = planner.init() if ends[-1] else plan
+        if agent is not None:
+            for bits in now.real:
+                batch = jax.tree.map(lambda leaf, at=bits % (place + 1): leaf[at], rows)
+                agent = update_once(agent, batch, t / (config.steps - 1))
+    assert 0 < sum(ends) < len(ends)
+    close(metrics.plan.value, np.mean(np.reshape(values, (-1, config.metric_steps)), axis=1), rtol=1e-4, atol=1e-5)
+    close(after.plan, plan, rtol=1e-4, atol=1e-5)
+    close(after.agent, agent, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("random_transitions", "ends"), [(60, True), (64, False)])
+def test_after_a_step_that_ends_an_episode_the_plan_is_the_planners_first(random_transitions, ends):
+    task, config = worlds.points(1), replace(CONFIG, random_transitions=random_transitions)  # whose episodes have ten steps
+    algorithm = mpc.make_train(config, environment=task)
+    state, _ = jax.jit(lambda key: algorithm.advance(algorithm.fit(algorithm.init(key)[0], config)[0], config))(
+        seed_keys(0, 1)[0]
+    )
+    first = mpc.planner_of(config, task).init()
+    same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.plan), jax.tree.leaves(first), strict=True)]
+    assert int(state.episode.inner.time) == (random_transitions + config.round_steps) % 10
+    assert same == [ends, True]  # the deviations are the planner's first ones at every step
 
 
 def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted():

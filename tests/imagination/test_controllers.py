@@ -1,5 +1,6 @@
 """What every controller must do, and what each of them is about."""
 
+import contextlib
 from dataclasses import replace
 
 import jax
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q
-from mbrl_jax.config import ConfigError, ImaginationConfig
+from mbrl_jax.config import ConfigError, ImaginationConfig, checks
 from mbrl_jax.imagination import lanes
 from mbrl_jax.imagination.disagreement import gjs, information_loss, one_vs_rest
 from mbrl_jax.imagination.horizon import CONTROLLERS, make_controller, penalised
@@ -209,6 +210,17 @@ def test_macura_goes_by_the_running_mean_of_a_percentile_at_the_latest_roots():
     np.testing.assert_array_equal(decision.keep, ~np.asarray(decision.stop))
 
 
+def test_the_lane_that_is_exactly_at_macuras_mark_stops():
+    seen = predictions(np.random.default_rng(2), shape=(1, MEMBERS, LANES, AXES))
+    controller = made("macura", scale=1.0, percentile=100.0, memory=1.0)  # the mark is the largest divergence there is
+    state, decision = decide(controller, calibrated(controller, ensemble_of()), views(seen, np.zeros((1, LANES))))
+    divergence = np.asarray(gjs(jax.tree.map(lambda leaf: leaf[0], seen)))
+    assert float(state.mark) == divergence.max()
+    expected = np.arange(LANES) == divergence.argmax()
+    np.testing.assert_array_equal(decision.stop[0], expected)
+    np.testing.assert_array_equal(decision.keep[0], ~expected)
+
+
 def test_m2ac_keeps_the_least_uncertain_share_of_the_lanes_at_each_depth():
     lanes_ = 12
     seen = predictions(np.random.default_rng(4), shape=(1, MEMBERS, lanes_, AXES))
@@ -224,12 +236,30 @@ def test_m2ac_keeps_the_least_uncertain_share_of_the_lanes_at_each_depth():
     assert not np.asarray(decision.stop).any()
 
 
-def test_m2ac_of_length_one_keeps_half():
-    seen = predictions(np.random.default_rng(4), shape=(1, MEMBERS, 8, AXES))
-    controller = make_controller("m2ac", {"length": 1.0, "penalty": 0.0})
-    _, decision = decide(controller, (), views(seen, np.zeros((1, 8))))
-    assert int(jnp.sum(decision.keep)) == 4
+@pytest.mark.parametrize(("lanes_", "kept"), [(8, 4), (7, 4), (1, 1)])
+@pytest.mark.parametrize("length", [1.0, jnp.float32(1.0)])
+def test_m2ac_of_length_one_keeps_the_least_uncertain_half_rounded_up_and_stops_every_lane(lanes_, kept, length):
+    seen = predictions(np.random.default_rng(4), shape=(1, MEMBERS, lanes_, AXES))
+    controller = make_controller("m2ac", {"length": length, "penalty": 0.5})
+    _, decision = decide(controller, (), views(seen, np.zeros((1, lanes_))))
+    member = jnp.arange(lanes_, dtype=jnp.int32) % MEMBERS
+    divergence = np.asarray(one_vs_rest(jax.tree.map(lambda leaf: leaf[0], seen), member))
+    assert set(np.flatnonzero(decision.keep[0])) == set(np.argsort(divergence)[:kept])
     assert np.asarray(decision.stop).all()
+    np.testing.assert_allclose(decision.penalty[0], 0.5 * divergence, rtol=1e-6)
+
+
+def test_a_halt_takes_its_weight_in_place_of_the_controllers_own_penalty_and_leaves_that_where_nothing_stops():
+    seen = predictions(np.random.default_rng(4), shape=(1, MEMBERS, LANES, AXES))
+    depth = np.array([[0, 1, 0, 1, 0, 1]])
+    for length, stopped in ((1.0, [True] * 6), (2.0, [False, True] * 3)):
+        own = make_controller("m2ac", {"length": length, "penalty": 0.5})
+        _, before = decide(own, (), views(seen, depth))
+        _, decision = decide(penalised(own, penalty="halt", weight=2.0), (), views(seen, depth))
+        assert (np.asarray(before.penalty) > 0).all()
+        assert decision.halt[0].tolist() == stopped
+        np.testing.assert_array_equal(decision.penalty, np.where(stopped, 2.0, before.penalty))
+        np.testing.assert_array_equal(decision.keep, before.keep | decision.halt)
 
 
 def test_infoprop_stops_for_what_one_step_loses_and_for_what_the_rollout_has_lost():
@@ -336,7 +366,14 @@ CANNOT = [
     ({"controller": "three_model"}, {"elites": 2}, "model.members: 2 imagine.*'three_model' asks the first 3"),
     ({"sampling": "fused"}, {"kind": "deterministic"}, "imagination.sampling: 'fused' does not fit.*'gaussian'"),
     ({"sampling": "infoprop"}, {"kind": "deterministic"}, "imagination.sampling: 'infoprop' does not fit.*'gaussian'"),
-    ({"penalty": "halt"}, {}, "imagination.penalty: 'halt' does not fit; .*'fixed' stops by depth alone"),
+    *(
+        (
+            {"penalty": "halt", "controller": name},
+            {},
+            f"imagination.penalty: 'halt' does not fit; .*'{name}' stops by depth alone",
+        )
+        for name in ("fixed", "schedule", "m2ac", "three_model")
+    ),
 ]
 
 
@@ -351,6 +388,25 @@ def test_what_a_controller_cannot_go_with_is_refused_before_anything_compiles(ti
     )
     with pytest.raises(ConfigError, match=message):
         dyna_q.make_train(config)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_halt_goes_with_every_controller_that_stops_by_what_it_sees_of_the_model(tiny, name):
+    by_depth = name in checks.STOPS_BY_DEPTH
+    imagination = replace(tiny.imagination, controller=name, controller_settings=dict(EVERY[name]), penalty="halt")
+    with pytest.raises(ConfigError, match="halt") if by_depth else contextlib.nullcontext():
+        checks.check(replace(tiny, imagination=imagination))
+    even, uneven = (
+        predictions(np.random.default_rng(0), spread=spread, shape=(1, MEMBERS, LANES, AXES)) for spread in (0.0, 9.0)
+    )
+    controller, depth = made(name), np.array([[0, 1, 2, 3, 4, 5]])
+    state = calibrated(controller, ensemble_of())
+
+    def stops(seen, truth):
+        view = views(seen, depth)._replace(truth=jnp.full((1, LANES, AXES), truth))
+        return np.asarray(decide(controller, state, view)[1].stop).tolist()
+
+    assert (stops(even, 0.0) == stops(uneven, 9.0)) == by_depth
 
 
 def test_a_task_whose_dynamics_are_not_known_is_refused_by_the_oracle(tiny):

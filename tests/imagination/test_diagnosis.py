@@ -49,7 +49,8 @@ def test_a_perfect_model_has_no_error_at_any_depth(model):
     assert told.rows[: LENGTH + 1].tolist() == [15.0] * 4 + [0.0]
     np.testing.assert_allclose(told.one_step_error[:LENGTH], 0.0, atol=1e-6)
     np.testing.assert_allclose(told.compounded_error[:LENGTH], 0.0, atol=1e-5)
-    assert np.isnan(told.one_step_error[LENGTH:]).all()
+    assert np.isneginf(told.one_step_error[LENGTH:]).all()
+    assert not np.isnan(jax.tree.leaves(told)).any()
 
 
 def test_the_one_step_error_is_in_deviations_and_the_compounded_one_grows_from_it(model):

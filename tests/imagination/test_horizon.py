@@ -52,6 +52,12 @@ def test_schedule_grows_linearly_between_its_marks_and_rounds_down(time, length)
     assert stops(controller, depth, time).tolist() == [d + 1 >= length for d in depth]
 
 
+@pytest.mark.parametrize(("time", "length"), [(0, 9), (20, 9), (40, 7), (60, 5), (90, 2), (100, 1), (1000, 1)])
+def test_a_schedule_may_shrink(time, length):
+    controller = horizon.schedule(start=20, end=100, first=9, last=1)
+    assert stops(controller, list(range(12)), time).tolist() == [d + 1 >= length for d in range(12)]
+
+
 def test_the_numbers_of_a_controller_may_be_vmapped():
     lengths = jnp.array([1.0, 2.0, 3.0])
 

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms import worlds
 
-from mbrl_jax import replay
+from mbrl_jax import environment, replay
+from mbrl_jax.algorithms import training
 from mbrl_jax.config import EnvironmentConfig, ImaginationConfig, ModelConfig
 from mbrl_jax.environment import make_environment
 from mbrl_jax.imagination import horizon, lanes
@@ -275,3 +277,50 @@ def test_the_log_counts_what_happened(real):
     np.testing.assert_allclose(log.depth, 2.0)
     np.testing.assert_allclose(log.stopped, 0.25)
     np.testing.assert_allclose(log.terminated, np.asarray(rows.terminated).mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 3, 6])
+def test_lanes_begin_in_real_states_whatever_the_numbers_of_an_action(numbers):
+    task = worlds.points(numbers)
+    drawn = environment.draw_collection(task, jax.random.key(3), CAPACITY)
+    _, transitions, _ = jax.jit(lambda drawn: environment.collect(task, drawn))(drawn)
+    real = replay.write(replay.create(CAPACITY, numbers, numbers), training.real_rows(transitions))
+    settings = config(controller_settings={"length": 1.0})
+    ensemble = Ensemble(ModelConfig(members=MEMBERS, hidden=(8, 8)), task.spec, task.reward, task.terminated)
+    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
+    draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, ensemble, jax.random.key(0), (1,)))
+    fixed = horizon.fixed(length=1.0)
+
+    def policy(observation, explore, random_action):
+        return random_action
+
+    def advance(state):
+        return lanes.advance(settings, ensemble, fixed, state, members, policy, real, jnp.int32(0), draws)[1]
+
+    rows = replay.unpack(jax.jit(advance)(lanes.init(settings, fixed, ensemble)), numbers)
+    chosen = np.asarray(draws.root).reshape(-1) % CAPACITY
+    np.testing.assert_array_equal(rows.observation, np.asarray(transitions.observation)[chosen])
+    np.testing.assert_array_equal(rows.action, np.asarray(draws.action).reshape(-1, numbers))
+
+
+def test_no_imagined_state_exceeds_the_limits_of_a_task_that_has_some_and_lanes_go_on_from_them():
+    task = make_environment(EnvironmentConfig(name="Pendulum-v1"))
+    limits = np.array(task.spec.observation_limits)
+    drawn = environment.draw_collection(task, jax.random.key(3), CAPACITY)
+    _, transitions, _ = jax.jit(lambda drawn: environment.collect(task, drawn))(drawn)
+    real = replay.write(replay.create(CAPACITY, 3, 1), training.real_rows(transitions))
+    ensemble = Ensemble(ModelConfig(members=MEMBERS, hidden=(8, 8)), task.spec, task.reward, task.terminated)
+    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
+    settings, fixed = config(), horizon.fixed(length=1_000.0)
+    draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, ensemble, jax.random.key(0), (1,)))
+
+    def advance(state):
+        policy = lambda observation, explore, random_action: random_action  # noqa: E731
+        return lanes.advance(settings, ensemble, fixed, state, members, policy, real, jnp.int32(0), draws)[1]
+
+    rows = replay.unpack(jax.jit(advance)(lanes.init(settings, fixed, ensemble)).reshape(4, LANES, -1), 1)
+    reached = np.abs(np.asarray(rows.next_observation))
+    assert (reached <= limits).all()
+    assert (reached[..., :2] == 1).any()  # the unfitted members' noise leads far
+    np.testing.assert_array_equal(rows.observation[1:], rows.next_observation[:-1])
+    np.testing.assert_allclose(rows.reward, task.reward(rows.observation, rows.action, rows.next_observation), rtol=1e-5)

@@ -59,6 +59,29 @@ def test_an_axis_that_hardly_varies_is_left_unscaled():
     np.testing.assert_allclose(found, [1, 1, 1e-5 * varied.std(), varied.std()], rtol=1e-4)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.001, -0.1, 1.0, 1234.5])
+def test_a_target_that_does_not_vary_has_its_value_for_mean_and_no_deviation(value):
+    rows = 20_000  # so many that the rounded sum is not the value times their number
+    targets = np.full((rows, 2), value, np.float32)
+    targets[:, 1] += normal(rows)
+    targets[::7] = 9.0  # of rows that do not count
+    counted = np.arange(rows) % 7 != 0
+    found = ens.measure(jnp.asarray(normal(rows, D)), jnp.asarray(targets), jnp.asarray(counted))
+    assert float(found.target_mean[0]) == np.float32(value)
+    assert float(found.target_std[0]) == 0.0
+    np.testing.assert_allclose(found.target_std[1], targets[counted, 1].std(), rtol=1e-3)
+    assert found.target_scale.tolist() == [1.0, float(found.target_std[1])]
+
+
+def test_a_target_counts_as_constant_by_how_much_it_varies_beside_its_mean():
+    varied = normal(300)
+    columns = [1e-5 * varied, 1e-7 * varied, 100 + 1e-3 * varied, 1e5 + 1e-2 * varied]
+    found = ens.measure(
+        jnp.asarray(normal(300, D)), jnp.asarray(np.stack(columns, axis=1).astype(np.float32)), jnp.ones(300, bool)
+    )
+    assert (np.asarray(found.target_std) > 0).tolist() == [True, False, True, False]
+
+
 def test_before_any_data_normalising_changes_nothing(make_ensemble):
     ensemble = make_ensemble(reward="learned")
     found = ens.init_normaliser(ensemble)

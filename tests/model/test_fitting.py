@@ -11,6 +11,7 @@ from mbrl_jax import environment as env
 from mbrl_jax import replay
 from mbrl_jax.algorithms import training
 from mbrl_jax.config import EnvironmentConfig
+from mbrl_jax.imagination import disagreement
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import fitting, losses
 
@@ -119,7 +120,7 @@ def test_imagination_gets_the_elites_and_without_them_everyone(fitted, make_ense
     np.testing.assert_array_equal(chosen.params["params"]["Dense_1"]["kernel"], kernels[state.elites])
     assert chosen.bounds.minimum.shape == (2, 4)
     everyone = begin(make_ensemble(members=4))
-    assert fitting.members(make_ensemble(members=4), everyone).params is everyone.params
+    jax.tree.map(np.testing.assert_array_equal, fitting.members(make_ensemble(members=4), everyone).params, everyone.params)
 
 
 def test_the_statistics_are_those_of_the_training_rows(fitted, random_transitions):
@@ -158,6 +159,43 @@ def test_held_out_rows_never_influence_the_parameters_or_the_statistics(make_ens
     assert_same((state.params, state.bounds, state.optimizer, state.normaliser), other[:4])
     assert_same(log.loss, other_log.loss)
     assert (other_log.holdout_mse > 10 * log.holdout_mse).all()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "deterministic"])
+def test_members_fitted_to_a_target_that_does_not_vary_imagine_it_as_it_is_and_agree_about_it(
+    make_ensemble, fit, real_rows, kind
+):
+    ensemble = make_ensemble(kind=kind, reward="learned", termination="learned")  # CartPole's reward is 1 at every step
+    rows = replay.unpack(real_rows[:SMALL])
+    still = rows.observation.at[:, 1].set(0.001)
+    rows = rows._replace(observation=still, next_observation=rows.next_observation.at[:, 1].set(0.001))
+    state, _ = fit(ensemble, replay.pack(rows))
+    members = fitting.members(ensemble, jax.tree.map(jnp.asarray, state))
+    assert state.normaliser.target_std.tolist()[1::3] == [0.0, 0.0]
+    everyone = jax.jit(lambda: ens.predict_all(ensemble, members, 5 * rows.observation, rows.action))()
+    asked = everyone.mean.shape[:2]
+    imagined = ens.decode(
+        ensemble,
+        members.normaliser,
+        everyone,
+        jnp.broadcast_to(rows.observation[None], (*asked, 4)),
+        jnp.broadcast_to(rows.action[None], asked),
+        jnp.ones((*asked, 4)),
+    )
+    np.testing.assert_array_equal(imagined.next_observation[..., 1], np.float32(0.001))
+    np.testing.assert_array_equal(imagined.reward, 1.0)
+    varying = [0, 2, 3]
+    alone = jax.tree.map(lambda leaf: leaf[..., varying], everyone._replace(termination_logit=None))
+    of_all = np.sqrt(5 / 3)  # a mean over targets counts the two that do not vary
+    np.testing.assert_allclose(of_all * disagreement.std(everyone), disagreement.std(alone), rtol=1e-5)
+    np.testing.assert_allclose(disagreement.max_pairwise(everyone), disagreement.max_pairwise(alone), rtol=1e-5)
+    if kind == "gaussian":
+        member = jnp.arange(SMALL, dtype=jnp.int32) % 2
+        for name in disagreement.GAUSSIAN_MEASURES:
+            measure = disagreement.MEASURES[name]
+            np.testing.assert_allclose(measure(everyone, member), measure(alone, member), rtol=1e-5, err_msg=name)
+        assert not disagreement.information_loss(everyone, 0.01)[..., 1::3].any()
+        assert np.isfinite(disagreement.fuse(everyone).mean).all()
 
 
 @pytest.mark.parametrize("row", [0, 3, 5, 100, SMALL - 2])

@@ -108,12 +108,16 @@ def explicit_laplacian(ensemble, params, axes):
     return np.trace(np.asarray(hessian)[..., :axes, :axes], axis1=-2, axis2=-1)
 
 
-def test_the_laplacian_penalty_is_over_state_inputs_and_regression_targets(make_ensemble, one_member):
-    ensemble = make_ensemble(reward="learned", termination="learned", laplacian="exact")
+@pytest.mark.parametrize(("reward", "targets"), [("learned", 5), ("known", 4)])
+@pytest.mark.parametrize("termination", ["learned", "known"])
+def test_the_laplacian_penalty_is_over_state_inputs_and_regression_targets(
+    make_ensemble, one_member, reward, targets, termination
+):
+    ensemble = make_ensemble(reward=reward, termination=termination, laplacian="exact")
     params, _ = one_member(ensemble)
     directions = losses.laplacian_directions(ensemble, jax.random.key(0))
     found = losses.laplacian_penalty(ensemble, params, jnp.asarray(INPUT), directions)
-    expected = (explicit_laplacian(ensemble, params, 4)[:, :5] ** 2).sum(axis=1).mean()
+    expected = (explicit_laplacian(ensemble, params, 4)[:, :targets] ** 2).sum(axis=1).mean()
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 

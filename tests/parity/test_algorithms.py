@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax import replay
+from mbrl_jax.algorithms.training import missing_as_nan
 from mbrl_jax.config import (
     DynaQConfig,
     EnvironmentConfig,
@@ -145,7 +146,7 @@ def fields(config: Any) -> dict[str, Any]:
 def compare_runs(agree: Agreement, name: str, config: Any, ours: Any, theirs: Any) -> None:
     """All that a run leaves, field by field."""
     state, collected, fit, metrics, outcome = ours
-    agree(f"whole run, {name}: returns of random episodes", collected, theirs.collected, 0)
+    agree(f"whole run, {name}: returns of random episodes", missing_as_nan(collected), theirs.collected, 0)
     rows = replay.unpack(state.real.rows)
     whole = ("action", "terminated", "weight", "depth")
     agree(f"whole run, {name}: every real action", {n: getattr(rows, n) for n in whole}, {n: theirs.real[n] for n in whole}, 0)

@@ -38,12 +38,15 @@ def test_statistics_are_those_of_the_rows_that_count(rng: np.random.Generator, a
     observation, target = rng.normal(3, 2, (40, 4)), rng.normal(-1, 0.1, (40, 5))
     observation[:, 1] = 0.7  # an axis that does not vary is left unscaled
     target[:, 0] = 1e-7 * rng.normal(size=40)
+    target[:, 1], target[:, 2] = 0.3, 100 + 1e-6 * rng.normal(size=40)
     counted = rng.random(40) < 0.7
     ours = jax.jit(ens.measure)(jnp.asarray(observation), jnp.asarray(target), jnp.asarray(counted))
     theirs = reference.measure(tensor(observation[counted]), tensor(target[counted]))
     assert float(ours.state_std[1]) == 1.0
-    assert float(ours.target_std[0]) == 1.0
+    assert ours.target_std[:3].tolist() == [0.0, 0.0, 0.0]
+    assert float(ours.target_mean[1]) == 0.3
     agree("statistics of real data", tuple(ours), tuple(theirs), 1e-12)
+    agree("what targets are divided by", ours.target_scale, theirs.target_scale, 1e-12)
     np.testing.assert_allclose(ours.state_std[0], observation[counted, 0].std(ddof=0), rtol=1e-12)
 
 
@@ -120,3 +123,29 @@ def test_imagined_steps_are_the_references(
         other = theirs(tensor(observation), tensor(action).long(), tensor(noise))
     for what, a, b in zip(("imagined steps", "imagined steps by the ensemble's mean"), mine, other, strict=True):
         agree(what, tuple(a), tuple(b), 1e-12)
+
+
+@pytest.mark.parametrize("settings", VARIETIES)
+def test_members_say_the_same_of_a_target_that_does_not_vary_on_both_sides(
+    rng: np.random.Generator, agree: Agreement, settings: dict[str, Any]
+) -> None:
+    twins = ModelTwins(rng, **settings)
+    observation, action, noise = ask(rng, twins)
+    still = twins.normaliser._replace(target_std=twins.normaliser.target_std.at[jnp.array([1, -1])].set(0.0))
+    elites = jnp.arange(twins.config.members, dtype=jnp.int32)
+    state = fitting.ModelState(twins.params, twins.bounds, None, still, elites)
+    world = twins.world._replace(normaliser=reference.Normaliser(*(tensor(x) for x in still)))
+
+    def ours(observation: Any, action: Any, noise: Any) -> Any:
+        members = fitting.members(twins.ensemble, state)
+        prediction = ens.predict(twins.ensemble, members, observation, action)
+        return prediction, ens.decode(twins.ensemble, members.normaliser, prediction, observation, action, noise)
+
+    prediction, imagined = jax.jit(ours)(jnp.asarray(observation), jnp.asarray(action), jnp.asarray(noise))
+    with torch.no_grad():
+        expected = reference.predict(world, tensor(observation), tensor(action).long())
+        moved = reference.transition(world, expected, tensor(observation), tensor(action).long(), tensor(noise))
+    agree("predictions of targets of which one does not vary", tuple(prediction), tuple(expected), 1e-12)
+    agree("imagined steps along an axis that does not vary", tuple(imagined), tuple(moved), 1e-12)
+    np.testing.assert_array_equal(imagined.next_observation[..., 1], observation[..., 1] + np.asarray(still.target_mean)[1])
+    assert not prediction.mean[..., 1].any()

@@ -32,7 +32,7 @@ def test_first_observations_are_drawn_from_the_same_episodes(rng: np.random.Gene
     firsts = reference.first_observations(theirs.observation, theirs.depth)
     assert 0 < len(firsts) < 70
     bits = rng.integers(2**32, size=40, dtype=np.uint32)
-    chosen = jax.jit(evaluation.sample_first_observations)(real, jnp.asarray(bits))
+    chosen = jax.jit(evaluation.sample_first_observations, static_argnums=2)(real, jnp.asarray(bits), 0)
     agree("first observations of real episodes", chosen, firsts[tensor((bits % len(firsts)).astype(np.int64))], 0)
 
 
@@ -60,3 +60,19 @@ def test_imagined_episodes_score_a_policy_alike(rng: np.random.Generator, agree:
     with torch.no_grad():  # one lane alone, so that a mean cannot hide two errors
         alone = reference.score(learner.reference.online, world, starts[:, :1], None if noise is None else noise[:, :, :1], steps)
     agree("scores of imagined episodes", returns.reshape(model.config.members, -1)[:, 0].mean(), alone, 1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_world_that_is_not_finite_scores_minus_infinity_on_both_sides(
+    rng: np.random.Generator, agree: Agreement, value: float
+) -> None:
+    model, learner = ModelTwins(rng, hidden=(16, 16), kind="deterministic"), LearnerTwins(rng)
+    broken = model.normaliser._replace(target_mean=model.normaliser.target_mean.at[3].set(value))
+    members = model.members._replace(normaliser=broken)
+    world = model.world._replace(normaliser=type(model.world.normaliser)(*(tensor(x) for x in broken)))
+    first = 0.05 * rng.normal(size=(10, 4))
+    greedy = lambda s: learner.learner.greedy(learner.state.online, s)  # noqa: E731
+    returns = evaluation.play_imagined(model.ensemble, members, greedy, jnp.asarray(first), jax.random.key(0), 30)
+    score = reference.score(learner.reference.online, world, tensor(first).view(model.config.members, -1, 4), None, 30)
+    assert float(score) == -np.inf
+    agree("scores of a world that is not finite", jnp.mean(returns), score, 0)

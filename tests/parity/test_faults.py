@@ -164,7 +164,20 @@ FAULTS = {
     # the model
     "ddof 1": Fault("model.ensemble:measure", "axis=0) / total)", "axis=0) / (total - 1))", statistics_of_rows),
     "no floor under a deviation": Fault(
-        "model.ensemble:measure", "jnp.where(std < SMALLEST_STD, 1.0, std)", "std", statistics_of_rows
+        "model.ensemble:measure", "jnp.where(state_std < SMALLEST_STD, 1.0, state_std)", "state_std", statistics_of_rows
+    ),
+    "a target that does not vary taken for one that varies by 1": Fault(
+        "model.ensemble:measure", "smallest), 0.0, target_std)", "smallest), 1.0, target_std)", statistics_of_rows
+    ),
+    "a constant judged without its size": Fault(
+        "model.ensemble:measure", "jnp.maximum(1.0, jnp.abs(target_mean))", "1.0", statistics_of_rows
+    ),
+    "members who disagree about a target that does not vary": Fault(
+        "model.ensemble:silence",
+        "still = members.normaliser.target_std == 0",
+        "still = members.normaliser.target_std < 0",
+        test_ensemble.test_members_say_the_same_of_a_target_that_does_not_vary_on_both_sides,
+        (GAUSSIAN,),
     ),
     "actions encoded as 0 and 1": Fault("model.ensemble:encode", "(2 * action - 1)", "action", inputs, ("CartPole-v1",)),
     "one-hot actions off by one": Fault(
@@ -515,10 +528,17 @@ FAULTS = {
     # evaluation and whole runs
     "returns that count steps after the end": Fault(
         "evaluation:play_imagined",
-        "jnp.where(running, imagined.reward, 0.0)",
-        "imagined.reward",
+        "jnp.where(running, jnp.where(sound, returns + imagined.reward, -jnp.inf), returns)",
+        "returns + imagined.reward",
         test_evaluation.test_imagined_episodes_score_a_policy_alike,
         (GAUSSIAN,),
+    ),
+    "a world that is not finite in which every episode lasts": Fault(
+        "evaluation:play_imagined",
+        "jnp.where(sound, returns + imagined.reward, -jnp.inf)",
+        "returns + imagined.reward",
+        test_evaluation.test_a_world_that_is_not_finite_scores_minus_infinity_on_both_sides,
+        (np.nan,),
     ),
     "imagined episodes that begin anywhere": Fault(
         "evaluation:sample_first_observations",
@@ -537,8 +557,8 @@ FAULTS = {
     ),
     "the worst snapshot chosen": Fault(
         "algorithms.selection:choose",
-        "challenger.score > incumbent.score",
-        "challenger.score < incumbent.score",
+        "challenger.score > score",
+        "challenger.score < score",
         short_run,
         ("batch",),
     ),

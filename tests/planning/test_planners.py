@@ -239,3 +239,19 @@ def test_all_sequences_are_enumerated():
     planner = Planner(replace(CONFIG, method="enumeration"), ensemble)
     found = np.asarray(planner.candidates(planner.init(), planner.draw(jax.random.key(0), ()).candidates[0]))
     assert len({tuple(row) for row in found.tolist()}) == sequences(ensemble.spec, H) == 2**H
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_acts_in_one_state_draw_differently_and_every_episode_of_its_own(method):
+    config = replace(CONFIG, method=method, warm_start=0.0, candidates=8)  # so that nothing but the draws can differ
+    ensemble, members = world(continuous=True, kind="gaussian")
+    begin, act = Planner(config, ensemble).act(members)
+    act = jax.jit(act)
+    memory, observation = begin(jax.random.key(3), 4), jnp.zeros((4, 1))
+    actions = []
+    for _ in range(3):
+        memory, action = act(memory, observation)
+        actions.append(np.asarray(action).ravel())
+    assert len(set(np.concatenate(actions).tolist())) == 12
+    _, again = act(begin(jax.random.key(3), 4), observation)
+    np.testing.assert_array_equal(np.asarray(again).ravel(), actions[0])

@@ -50,14 +50,14 @@ def command(tmp_path_factory):
     """``mbrl-jax`` in a process of its own, as a person runs it."""
     folder = tmp_path_factory.mktemp("command")
 
-    def run(*words):
+    def run(*words, status=0, **told):
         program = [sys.executable, "-m", "mbrl_jax.runs.command_line", *map(str, words)]
         cache = jax.config.jax_compilation_cache_dir
         settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "200"}
         settings |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
         settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | settings)
-        assert done.returncode == 0, done.stderr
+        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | settings | told)
+        assert done.returncode == status, done.stderr
         return done
 
     run.folder = folder
@@ -70,6 +70,63 @@ def trained(command):
     sent = ("--tensorboard", "--wandb", "a_project")
     done = command("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002", *sent)
     return out, done
+
+
+@pytest.mark.parametrize(
+    ("setting", "blamed", "frozen"), [("model.learning_rate", "model", [0, 1]), ("agent.learning_rate", "agent", [0, 1])]
+)
+def test_a_run_that_diverged_blames_what_did_and_never_scores_a_broken_world(command, setting, blamed, frozen):
+    out = command.folder / f"diverged_{blamed}"
+    rate = "1e20" if blamed == "model" else "1e38"
+    done = command("train", "smoke", "--seeds", 2, f"--{setting}", rate, "--diagnose", "--out", out)
+    summary = results.read_summary(out)
+    assert summary["frozen_seeds"] == frozen
+    assert summary["diverged_model_seeds"] == ([0, 1] if blamed == "model" else [])
+    assert f"try a smaller {blamed}.learning_rate" in done.stdout
+    assert done.stdout.count("learning_rate") == 1
+    scores = results.read(out).result.metrics.score
+    assert np.isneginf(scores).all() if blamed == "model" else np.isfinite(scores).all()
+    assert (out / "curves.png").exists()
+    assert (out / "imagination.png").exists()
+
+
+def test_where_jax_looks_for_nans_a_run_finds_none(command):
+    words = ("train", "smoke", "--seeds", 2, "--diagnose", "--steps", 20)
+    out = command.folder / "debugged"
+    command(*words, "--out", out, JAX_DEBUG_NANS="1")
+    run = results.read(out)
+    collected = run.result.collected
+    assert np.isnan(collected).any()
+    assert (collected[~np.isnan(collected)] > 0).all()
+    assert not np.isinf(run.diagnosis.by_depth.compounded_error).any()
+    assert np.isnan(run.diagnosis.by_depth.compounded_error).any()
+
+
+def test_where_jax_looks_for_nans_a_run_that_makes_one_ends_at_it(command):
+    words = ("train", "smoke", "--seeds", 2, "--steps", 20, "--model.learning-rate", "1e20", "--out", command.folder / "caught")
+    assert "FloatingPointError" in command(*words, status=1, JAX_DEBUG_NANS="1").stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "smoke"), ("compare", "--protocol", "batch"), ("sweep", "smoke", "--grid", "steps=20,40")]
+)
+def test_without_jit_a_command_that_compiles_says_at_once_why_it_cannot(command, words):
+    out = command.folder / "without_jit"
+    told = command(*words, "--seeds", 1, "--out", out, status=2, JAX_DISABLE_JIT="1").stderr
+    assert told.startswith("mbrl-jax: JAX_DISABLE_JIT: 1 does not fit; a run is compiled ahead of time")
+    assert len(told.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+def test_a_platform_that_is_not_there_is_said_in_one_line(command, platform):
+    out = command.folder / "elsewhere"
+    if platform in {device.platform for device in jax.devices()} | {"gpu"} & {jax.default_backend()}:
+        pytest.skip("this machine has one")
+    told = command("train", "smoke", "--seeds", 1, "--out", out, status=2, JAX_PLATFORMS=platform).stderr
+    assert told.splitlines()[-1].startswith(f"mbrl-jax: JAX_PLATFORMS: '{platform}' does not fit; JAX finds no such device here")
+    assert "Traceback" not in told
+    assert not out.exists()
 
 
 def test_train_writes_the_settings_the_summary_the_metrics_the_policies_and_the_curves(trained):

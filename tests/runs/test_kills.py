@@ -1,6 +1,7 @@
 """Processes that are killed, at moments drawn at random, or told to stop, or that run out of disk: nothing is lost."""
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import jax
 import pytest
 
 from mbrl_jax.config import save
-from mbrl_jax.runs import checkpoint, command_line
+from mbrl_jax.runs import checkpoint, command_line, execution
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure"])
@@ -41,6 +42,8 @@ def work_as_nobody(words: list[str], output: Path) -> None:
     """The same for somebody who may not write here."""
     with output.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         if os.getuid() == 0:
+            execution.use_all_cores()
+            importlib.import_module("gymnax")  # which may lie where others cannot read
             os.setuid(65534)
         command_line.main(words)
 

@@ -186,7 +186,7 @@ LOST = Job(lambda: "lost", lambda: None)
 
 
 def in_this_process(words):
-    status = launch.work(words)
+    status = command_line.work(words)
     return Job(lambda: status, lambda: None)
 
 
@@ -198,7 +198,7 @@ def test_what_is_refused_is_not_submitted_again():
         return Job(lambda: 2, lambda: None)
 
     with pytest.raises(ConfigError, match="launcher: shard 0000 ended with status 2. What is done is kept"):
-        launch.run_all({Path("0000"): ["x"]}, submit, Launcher("slurm", 1), lambda text: None)
+        launch.run_all({Path("0000"): ["x"]}, submit, Launcher("slurm", 1, command_line.work), lambda text: None)
     assert submitted == [["x"]]
 
 
@@ -211,7 +211,7 @@ def test_jobs_are_cancelled_when_the_launching_process_fails():
         return Job(lambda: None, lambda: cancelled.append("a"))
 
     with pytest.raises(ZeroDivisionError):
-        launch.run_all({Path("a"): ["a"], Path("b"): ["b"]}, submit, Launcher("ray", 2), lambda text: None)
+        launch.run_all({Path("a"): ["a"], Path("b"): ["b"]}, submit, Launcher("ray", 2, command_line.work), lambda text: None)
     assert cancelled == ["a", "b"]
 
 

@@ -36,6 +36,26 @@ def test_policies_are_loaded_in_one_line_and_act_as_the_learner_does(folder, tin
     np.testing.assert_array_equal(everyone[2], policy(observation, seed=2))
 
 
+def test_what_is_read_back_of_the_chosen_and_of_the_last_policies_is_not_swapped(tiny, tmp_path):
+    run = runner.run(tiny, 3)
+    outcome = run.result.outcome
+    told = outcome._replace(
+        last=jax.tree.map(lambda leaf: np.full_like(leaf, 1), outcome.last),
+        chosen=jax.tree.map(lambda leaf: np.full_like(leaf, 2), outcome.chosen),
+        returns_last=np.full_like(outcome.returns_last, 3),
+        returns_chosen=np.full_like(outcome.returns_chosen, 4),
+    )
+    summary = results.write(run._replace(result=run.result._replace(outcome=told)), tmp_path)
+    read = results.read(tmp_path).result.outcome
+    for name in ("last", "chosen", "returns_last", "returns_chosen"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(read, name), getattr(told, name))
+    for name, value in (("last", 1), ("chosen", 2), (None, 2)):
+        assert {float(leaf.max()) for leaf in jax.tree.leaves(mbrl_jax.load_policy(tmp_path, name).params)} == {value}
+    assert (summary["return_last"], summary["return_chosen"]) == ([3.0] * 3, [4.0] * 3)
+    assert (summary["iqm"]["last"]["value"], summary["iqm"]["chosen"]["value"]) == (3.0, 4.0)
+    assert summary["fraction_at_least"]["195"] == {"last": 0.0, "chosen": 0.0}
+
+
 def test_the_last_policies_are_there_too(folder):
     last = results.read(folder).result.outcome.last
     jax.tree.map(np.testing.assert_array_equal, mbrl_jax.load_policy(folder, "last").params, last)
@@ -55,6 +75,40 @@ def test_what_is_not_there_is_refused(folder, tiny, tmp_path):
                 playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 1, simulator, seed)
     with pytest.raises(ConfigError, match="episodes: 0"):
         playing.play_policies(tiny, mbrl_jax.load_policy(folder).params, 0, "gymnax", 0)
+
+
+@pytest.mark.parametrize(
+    ("observation", "seed", "message"),
+    [
+        (np.zeros(3), 0, r"observation: shape \[3\] does not fit; it must be \[\.\.\., 4\], as of CartPole-v1"),
+        (0.5, 0, r"observation: shape \[\] does not fit; it must be \[\.\.\., 4\]"),
+        (np.zeros((4, 7)), 0, r"observation: shape \[4, 7\] does not fit"),
+        (np.zeros((2, 5, 4)), None, r"shape \[2, 5, 4\] does not fit; it must be \[3, \.\.\., 4\].*name its seed"),
+        (np.zeros(4), None, r"shape \[4\] does not fit; it must be \[3, \.\.\., 4\]"),
+        (np.zeros(4, complex), 0, "observation: dtype complex128 does not fit; it must be floats"),
+        (["a", "b", "c", "d"], 0, "observation: dtype <U1 does not fit"),
+        (None, 0, "observation: dtype object does not fit"),
+        ([[0.0, 0.0], [0.0]], 0, r"observation: it is no array \(.*\); it must be \[\.\.\., 4\] numbers"),
+        (np.zeros(4), 1.5, "seed: 1.5 does not fit; it must be a whole number"),
+        (np.zeros(4), True, "seed: True does not fit"),
+    ],
+)
+def test_what_is_no_observation_of_the_task_is_refused_in_plain_words(folder, observation, seed, message):
+    with pytest.raises(ConfigError, match=message):
+        mbrl_jax.load_policy(folder)(observation, seed=seed)
+
+
+def test_whole_numbers_and_double_precision_are_observations_too(folder):
+    policy = mbrl_jax.load_policy(folder)
+    expected = policy(np.zeros((2, 4), np.float32), seed=np.int64(1))
+    for dtype in (np.float64, np.int32, np.float16):
+        np.testing.assert_array_equal(policy(np.zeros((2, 4), dtype), seed=1), expected)
+
+
+@pytest.mark.parametrize("load", [mbrl_jax.load_policy, mbrl_jax.load_run])
+def test_a_folder_that_is_no_path_is_refused(load):
+    with pytest.raises(ConfigError, match="folder: 3 does not fit; it must be a path"):
+        load(3)
 
 
 def pendulum_config():
@@ -149,9 +203,13 @@ def test_no_action_that_leaves_exceeds_the_tasks_bounds_by_rounding():
 @pytest.mark.parametrize(
     ("shape", "seed", "message"),
     [
-        ((3,), 0, r"observation: shape \[3\] does not fit; it must be \[..., 4\]$"),
-        ((), 0, r"observation: shape \[\] does not fit; it must be \[..., 4\]$"),
-        ((4,), None, r"observation: shape \[4\] does not fit; it must be \[3, ..., 4\]; for one policy name its seed"),
+        ((3,), 0, r"observation: shape \[3\] does not fit; it must be \[..., 4\], as of CartPole-v1$"),
+        ((), 0, r"observation: shape \[\] does not fit; it must be \[..., 4\], as of CartPole-v1$"),
+        (
+            (4,),
+            None,
+            r"observation: shape \[4\] does not fit; it must be \[3, ..., 4\], as of CartPole-v1; for one policy name its seed",
+        ),
         ((2, 4), None, r"observation: shape \[2, 4\] does not fit; it must be \[3, ..., 4\]"),
     ],
 )

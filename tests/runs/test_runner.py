@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.algorithms import dyna_q
-from mbrl_jax.algorithms.training import seed_keys
+from mbrl_jax.algorithms.training import missing_as_nan, seed_keys
 from mbrl_jax.config import ConfigError
 from mbrl_jax.runs import runner
 from mbrl_jax.runs.run import chosen_so_far, frozen_seeds
@@ -18,6 +18,7 @@ def run(tiny):
 
 def test_the_runner_gives_each_seed_the_numbers_of_train(tiny, run):
     expected = jax.jit(jax.vmap(dyna_q.make_train(tiny).train))(seed_keys(4, 3))
+    expected = expected._replace(collected=missing_as_nan(expected.collected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), run.result, jax.tree.map(np.asarray, expected)
     )
@@ -45,10 +46,35 @@ def test_the_curve_of_the_chosen_policy_follows_the_snapshot_that_was_chosen(run
             assert curve[seed, number] == metrics.curve_return[seed, since]
 
 
-@pytest.mark.parametrize(("seeds", "base", "message"), [(0, 0, "seeds: 0"), (-2, 0, "seeds: -2"), (1, -1, "seed: -1")])
+@pytest.mark.parametrize(
+    ("seeds", "base", "message"),
+    [
+        (0, 0, "seeds: 0"),
+        (-2, 0, "seeds: -2"),
+        (1, -1, "seed: -1"),
+        (1.5, 0, "seeds: 1.5 does not fit; it must be a whole number"),
+        ("4", 0, "seeds: '4' does not fit"),
+        (True, 0, "seeds: True does not fit"),
+        (1, 0.0, "seed: 0.0 does not fit; it must be a whole number"),
+        (None, 0, "seeds: None does not fit"),
+    ],
+)
 def test_impossible_seeds_are_refused(tiny, seeds, base, message):
     with pytest.raises(ConfigError, match=message):
         runner.run(tiny, seeds, base_seed=base)
+
+
+@pytest.mark.parametrize("config", [None, {}, "configs/smoke.yaml"])
+def test_what_is_no_config_is_refused(config):
+    with pytest.raises(ConfigError, match=f"config: {type(config).__name__} does not fit; it must be one of mbrl_jax's"):
+        runner.run(config, 1)
+
+
+def test_nothing_is_compiled_ahead_of_time_where_jax_does_not_compile(tiny):
+    with jax.disable_jit(), pytest.raises(ConfigError, match="JAX_DISABLE_JIT: 1 does not fit; a run is compiled ahead of time"):
+        runner.run(tiny, 1)
+    with jax.disable_jit(), pytest.raises(ConfigError, match="JAX_DISABLE_JIT"):
+        runner.run_together([tiny], 1)
 
 
 def test_a_seed_that_went_non_finite_is_named(tiny):
@@ -56,3 +82,17 @@ def test_a_seed_that_went_non_finite_is_named(tiny):
     outcome = runner.run(exploding, 2).result.outcome
     assert frozen_seeds(outcome) == [0, 1]
     assert (outcome.updates < tiny.steps).all()
+    assert runner.diverged_model_seeds(outcome) == []
+
+
+def test_a_seed_whose_model_is_not_finite_is_named_by_what_is_not_finite_in_it(run):
+    outcome = run.result.outcome
+    assert runner.diverged_model_seeds(outcome) == []
+    for value in (np.nan, np.inf):
+        for place in range(len(jax.tree.leaves(outcome.model))):
+            leaves, structure = jax.tree.flatten(outcome.model)
+            leaves[place] = leaves[place].copy()
+            leaves[place][1].flat[-1] = value
+            broken = outcome._replace(model=jax.tree.unflatten(structure, leaves))
+            assert runner.diverged_model_seeds(broken) == [1]
+    assert runner.diverged_model_seeds(outcome._replace(model=None)) == []

@@ -13,7 +13,8 @@ def oracle(*, mark: Array | float) -> HorizonController:
     """Stop where the imagined next state is further from the true one than a mark.
 
     Args:
-      mark: root mean square over axes of the error, each axis in units of the real data's deviation of the state change.
+      mark: root mean square over axes of the error, each axis in units of the real data's deviation of the state change, or
+        in the task's own where that does not vary.
 
     """
 
@@ -21,7 +22,7 @@ def oracle(*, mark: Array | float) -> HorizonController:
         return jnp.ones(ensemble.spec.observation_size)
 
     def calibrate(scale: Array, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> Array:
-        return members.normaliser.target_std[: ensemble.spec.observation_size]
+        return members.normaliser.target_scale[: ensemble.spec.observation_size]
 
     def step(scale: Array, view: View) -> tuple[Array, Decision]:
         assert view.truth is not None, "asked for by needs_truth"

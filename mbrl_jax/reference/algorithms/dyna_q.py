@@ -139,11 +139,14 @@ def train(
             noise = None
             if ensemble.gaussian:
                 noise = draws.scoring_noise(time, selection.steps, members, starts.shape[1], task.observation_size)
+            to_beat = chosen_score
             if interactive and chosen_score > -torch.inf:
                 # the model has changed since, so the old score no longer compares
-                chosen_score = float(evaluation.score(chosen, world, starts, noise, selection.steps, imagine_greedily))
+                to_beat = float(evaluation.score(chosen, world, starts, noise, selection.steps, imagine_greedily))
+                if to_beat > -torch.inf:  # else this world is not finite, and the next one scores it again
+                    chosen_score = to_beat
             score = float(evaluation.score(learner.target, world, starts, noise, selection.steps, imagine_greedily))
-            is_chosen = score > chosen_score
+            is_chosen = score > to_beat
             if is_chosen:
                 chosen, chosen_score = copy.deepcopy(learner.target), score
             scores = torch.tensor([score, chosen_score], dtype=dtype)

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mbrl_jax.reference.imagination import disagreement
-from mbrl_jax.reference.imagination.horizon import MEASURED, Controller, Decision, Fixed, Schedule, View, make_controller
+from mbrl_jax.reference.imagination.horizon import (
+    M2AC,
+    MEASURED,
+    Controller,
+    Decision,
+    Fixed,
+    Schedule,
+    ThreeModel,
+    View,
+    make_controller,
+)
 from mbrl_jax.reference.imagination.horizon.protocol import everyone_of
 from mbrl_jax.reference.model.ensemble import World
 from mbrl_jax.reference.replay import Transition
@@ -28,10 +38,10 @@ class Penalised:
     def __init__(self, controller: Controller, kind: str, weight: float, measure: str = "std") -> None:
         if kind not in PENALTIES[1:]:
             raise ValueError(f"imagination.penalty: {kind!r} is not among the reference's: {', '.join(PENALTIES)}")
-        if kind == "halt" and isinstance(controller, Fixed | Schedule):
+        if kind == "halt" and isinstance(controller, Fixed | Schedule | M2AC | ThreeModel):
             raise ValueError(
-                "imagination.penalty: 'halt' does not fit a controller that is fixed or schedule, as a depth says nothing about "
-                "the model; take another controller, or another penalty"
+                "imagination.penalty: 'halt' does not fit a controller that is fixed, schedule, m2ac or three_model, as a depth "
+                "says nothing about the model; take another controller, or another penalty"
             )
         self.controller, self.kind, self.weight = controller, kind, weight
         self.measure = disagreement.make_measure(measure)

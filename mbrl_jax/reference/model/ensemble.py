@@ -1,6 +1,7 @@
 """The dynamics ensemble as one batched network, and the world that it makes together with what is known of the task."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from mbrl_jax.config import ModelConfig
 
 MINIMUM_LOG_VARIANCE, MAXIMUM_LOG_VARIANCE = -10.0, 0.5
+SILENT_LOG_VARIANCE = -60.0 + math.log(2)
+"""Of a target that does not vary: that of a member whose bounds are both -60."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -24,7 +27,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Normaliser(NamedTuple):
-    """Statistics per axis, a std below 1e-6 counting as 1; with ``input_scale: task``, no mean and the task's scale for s."""
+    """Statistics per axis; with ``input_scale: task``, no mean and the task's scale for s.
+
+    A std of s below 1e-6 counts as 1, that of a target as 0 if it is below 1e-6 of the target's mean, or of 1 if that is larger.
+    """
 
     mean: Tensor
     """[D] of s"""
@@ -33,7 +39,12 @@ class Normaliser(NamedTuple):
     target_mean: Tensor
     """[D'] of s' - s and, where it is learned, the reward"""
     target_std: Tensor
-    """[D']"""
+    """[D'], 0 where a target does not vary"""
+
+    @property
+    def target_scale(self) -> Tensor:
+        """[D'] what to divide a target by: its std, or 1 where it does not vary."""
+        return torch.where(self.target_std == 0, 1.0, self.target_std)
 
 
 class Prediction(NamedTuple):
@@ -60,12 +71,16 @@ def bound_log_variance(log_variance: Tensor, minimum: Tensor, maximum: Tensor) -
 
 def measure(observation: Tensor, target: Tensor) -> Normaliser:
     """The statistics, ddof 0, of observations [n, D] and raw targets [n, D']."""
-
-    def std(x: Tensor) -> Tensor:
-        raw = x.std(dim=0, correction=0)
-        return torch.where(raw < 1e-6, 1.0, raw)
-
-    return Normaliser(observation.mean(dim=0), std(observation), target.mean(dim=0), std(target))
+    std, mean, target_std = observation.std(dim=0, correction=0), target.mean(dim=0), target.std(dim=0, correction=0)
+    low, high = target.amin(dim=0), target.amax(dim=0)
+    smallest = 1e-6 * mean.abs().clamp(min=1.0)
+    equal = high - low < smallest
+    return Normaliser(
+        observation.mean(dim=0),
+        torch.where(std < 1e-6, 1.0, std),
+        torch.where(equal, low + (high - low) / 2, mean),
+        torch.where(equal | (target_std < smallest), 0.0, target_std),
+    )
 
 
 def encode(observation: Tensor, action: Tensor, normaliser: Normaliser, actions: int) -> Tensor:
@@ -166,9 +181,16 @@ class Moved(NamedTuple):
 
 
 def predict(world: World, observation: Tensor, action: Tensor) -> Prediction:
-    """[M, B, ...] what member m says about its own rows, observations [M, B, D] and actions [M, B]."""
+    """[M, B, ...] what member m says about its own rows, observations [M, B, D] and actions [M, B].
+
+    About a target that does not vary, all say the same: a mean of 0, and as good as no variance.
+    """
     prediction: Prediction = world.ensemble(encode(observation, action, world.normaliser, world.task.actions))
-    return prediction
+    still = world.normaliser.target_std == 0
+    mean = torch.where(still, 0.0, prediction.mean)
+    if prediction.log_variance is None:
+        return prediction._replace(mean=mean)
+    return prediction._replace(mean=mean, log_variance=torch.where(still, SILENT_LOG_VARIANCE, prediction.log_variance))
 
 
 def decode(prediction: Prediction, normaliser: Normaliser, observation: Tensor, noise: Tensor | None) -> Tensor:

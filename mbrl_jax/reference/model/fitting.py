@@ -64,7 +64,7 @@ def prepare(ensemble: Ensemble, rows: Transition, stride: int) -> tuple[Normalis
         scale = torch.tensor(ensemble.task.input_scale, dtype=targets.dtype, device=targets.device)
         normaliser = normaliser._replace(mean=torch.zeros_like(scale), std=scale)
     inputs = encode(rows.observation, rows.action, normaliser, ensemble.task.actions)
-    normalised = (targets - normaliser.target_mean) / normaliser.target_std
+    normalised = (targets - normaliser.target_mean) / normaliser.target_scale
     batch = Batch(inputs, normalised, rows.terminated.to(inputs.dtype))
     return normaliser, Batch(*(field[training] for field in batch)), Batch(*(field[held_out] for field in batch))
 

@@ -23,7 +23,7 @@ class Oracle:
 
     def calibrate(self, state: Tensor, world: World, rows: Transition) -> Tensor:
         """The deviations of the real changes."""
-        return world.normaliser.target_std[: world.task.observation_size]
+        return world.normaliser.target_scale[: world.task.observation_size]
 
     def step(self, state: Tensor, view: View) -> tuple[Tensor, Decision]:
         """Every row is kept.
