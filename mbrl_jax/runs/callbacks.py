@@ -64,7 +64,7 @@ class Callback:
         """All rounds are done and evaluated."""
 
     def close(self) -> None:
-        """Nothing follows, whether the run has ended or failed."""
+        """Release what it holds, whether the run has ended or failed; called by whoever made it."""
 
 
 class Checkpoints(Callback):

@@ -13,7 +13,7 @@ from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.program import Batch, Program
-from mbrl_jax.runs.results import Draw
+from mbrl_jax.runs.results import CHECKPOINTS, SHARDS, Draw
 from mbrl_jax.runs.run import Run
 from mbrl_jax.runs.training import train
 
@@ -64,7 +64,7 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
             at_once=folder.at_once(out) if begun else None,
         )
     work = _Work(program, asked, keeping, command, command if keeping.resume else f"{command} --resume", display)
-    if program.at_once >= asked.seeds:
+    if program.at_once >= asked.seeds and not (out / SHARDS).exists():
         return work.complete(asked, out, draw)
     if keeping.resume_from is not None:
         raise ConfigError(f"resume_from: {keeping.resume_from} does not fit a run in batches; go on with --resume")
@@ -96,6 +96,8 @@ def in_shards(
         if begun:
             folder.check_same(out, asked)
             folder.clear(out)
+            if (out / CHECKPOINTS).exists():
+                raise ConfigError(f"launcher: the run in {str(out)!r} was begun by one process; go on with it without a launcher")
         else:
             folder.begin(out, asked, command, at_once)
         places = shards.places(out, asked, folder.at_once(out))

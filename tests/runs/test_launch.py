@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
-from mbrl_jax.runs import command_line, launch, results, runner, sweep
+from mbrl_jax.runs import checkpoint, command_line, folder, launch, results, runner, sweep
+from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.launch import Job, Launcher
 
 with mock.patch.object(logging, "shutdown"):  # which submitit calls, and absl then closes what pytest captures
@@ -188,6 +189,27 @@ LOST = Job(lambda: "lost", lambda: None)
 def in_this_process(words):
     status = command_line.work(words)
     return Job(lambda: status, lambda: None)
+
+
+def test_a_run_that_one_process_began_and_saved_is_not_begun_anew_by_a_launcher(command, config, capsys):
+    out, words = command
+    with folder.opened(out, Asked(config, SEEDS, 3, False), "the command") as opened:
+        opened.checkpoints.save(checkpoint.Checkpoint(1, {"a": np.zeros(1)}, {}))
+    said = refused(capsys, *words, *LOCAL, "--resume")
+    assert f"launcher: the run in {str(out)!r} was begun by one process; go on with it without a launcher" in said
+    assert checkpoint.rounds(out / "checkpoints") == [1]
+
+
+def test_shards_that_were_launched_are_gone_on_with_by_one_process(command, config, unbroken, capsys, monkeypatch):
+    out, words = command
+    words[words.index("--shards") + 1] = "1"
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "engine", lambda launcher, out: lambda job: LOST)
+        refused(capsys, *words, *LOCAL)
+    without = [word for word in words if word not in ("--shards", "1")]
+    command_line.main([*without, "--resume"])
+    assert "batch 0000: seeds 0 to 3" in capsys.readouterr().err
+    check_like(out, unbroken)
 
 
 def test_what_is_refused_is_not_submitted_again():
