@@ -33,7 +33,7 @@ def room(tiny):
     return int(1.05 * runner.prepare([tiny], 2).bytes)
 
 
-def test_parts_are_as_few_and_as_equal_as_can_be():
+def test_batches_are_as_few_and_as_equal_as_can_be():
     assert split(7, 3) == [Batch(0, 3), Batch(3, 3), Batch(6, 1)]
     assert split(8, 3) == [Batch(0, 3), Batch(3, 3), Batch(6, 2)]
     assert split(9, 8) == [Batch(0, 5), Batch(5, 4)]

@@ -8,7 +8,7 @@ from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import missing_as_nan, seed_keys
 from mbrl_jax.config import ConfigError
 from mbrl_jax.runs import runner
-from mbrl_jax.runs.run import chosen_so_far, frozen_seeds
+from mbrl_jax.runs.run import chosen_so_far, diverged_model_seeds, frozen_seeds
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_nothing_is_compiled_ahead_of_time_where_jax_does_not_compile(tiny):
     with jax.disable_jit(), pytest.raises(ConfigError, match="JAX_DISABLE_JIT: 1 does not fit; a run is compiled ahead of time"):
         runner.run(tiny, 1)
     with jax.disable_jit(), pytest.raises(ConfigError, match="JAX_DISABLE_JIT"):
-        runner.run_together([tiny], 1)
+        list(runner.run_all([tiny], 1))
 
 
 def test_a_seed_that_went_non_finite_is_named(tiny):
@@ -82,17 +82,17 @@ def test_a_seed_that_went_non_finite_is_named(tiny):
     outcome = runner.run(exploding, 2).result.outcome
     assert frozen_seeds(outcome) == [0, 1]
     assert (outcome.updates < tiny.steps).all()
-    assert runner.diverged_model_seeds(outcome) == []
+    assert diverged_model_seeds(outcome) == []
 
 
 def test_a_seed_whose_model_is_not_finite_is_named_by_what_is_not_finite_in_it(run):
     outcome = run.result.outcome
-    assert runner.diverged_model_seeds(outcome) == []
+    assert diverged_model_seeds(outcome) == []
     for value in (np.nan, np.inf):
         for place in range(len(jax.tree.leaves(outcome.model))):
             leaves, structure = jax.tree.flatten(outcome.model)
             leaves[place] = leaves[place].copy()
             leaves[place][1].flat[-1] = value
             broken = outcome._replace(model=jax.tree.unflatten(structure, leaves))
-            assert runner.diverged_model_seeds(broken) == [1]
-    assert runner.diverged_model_seeds(outcome._replace(model=None)) == []
+            assert diverged_model_seeds(broken) == [1]
+    assert diverged_model_seeds(outcome._replace(model=None)) == []
