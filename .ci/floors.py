@@ -14,11 +14,12 @@ PUBLIC = "__init__"  # how "" is shown
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("command", "runs.command_line"),
     ("",),
-    ("runs", "report", "serving"),
+    ("report", "serving"),
+    ("runs",),
     ("algorithms",),
     ("agents", "imagination", "planning", "evaluation", "reference", "cuda"),
     ("model",),
-    ("replay", "networks", "environment", "environments"),
+    ("replay", "networks", "products", "environments"),
     ("config",),
     ("draws", "trees", "statistics", "packages"),
 )

@@ -56,16 +56,16 @@ from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import draws, replay, statistics
+from mbrl_jax import draws, statistics
 from mbrl_jax.agents.policy_gradient import PolicyGradient, lambda_returns
 from mbrl_jax.algorithms import imagined_pg
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ImaginedPGConfig, load
-from mbrl_jax.environment import Environment, draw_actions, make_environment
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import fitting
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.config import ImaginedPGConfig, holdout_stride, load
+from mbrl_jax.environments import Environment, draw_actions, make_environment
+from mbrl_jax.model.protocol import WorldModel
+from mbrl_jax.model.worlds import make_world
 from mbrl_jax.networks import Params
+from mbrl_jax.replay import AXES, Replay, make_replay
 from mbrl_jax.report import figures
 from mbrl_jax.runs import execution, results, strict_json
 
@@ -86,7 +86,7 @@ REACH = 0.02  # the discount of the last step of the true gradient's rollouts
 BATCH = 1_024  # of those rollouts
 EPISODES = 32  # real episodes of a policy that D is made of
 
-World = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]  # (s, a, deal, noise) -> (s', r, terminated) of B rows
+World = Callable[[Array, Array, Any], tuple[Array, Array, Array]]  # (s, a, the model's draws) -> (s', r, terminated) of B rows
 
 
 class Steps(NamedTuple):
@@ -105,7 +105,7 @@ class Subject(NamedTuple):
 
     actor: Params
     critic: Params
-    members: Members
+    model: Any  # the world model's parameters
     visited: Array  # [states, D] of its real episodes
     replay: Array  # [N, D] of the random real transitions
 
@@ -122,30 +122,32 @@ class Laboratory(NamedTuple):
         return PolicyGradient(self.config.agent, self.task.spec)
 
     @property
-    def ensemble(self) -> Ensemble:
-        """The model of the preset."""
-        return Ensemble(self.config.model, self.task.spec, self.task.reward, self.task.terminated)
+    def replay(self) -> Replay:
+        """The functions of the replay that the model learns from."""
+        return make_replay(self.task.spec, self.config.real_transitions)
+
+    @property
+    def model(self) -> WorldModel:
+        """The model of the preset, rollouts dealt evenly to its members."""
+        first, stride = self.config.random_transitions, holdout_stride(self.config)
+        return make_world(self.config.model, self.task, self.replay, first_rows=first, stride=stride, by="ts1")
 
     @property
     def reach(self) -> int:
         """Steps of the true gradient's rollouts."""
         return int(np.ceil(np.log(REACH) / np.log(self.config.agent.discount)))
 
-    def real(self, s: Array, a: Array, deal: Array, noise: Array) -> tuple[Array, Array, Array]:
+    def real(self, s: Array, a: Array, drawn: None) -> tuple[Array, Array, Array]:
         """A step of the real dynamics."""
         assert self.task.dynamics is not None
         after = self.task.dynamics(s, a)
         return after, self.task.reward(s, a, after), self.task.terminated(s, a, after)
 
-    def imagined(self, members: Members, s: Array, a: Array, deal: Array, noise: Array) -> tuple[Array, Array, Array]:
-        """A step of the ensemble, rows dealt evenly to its members."""
-        count, rows = self.ensemble.sampling_members, s.shape[0]
-        chosen = a if a.dtype == jnp.int32 or self.task.spec.continuous else jnp.argmax(a, axis=-1).astype(jnp.int32)
-        dealt = (count, rows // count)
-        told = ens.predict(self.ensemble, members, s[deal].reshape(*dealt, -1), a[deal].reshape(*dealt, *a.shape[1:]))
-        told = jax.tree.map(lambda leaf: leaf.reshape(rows, *leaf.shape[2:])[draws.inverse(deal)], told)
-        step = ens.decode(self.ensemble, members.normaliser, told, s, chosen, noise)
-        return step.next_observation, step.reward, step.terminated
+    def imagined(self, params: Any, s: Array, a: Array, drawn: Any) -> tuple[Array, Array, Array]:
+        """A step of the model."""
+        assert self.model.belief is not None, "rollouts begin in states of the task"
+        told = self.model.step(params, self.model.belief(s), a, drawn)
+        return self.model.features(told.belief), told.reward, told.terminated
 
     # ------------------------------------------------------------------------------------------------------------ rollouts
 
@@ -157,9 +159,8 @@ class Laboratory(NamedTuple):
             s, running = carry
             keys = jax.random.split(key, 4)
             action = act(s, draws.uniform(keys[0], (rows,)), draw_actions(spec, keys[1], (rows,)))
-            deal = draws.permutations(keys[2], (rows,)) if dealt else jnp.zeros(0, jnp.int32)
-            noise = draws.normal(keys[3], roots.shape) if dealt else roots
-            after, reward, terminated = world(s, action, deal, noise)
+            drawn = self.model.draw(keys[2], keys[3], (rows,)) if dealt else None
+            after, reward, terminated = world(s, action, drawn)
             now = Steps(s, action, reward, terminated, running, after)
             return (after, running & ~terminated), now
 
@@ -196,7 +197,7 @@ class Laboratory(NamedTuple):
         pool = subject.replay if where == "replay" else subject.visited
         roots = pool[jax.random.randint(key_roots, (rollouts,), 0, pool.shape[0])]
         dealt = where != "real"
-        world: World = functools.partial(self.imagined, subject.members) if dealt else self.real
+        world: World = functools.partial(self.imagined, subject.model) if dealt else self.real
         learner = self.learner
         if estimator == "pathwise":
 
@@ -271,14 +272,15 @@ def subjects(lab: Laboratory, shares: tuple[float, ...], seeds: int) -> list[lis
         if done not in wanted:
             continue
         at = []
+        stored, _ = jax.vmap(lab.replay.contents, in_axes=(AXES,))(state.real)
         for seed in range(seeds):
-            agent, model, rows = jax.tree.map(lambda leaf, seed=seed: leaf[seed], (state.agent, state.model, state.real.rows))
+            agent, model = jax.tree.map(lambda leaf, seed=seed: leaf[seed], (state.agent, state.model))
             observations, counted, earned = visit(agent.online.actor, jax.random.fold_in(keys[seed], done))
             pool = np.asarray(observations)[np.asarray(counted)]
             pool = np.random.default_rng(seed).choice(pool, 8_192)  # one shape for all, so that they share a program
-            members = fitting.members(lab.ensemble, model)
-            roots = replay.unpack(rows, lab.task.spec.action_size).observation
-            at.append((Subject(agent.online.actor, agent.target.critic, members, jnp.asarray(pool), roots), float(earned)))
+            roots = stored.observation[seed]
+            params = lab.model.acting(model)
+            at.append((Subject(agent.online.actor, agent.target.critic, params, jnp.asarray(pool), roots), float(earned)))
         found.append(at)
     return found
 

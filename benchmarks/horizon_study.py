@@ -129,7 +129,7 @@ def in_setting(config: DynaQConfig, setting: str) -> DynaQConfig:
 
 def fixed_lengths(setting: str) -> list[DynaQConfig]:
     """The fixed horizons, which differ in traced numbers only."""
-    lengths = {"imagination.cap": LENGTHS, "imagination.controller_settings.length": LENGTHS}
+    lengths = {"imagination.cap": LENGTHS, "imagination.controller.length": LENGTHS}
     return vary(in_setting(preset("study"), setting), lengths)  # type: ignore[return-value]
 
 
@@ -237,12 +237,12 @@ def stage_tuning(seeds: int) -> None:
     rows = []
     table = Table("controller", "number", "value", "chosen, IQM", "last, IQM", "horizon", title=f"setting poor, {seeds} seeds")
     for name, (number, values) in TUNED.items():
-        path = f"imagination.{number}" if number == "penalty_weight" else f"imagination.controller_settings.{number}"
+        path = f"imagination.{number}" if number == "penalty_weight" else f"imagination.controller.{number}"
         settings = {path: values}
         if number == "length":
             settings["imagination.cap"] = tuple(int(value) for value in values)
         if name == "three_model":
-            settings["imagination.controller_settings.low"] = tuple(value / 2 for value in values)
+            settings["imagination.controller.low"] = tuple(value / 2 for value in values)
         with Display.standard(f"tuning, {name}") as display:
             runs = sweep(in_setting(preset(name), "poor"), settings, seeds, base_seed=TUNING_SEED, display=display)
         arms = [arm_of(run) for run in runs]
@@ -267,7 +267,7 @@ def stage_marks(seeds: int) -> None:
     """Controllers at as many marks as there are fixed horizons, where the model is poor."""
     content: dict[str, Any] = {"stage": "marks", "setting": "poor", **circumstances(seeds), "arms": {}}
     for name, (number, values) in MARKS.items():
-        settings = {f"imagination.controller_settings.{number}": values}
+        settings = {f"imagination.controller.{number}": values}
         with Display.standard(f"marks, {name}") as display:
             runs = sweep(in_setting(preset(name), "poor"), settings, seeds, display=display, diagnose=True)
         content["arms"] |= {f"{name} {value:g}": keep(name, run) for value, run in zip(values, runs, strict=True)}

@@ -20,11 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax import dyna_q, seed_keys, statistics
+from mbrl_jax.algorithms.registry import world_of
 from mbrl_jax.config import DynaQConfig, load
-from mbrl_jax.environment import Environment, EnvironmentState, make_environment
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import fitting
-from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.environments import Environment, EnvironmentState, make_environment
 from mbrl_jax.runs import execution, results, strict_json
 
 ROOT = Path(__file__).parent.parent
@@ -62,18 +60,19 @@ def errors(config: DynaQConfig, seeds: int) -> np.ndarray:
     places = [states_at(*place) for place in PLACES.values()]
     truth = [true_step(environment, place, action) for place in places]
     algorithm = dyna_q.make_train(config)
-    ensemble = Ensemble(config.model, environment.spec, environment.reward, environment.terminated)
+    world = world_of(config, environment)
+    assert world.belief is not None, "it is asked about states of its own"
+    at = world.belief
 
     def one(key: jax.Array) -> jax.Array:
         state, _ = algorithm.fit(algorithm.init(key)[0], config)
-        members = fitting.members(ensemble, state.model)
+        members = world.acting(state.model)
         found = []
         for observation, after in zip(places, truth, strict=True):
-            asked = jnp.broadcast_to(observation[None], (ensemble.sampling_members, *observation.shape))
+            asked = jnp.broadcast_to(observation[None], (world.spec.members, *observation.shape))
             actions = jnp.broadcast_to(action[None], asked.shape[:-1])
-            prediction = ens.predict(ensemble, members, asked, actions)
-            imagined = ens.decode(ensemble, members.normaliser, prediction, asked, actions, None)
-            error = jnp.sqrt(jnp.mean(jnp.square(imagined.next_observation - after[None]), axis=(0, 1)))
+            imagined = world.features(world.expect(members, at(asked), actions).belief)
+            error = jnp.sqrt(jnp.mean(jnp.square(imagined - after[None]), axis=(0, 1)))
             found.append(jnp.max(error / jnp.sqrt(jnp.mean(jnp.square(after - observation), axis=0))))
         return jnp.stack(found)
 

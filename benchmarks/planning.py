@@ -29,8 +29,8 @@ from rich.console import Console
 from mbrl_jax import statistics
 from mbrl_jax.algorithms import mpc
 from mbrl_jax.config import MPCConfig, RunConfig, load
-from mbrl_jax.environment import make_environment
-from mbrl_jax.model import fitting
+from mbrl_jax.environments import make_environment
+from mbrl_jax.replay import make_replay
 from mbrl_jax.report import figures
 from mbrl_jax.runs import execution, results, runner, strict_json
 from mbrl_jax.runs.display import Display
@@ -123,8 +123,8 @@ def measure_speed(out: Path) -> None:
     planner, train = mpc.planner_of(config, task), mpc.make_train(config)
     state, _ = jax.jit(train.init)(jax.random.key(0))
     state, _ = jax.jit(train.fit)(state, config)
-    members = fitting.members(planner.ensemble, state.model)
-    states = state.real.rows[:MANY, : task.spec.observation_size]
+    members = planner.world.acting(state.model)
+    states = make_replay(task.spec, config.real_transitions).contents(state.real)[0].observation[:MANY]
     drawn = planner.draw(jax.random.key(1), (MANY,))
     plans = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (MANY, *leaf.shape)), planner.init())
 
@@ -143,7 +143,9 @@ def measure_speed(out: Path) -> None:
     told = reference_ensemble.Normaliser(*(torch.from_numpy(np.array(x)) for x in members.normaliser))
     world = reference_ensemble.World(learned, told)
     theirs = reference.blank(config.planning, task.spec.action_count, continuous=False, dtype=torch.float32)
-    uniform, deal, noise = (torch.from_numpy(np.array(x)) for x in (first[2].candidates, *first[2].particles))
+    particles = first[2].particles
+    uniform, noise = (torch.from_numpy(np.array(x)) for x in (first[2].candidates, particles.model.noise))
+    deal = torch.zeros(0) if particles.deal is None else torch.from_numpy(np.array(particles.deal))
     begin = torch.from_numpy(np.array(first[1]))
 
     def plan_in_torch(returns: Any) -> Callable[[], Any]:

@@ -38,8 +38,7 @@ from start import starts
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
 from mbrl_jax.config.files import parse
-from mbrl_jax.environment import make_environment
-from mbrl_jax.replay import width
+from mbrl_jax.environments import make_environment
 from mbrl_jax.report import figures
 from mbrl_jax.runs import execution, results, runner, strict_json
 
@@ -101,7 +100,7 @@ class Work:
     def of(cls, config: ModelFreeQConfig) -> "Work":
         """What a config asks for."""
         spec = make_environment(config.environment).spec
-        agent, row = config.agent, 4 * width(spec.observation_size)
+        agent, row = config.agent, 4 * (2 * spec.observation_size + 5)  # s, s', action, reward, terminated, weight, depth
         values = (spec.observation_size, *agent.hidden, spec.action_count)
         forward = 2 * multiply_adds(values)
         backward = 2 * forward - 2 * values[0] * values[1]
@@ -115,7 +114,7 @@ class Work:
         model, imagination = config.model, config.imagination
         inputs = spec.observation_size + (1 if spec.action_count == 2 else spec.action_count)
         targets = spec.observation_size + (model.reward == "learned")
-        outputs = targets * (2 if model.kind == "gaussian" else 1) + (model.termination == "learned")
+        outputs = targets * (2 if model.prediction == "gaussian" else 1) + (model.termination == "learned")
         dynamics = (inputs, *model.hidden, outputs)
         predict = 2 * multiply_adds(dynamics)
         rows = imagination.lanes * imagination.steps

@@ -16,10 +16,10 @@ from mbrl_jax import statistics
 def vote(*, share):
     """Stop where fewer than ``share`` of the ensemble's members agree on the direction in which some axis changes."""
 
-    def init(lanes, model):
+    def init(lanes, spec):
         return ()  # a controller with memory returns arrays here, such as jnp.zeros(lanes)
 
-    def calibrate(state, model, members, rows, valid):
+    def calibrate(state, world, params, rows, valid):
         return state  # called after every fit, with all real transitions: the place to measure a threshold
 
     def step(state, view):

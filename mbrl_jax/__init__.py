@@ -9,6 +9,7 @@ Importing the package imports nothing else: each public name is imported at its 
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         load,
         save,
     )
-    from mbrl_jax.environment import Environment, make_environment
+    from mbrl_jax.environments import Environment, make_environment
     from mbrl_jax.imagination.horizon import Decision, HorizonController, View
     from mbrl_jax.runs.playing import Policy, load_policy
     from mbrl_jax.runs.results import read as load_run
@@ -68,7 +69,7 @@ _MODULES = {
     "algorithms.mpc": "mpc",
     "algorithms.training": "Outcome Result Train seed_keys",
     "config": "ConfigError DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig load save",
-    "environment": "Environment make_environment",
+    "environments": "Environment make_environment",
     "imagination.horizon": "Decision HorizonController View",
     "runs.playing": "Policy load_policy",
     "runs.results": "load_run",
@@ -80,13 +81,15 @@ _DEFINED_AS = {"load_run": "read"}  # where a public name differs from the one i
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use.
+    """Import a public name, or a module of the package, at its first use.
 
     Raises:
       AttributeError: there is no such name.
 
     """
     if name not in _MODULE_OF:
+        if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     path = f"{__name__}.{_MODULE_OF[name]}"
     module = importlib.import_module(path)

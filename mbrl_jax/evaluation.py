@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax import draws, replay
-from mbrl_jax.environment import Environment, EnvironmentState
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.environments import Environment, EnvironmentState
+from mbrl_jax.model.protocol import WorldModel
 
 BLOCK = 25  # steps after which it is asked whether an episode still runs
 
@@ -63,51 +61,30 @@ def _until_all_have_ended(step: Callable[[Any, Array], Any], carry: Any, steps: 
     return jax.lax.while_loop(goes_on, go_on, (jnp.zeros((), jnp.int32), carry))[1]
 
 
-def sample_first_observations(real: replay.Replay, bits: Array, action_size: int) -> Array:
-    """Observations [..., D] drawn uniformly from the first states of the real episodes in a replay.
+def play_imagined(world: WorldModel, params: Any, greedy: Greedy, start: Any, key: Array, steps: int) -> Array:
+    """Returns [n] of one imagined episode from each of the beliefs ``start`` [n].
+
+    An episode in which a feature or a reward is not finite returns minus infinity: no policy earns anything in such a world.
 
     Args:
-      real: holds at least one first state that has not been overwritten.
-      bits: [...] uint32.
-      action_size: A, the numbers of a continuous action; 0 where actions are discrete.
-
-    """
-    rows = replay.unpack(real.rows, action_size)
-    first = (rows.depth == 0) & (jnp.arange(real.rows.shape[0], dtype=jnp.int32) < replay.size(real))
-    places = jnp.nonzero(first, size=real.rows.shape[0], fill_value=0)[0]
-    chosen = places[bits % jnp.sum(first, dtype=jnp.uint32)]
-    return rows.observation[chosen]
-
-
-def play_imagined(ensemble: Ensemble, members: Members, greedy: Greedy, first: Array, key: Array, steps: int) -> Array:
-    """Returns [n] of one imagined episode from each of the first observations, dealt evenly to members that stay with them.
-
-    An episode in which an observation or a reward is not finite returns minus infinity: no policy earns anything in such a world.
-
-    Args:
-      ensemble: the shape of the world model.
-      members: M of them.
-      greedy: the policy.
-      first: [n, D], n a multiple of M.
-      key: consumed for the Gaussian members' noise.
+      world: in which a rollout stays with the member that it is dealt to (``ts_infinity``).
+      params: its, of M members of which n is a multiple.
+      greedy: the policy, on features.
+      start: [n, ...].
+      key: consumed for the model's noise.
       steps: after which an episode is cut.
 
     """
-    count, size, own = ensemble.sampling_members, first.shape[-1], ensemble.spec.action_shape
-    noise = None
-    if ensemble.config.kind == "gaussian":
-        noise = draws.normal(key, (steps, *first.shape))
+    count = jax.tree.leaves(start)[0].shape[0]
+    draws = world.draw(key, key, (steps, count))
 
-    def step(carry: tuple[Array, Array, Array], time: Array) -> tuple[Array, Array, Array]:
-        observation, running, returns = carry  # one axis of rows, member after member
-        action = greedy(observation)
-        prediction = ens.predict(ensemble, members, observation.reshape(count, -1, size), action.reshape(count, -1, *own))
-        prediction = jax.tree.map(lambda leaf: leaf.reshape(first.shape[0], *leaf.shape[2:]), prediction)
-        now = None if noise is None else noise[jnp.minimum(time, steps - 1)]
-        imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, now)
-        sound = jnp.all(jnp.isfinite(imagined.next_observation), axis=-1) & jnp.isfinite(imagined.reward)
+    def step(carry: tuple[Any, Array, Array], time: Array) -> tuple[Any, Array, Array]:
+        belief, running, returns = carry
+        now = jax.tree.map(lambda leaf: leaf[jnp.minimum(time, steps - 1)], draws)
+        imagined = world.step(params, belief, greedy(world.features(belief)), now)
+        sound = jnp.all(jnp.isfinite(world.features(imagined.belief)), axis=-1) & jnp.isfinite(imagined.reward)
         returns = jnp.where(running, jnp.where(sound, returns + imagined.reward, -jnp.inf), returns)
-        return imagined.next_observation, running & sound & ~imagined.terminated, returns
+        return imagined.belief, running & sound & ~imagined.terminated, returns
 
-    carry = (first, jnp.ones(first.shape[0], bool), jnp.zeros(first.shape[0], first.dtype))
+    carry = (start, jnp.ones(count, bool), jnp.zeros(count))
     return _until_all_have_ended(step, carry, steps)[2]

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from mbrl_jax.draws import lecun_normal
+from mbrl_jax.products import product, product_of_columns
 
 Params = Any  # a flax parameter tree: {"params": {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}}
 
@@ -27,10 +28,36 @@ COLUMNS_FROM = 128
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)  # eps is added to the root
 
 
-def adam_step(params: Any, optimizer: Any, gradients: Any, learning_rate: Array | float) -> tuple[Any, Any]:
-    """One step of Adam (Kingma & Ba 2015, arXiv:1412.6980); returns the new parameters and ``ADAM``'s new state."""
+def optimiser_of(clip: float | None, *, batched: bool = False) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980) without its step size, with the gradient's norm clipped before if it should be.
+
+    Args:
+      clip: the largest Euclidean norm of a gradient; none leaves it as it is.
+      batched: whether every leaf has a leading axis of networks, each of which is clipped by itself.
+
+    """
+    if clip is None:
+        return ADAM
+    one = optax.clip_by_global_norm(clip)
+    if not batched:
+        return optax.chain(one, ADAM)
+
+    def each(gradients: Any, state: Any, params: Any = None, **_: Any) -> Any:
+        return jax.vmap(lambda gradient: one.update(gradient, state)[0])(gradients), state
+
+    return optax.chain(optax.GradientTransformation(one.init, each), ADAM)  # type: ignore[arg-type]
+
+
+def adam_step(
+    params: Any,
+    optimizer: Any,
+    gradients: Any,
+    learning_rate: Array | float,
+    optimiser: optax.GradientTransformation = ADAM,
+) -> tuple[Any, Any]:
+    """One step of an optimiser as :func:`optimiser_of` gives it; return the new parameters and its new state."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-        direction, optimizer = ADAM.update(gradients, optimizer)
+        direction, optimizer = optimiser.update(gradients, optimizer)
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), optimizer
 
 
@@ -39,73 +66,27 @@ def all_finite(tree: Any) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-@jax.custom_vjp
-def product(x: Array, kernel: Array) -> Array:
-    """``x @ kernel``, [B, outputs] from [B, inputs] and [inputs, outputs], to be differentiated in reverse mode only.
-
-    The kernel's gradient is the product of the transposed rows and what comes back. The fast products that XLA has for a CPU take
-    no transposed left side, and the slow one takes two to seven times as long; so there the rows are transposed first.
-    """
-    return x @ kernel
-
-
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(saved: tuple[Array, Array], back: Array) -> tuple[Array, Array]:
-    def on_cpu(x: Array, back: Array) -> Array:
-        return jax.lax.optimization_barrier(x.T) @ back
-
-    x, kernel = saved
-    return back @ kernel.T, jax.lax.platform_dependent(x, back, cpu=on_cpu, default=lambda x, back: x.T @ back)
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
-@jax.custom_vjp
-def product_of_columns(kernel: Array, x: Array) -> Array:
-    """``kernel.T @ x``, [outputs, B] from [inputs, outputs] and [inputs, B], to be differentiated in reverse mode only.
-
-    As :func:`product`; but here what has to be transposed first is no batch, only the kernel.
-    """
-    return jax.lax.platform_dependent(kernel, x, cpu=_of_columns_on_cpu, default=lambda kernel, x: kernel.T @ x)
-
-
-def _of_columns_on_cpu(kernel: Array, x: Array) -> Array:
-    return jax.lax.optimization_barrier(kernel.T) @ x
-
-
-def _of_columns_forward(kernel: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product_of_columns(kernel, x), (kernel, x)
-
-
-def _of_columns_backward(saved: tuple[Array, Array], back: Array) -> tuple[Array, Array]:
-    kernel, x = saved
-    x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
-    return x @ back.T, kernel @ back
-
-
-product_of_columns.defvjp(_of_columns_forward, _of_columns_backward)
-
-
 class Dense(nn.Module):
     """An affine map of the rows [B, inputs] to [B, outputs], or of columns [inputs, B] to [outputs, B]; or its linear part."""
 
     outputs: int
     columns: bool = False
     linear: bool = False
+    scale: float = 1.0  # of the initial kernel
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, outputs] from [B, inputs], or the same as columns."""
-        kernel = self.param("kernel", lecun_normal, (x.shape[0 if self.columns else 1], self.outputs), x.dtype)
+        kernel = self.param("kernel", self._initial, (x.shape[0 if self.columns else 1], self.outputs), x.dtype)
         y = product_of_columns(jnp.asarray(kernel), x) if self.columns else product(x, jnp.asarray(kernel))
         if self.linear:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.outputs,), x.dtype)
         return y + (bias[:, None] if self.columns else bias[None])
+
+    def _initial(self, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        kernel = lecun_normal(key, shape, dtype)
+        return kernel if self.scale == 1 else self.scale * kernel
 
 
 class MLP(nn.Module):
@@ -118,6 +99,7 @@ class MLP(nn.Module):
     outputs: int
     activation: str
     output_bias: bool = True  # without it, the last layer's is left to the caller to add
+    output_scale: float = 1.0  # of the last layer's initial kernel
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -127,7 +109,7 @@ class MLP(nn.Module):
         x = x.T if columns else x
         for width in self.hidden:
             x = ACTIVATIONS[self.activation](Dense(width, columns)(x))
-        x = Dense(self.outputs, columns, linear=not self.output_bias)(x)
+        x = Dense(self.outputs, columns, linear=not self.output_bias, scale=self.output_scale)(x)
         return (x.T if columns else x).reshape(*before, self.outputs)
 
 

@@ -8,20 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [..., n] -> [...]
 
-SUCCESS_MARKS: dict[str, tuple[int, ...]] = {
-    "CartPole-v1": (195, 475),
-    "Acrobot-v1": (-100,),
-    "MountainCar-v0": (-110,),
-    "Pendulum-v1": (-200,),
-}
-"""Returns that count as success: on CartPole the old v0 bar and v1's, on Pendulum, which has no official one, what swings it up
-from anywhere and holds it."""
-
-
-def success_marks(task: str) -> tuple[int, ...]:
-    """The returns that count as success on a task, none where nobody has set them."""
-    return SUCCESS_MARKS.get(task, ())
-
 
 class Estimate(NamedTuple):
     """A statistic and its 95 % bootstrap interval."""

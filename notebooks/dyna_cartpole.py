@@ -48,15 +48,15 @@ import numpy as np
 import PIL.Image
 
 import mbrl_jax
-from mbrl_jax import environment, replay, statistics
+from mbrl_jax import environments, statistics
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms import training
 from mbrl_jax.algorithms.training import Stream, stream
 from mbrl_jax.config import holdout_stride
 from mbrl_jax.imagination import diagnosis, lanes
-from mbrl_jax.imagination.horizon import controller_of
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import fitting
+from mbrl_jax.imagination.horizon import controller_of, controller_settings
+from mbrl_jax.model.worlds import make_world
+from mbrl_jax.replay import make_replay
 from mbrl_jax.report import comparison, figures
 from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.command_line import read_preset
@@ -110,8 +110,8 @@ class Picture:
 # %%
 @jax.jit
 def collect(key):
-    draws = environment.draw_collection(task, stream(key, Stream.COLLECTION), config.random_transitions)
-    return environment.collect(task, draws)
+    draws = environments.draw_collection(task, stream(key, Stream.COLLECTION), config.random_transitions)
+    return environments.collect(task, draws)
 
 
 _, real, ended = collect(key)
@@ -154,27 +154,28 @@ Picture(figure)
 # The *one-step error* is the root mean square of predicted mean less true change, over the transitions held out.
 
 # %%
-ensemble = ens.Ensemble(config.model, task.spec, task.reward, task.terminated)
 E = config.model.members
-stride = holdout_stride(config)
-rows = training.real_rows(real)
+stride, sampling = holdout_stride(config), config.imagination.sampling
+replay = make_replay(task.spec, config.random_transitions)
+memory = replay.write(replay.init(), training.real_rows(real))
+world = make_world(config.model, task, replay, first_rows=config.random_transitions, stride=stride, by=sampling)
 
 
 @jax.jit
-def fit(rows, key):
-    fresh = fitting.init(ensemble, stream(key, Stream.MODEL))
-    return fitting.fit(ensemble, fresh, rows, stream(key, Stream.FIT), stride)
+def fit(memory, key):
+    fresh = world.init(stream(key, Stream.MODEL))
+    return world.fit(fresh, memory, stream(key, Stream.FIT))
 
 
 @jax.jit
 def expect(members, observation, action):
     """The next state that each member expects, [E, ..., D] for [..., D]."""
-    prediction = ens.predict_all(ensemble, members, observation, action)
-    return ens.decode(ensemble, members.normaliser, prediction, observation[None], action[None], None).next_observation
+    observation, action = (jnp.broadcast_to(asked[None], (E, *asked.shape)) for asked in (observation, action))
+    return world.expect(members, observation, action).belief  # where a rollout of this model stands is the state
 
 
-model, log = fit(rows, key)
-members = fitting.members(ensemble, model)
+model, log = fit(memory, key)
+members = world.acting(model)
 held_out = slice(stride - 1, None, stride)
 before, push = real.observation[held_out], real.action[held_out]
 true_change = np.asarray(real.next_observation[held_out] - before) * IN_UNITS
@@ -241,9 +242,7 @@ def drive(members, first, explore, random_action):
         true, told = states
         action = rule(true, *draw)
         each = jnp.broadcast_to(action[None], told.shape[:-1])
-        prediction = ens.predict(ensemble, members, told, each)
-        told = ens.decode(ensemble, members.normaliser, prediction, told, each, None).next_observation
-        return (task.dynamics(true, action), told), states
+        return (task.dynamics(true, action), world.expect(members, told, each).belief), states
 
     every = jnp.broadcast_to(first[None], (E, *first.shape))
     return jax.lax.scan(step, (first, every), (explore, random_action))[1]
@@ -285,7 +284,7 @@ Picture(figure)
 # Back to one step, but everywhere: over the whole track, with both velocities at 0.
 
 # %%
-over = jax.jit(lambda members: diagnosis.error_map(ensemble, members, task.dynamics))(members)
+over = jax.jit(lambda members: diagnosis.error_map(task, world, members))(members)
 middle = diagnosis.MAP_POINTS // 2
 for name, values in (("true error", over.one_step_error), ("disagreement", over.disagreement)):
     inside, outside = float(values[middle, middle]), float(values[middle, jnp.array([0, -1])].mean())
@@ -325,11 +324,9 @@ Picture(figure)
 def imagine(settings, key):
     """What K lanes live through, [H, K]."""
     horizon = controller_of(settings)
-    begin = lanes.init(settings, horizon, ensemble)
-    memory = replay.Replay(rows, jnp.asarray(len(rows), jnp.int32))
-    now, draws = jnp.zeros((), jnp.int32), lanes.draw(settings, ensemble, key, ())
-    _, lived, _ = lanes.advance(settings, ensemble, horizon, begin, members, rule, memory, now, draws)
-    return replay.unpack(lived.reshape(settings.steps, settings.lanes, -1))
+    begin = lanes.init(settings, horizon, world, members, memory)
+    now, draws = jnp.zeros((), jnp.int32), lanes.draw(settings, task.spec, world, key, ())
+    return lanes.advance(settings, world, horizon, begin, members, rule, memory, now, draws)[1]
 
 
 @jax.jit
@@ -345,7 +342,7 @@ def twins(lived):
 
 figure, axes = figures.new_figure(2)
 K, H = config.imagination.lanes, config.imagination.steps
-far = dataclasses.replace(config.imagination, steps=LONG, cap=LONG, controller="fixed", controller_settings={"length": LONG})
+far = dataclasses.replace(config.imagination, steps=LONG, cap=LONG, controller=controller_settings("fixed", **{"length": LONG}))
 for ax, settings in zip(axes, (config.imagination, far), strict=True):
     lived = imagine(settings, stream(key, Stream.DIAGNOSIS))
     roots, imagined, true = (np.asarray(s)[..., 2] * DEGREES for s in (lived.observation, lived.next_observation, twins(lived)))
@@ -485,7 +482,7 @@ arms = {
 }
 for name, (returns, _) in arms.items():
     shares = "".join(
-        f"   >= {mark}: {np.mean(returns >= mark):4.0%}" for mark in statistics.success_marks(ours.config.environment.name)
+        f"   >= {mark}: {np.mean(returns >= mark):4.0%}" for mark in environments.success_marks(ours.config.environment.name)
     )
     print(f"{name:20} IQM {statistics.bootstrap(returns)}{shares}")
 for name, returns in (("chosen", chosen), ("last", last)):

@@ -40,9 +40,8 @@ execution.use_all_cores()
 #
 # A controller is three pure functions.
 #
-# * `init(lanes, ensemble)` makes its state, any pytree of arrays. Ours remembers one number for each lane: the disagreement at its root.
-# * `calibrate(state, ensemble, members, rows, valid)` is called after every fit of the model, with all real transitions. Ours does not need
-#   it.
+# * `init(lanes, spec)` makes its state, any pytree of arrays. Ours remembers one number for each lane: the disagreement at its root.
+# * `calibrate(state, world, params, rows, valid)` is called after every fit of the model, with all real transitions. Ours does not need it.
 # * `step(state, view)` is called at every imagined step of all K lanes. `view` holds depth, root, state, action, next state, and, as we ask
 #   for it with `needs_members`, every member's prediction. It answers which rows to keep, which lanes to stop, and what to take from
 #   the reward.
@@ -57,10 +56,10 @@ execution.use_all_cores()
 def relative(*, factor):
     """Stop where the members disagree more than ``factor`` times what they did at the root."""
 
-    def init(lanes, ensemble):
+    def init(lanes, spec):
         return jnp.zeros(lanes)  # disagreement at each lane's root
 
-    def calibrate(at_root, ensemble, members, rows, valid):
+    def calibrate(at_root, world, params, rows, valid):
         return at_root
 
     def step(at_root, view):
@@ -142,16 +141,18 @@ figure  # noqa: B018
 # %% [markdown]
 # ## Keep it
 #
-# To give presets and the command line the rule, put the function into a file of its own under `mbrl_jax/imagination/horizon/` with its
-# numbers as keyword arguments, and add one line to the registry, `"relative": relative`. A preset beside the study's is three lines:
+# To give presets and the command line the rule, register it: `mbrl_jax.imagination.horizon.register("relative", relative)`. Its keyword
+# arguments become the settings of a kind of `imagination.controller`. A name lasts as long as the process, so let a file of your own register
+# it and then call `mbrl_jax.command.main()`, as [this guide](../docs/guests.md#train-with-them) does. A preset beside the study's is two lines:
 #
 # ```yaml
 # base: horizon_study.yaml
-# imagination: {cap: 50, controller: relative, controller_settings: {factor: 3}}
+# imagination: {cap: 50, controller: {kind: relative, factor: 3}}
 # ```
 #
-# Saved as `configs/horizons/horizon_relative.yaml` it trains with any number of factors in one compiled program, on the same seeds:
+# Saved as `configs/horizons/horizon_relative.yaml` it trains with any number of factors in one compiled program, on the same seeds, by
+# `relative.py`, which has the rule:
 #
 # ```sh
-# mbrl-jax sweep horizon_relative --setting imagination.controller_settings.factor --values 1.5 3 6 --seeds 64 --out runs/relative
+# python relative.py sweep horizon_relative --grid imagination.controller.factor=1.5,3,6 --seeds 64 --out runs/relative
 # ```

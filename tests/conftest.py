@@ -29,7 +29,7 @@ if jax.config.jax_compilation_cache_dir is None:  # a second run of the tests co
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-from mbrl_jax import environment as env  # noqa: E402
+from mbrl_jax import environments as env  # noqa: E402
 from mbrl_jax.algorithms import training  # noqa: E402
 from mbrl_jax.config import (  # noqa: E402
     DynaQConfig,
@@ -40,13 +40,22 @@ from mbrl_jax.config import (  # noqa: E402
     QLearningConfig,
     SelectionConfig,
 )
-from mbrl_jax.environment import Environment, Transition  # noqa: E402
+from mbrl_jax.environments import Environment, Transition  # noqa: E402
 from mbrl_jax.model.ensemble import LOG_VARIANCE_BOUNDS, Bounds, Ensemble, init_params  # noqa: E402
+from mbrl_jax.replay import Rows  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let JAX compile afresh in silence what it cannot read back, as when two runs of the tests share the cache."""
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_compiled_is_kept_for_another_file():
+    """Drop what JAX has traced and compiled: no file uses another's, and a worker would grow by it to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +89,8 @@ def random_transitions(cartpole: Environment) -> Transition:
 
 
 @pytest.fixture(scope="session")
-def real_rows(random_transitions: Transition) -> jax.Array:
-    """[2000, 13] the same, packed."""
+def real_rows(random_transitions: Transition) -> Rows:
+    """[2000] the same as rows."""
     return training.real_rows(random_transitions)
 
 

@@ -29,6 +29,7 @@ from mbrl_jax.config import (
     save,
     to_dict,
 )
+from mbrl_jax.imagination.horizon import controller_settings
 
 PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -52,7 +53,9 @@ def changed(config, setting, value):
 def test_a_saved_config_loads_back_equal(tiny, tmp_path):
     model = dataclasses.replace(tiny.model, elites=1, patience=3, laplacian="none", learning_rate=1e-7)
     agent = dataclasses.replace(tiny.agent, input_scale=(2.4, 2.0, 0.21, 2.0), hidden=(5,))
-    imagination = dataclasses.replace(tiny.imagination, controller_settings={"length": 2.0, "another": 1e-9})
+    imagination = dataclasses.replace(
+        tiny.imagination, controller=controller_settings("macura", scale=2.0, percentile=1e-9, memory=3)
+    )
     config = dataclasses.replace(tiny, model=model, agent=agent, imagination=imagination, protocol="interactive")
     save(config, tmp_path / "preset.yaml")
     assert load(tmp_path / "preset.yaml") == config
@@ -109,7 +112,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(text, tmp_path):
             id="in one line",
         ),
         pytest.param(
-            "algorithm: dyna_q\nimagination:\n  controller_settings:\n    length: 3\n    length: 4\n",
+            "algorithm: dyna_q\nimagination:\n  controller:\n    length: 3\n    length: 4\n",
             "length: it is given twice, in lines 4 and 5",
             id="a controller's number",
         ),
@@ -162,7 +165,7 @@ def test_a_whole_number_where_a_float_belongs_becomes_one():
         pytest.param("agent.hidden", [], id="empty list"),
         pytest.param("environment.name", 3, id="number for a name"),
         pytest.param("model", 3, id="number for a group"),
-        pytest.param("imagination.controller_settings", [3], id="list for a mapping"),
+        pytest.param("imagination.controller", [3], id="list for a mapping"),
         pytest.param("model.members", 0, id="too few"),
         pytest.param("agent.discount", 1.5, id="above the maximum"),
         pytest.param("agent.discount", -0.5, id="below the minimum"),
@@ -206,8 +209,8 @@ def test_nan_is_refused_however_it_is_written(text, tmp_path):
         ("model.hidden", "model.hidden", [8, 0]),
         ("model.hidden", "model.hidden[1]", [8, 2.5]),
         ("agent.input_scale", "agent.input_scale", [1.0, 1.0, -1.0, 1.0]),
-        ("imagination.controller_settings", "imagination.controller_settings.length", {"length": "long"}),
-        ("imagination.controller_settings", "imagination.controller_settings", {"length": math.nan}),
+        ("imagination.controller", "imagination.controller.length", {"length": "long"}),
+        ("imagination.controller", "imagination.controller.length", {"length": math.nan}),
     ],
 )
 def test_a_bad_entry_of_a_setting_is_refused_with_its_path(tiny, setting, entry, value, tmp_path):
@@ -222,6 +225,74 @@ def test_a_bad_entry_of_a_setting_is_refused_with_its_path(tiny, setting, entry,
 def test_an_unknown_setting_is_refused_with_its_path_and_the_known_ones(tiny, setting, known, tmp_path):
     with pytest.raises(ConfigError, match=f"preset.yaml: {setting}: there is no such setting; there are .*{known}"):
         load(written(changed(tiny, setting, 3), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"imagination": {"controller": "threshold", "controller_settings": {"mark": 0.2}}},
+            r"imagination.controller_settings: it is written imagination.controller: {kind: threshold, mark: 0.2} now",
+        ),
+        (
+            {"imagination": {"controller": "threshold"}},
+            r"imagination.controller: 'threshold' must be a mapping with a kind; .*now",
+        ),
+        ({"model": {"kind": "gaussian"}}, r"model.kind: 'gaussian' is written model.prediction now"),
+    ],
+)
+def test_a_preset_of_the_form_before_is_told_how_it_is_written_now(content, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"algorithm": "dyna_q", **content})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"imagination": {"controller": {"kind": "treshold"}}},
+            r"imagination.controller.kind: 'treshold' is not known.*threshold",
+        ),
+        ({"imagination": {"controller": {"kind": 3}}}, r"imagination.controller.kind: 3 is not known"),
+        ({"imagination": {"controller": {"kind": "threshold"}}}, r"imagination.controller.mark: it is missing"),
+        ({"imagination": {"controller": {"kind": "fixed", "mark": 1}}}, r"imagination.controller.mark: there is no such setting"),
+        ({"agent": {"kind": "sac"}}, r"agent.kind: 'sac' is not known; it must be one of q_learning, policy_gradient"),
+        ({"model": {"kind": "rssm"}}, r"model.kind: 'rssm' is not known; it must be one of ensemble"),
+    ],
+)
+def test_a_kind_that_is_not_there_is_refused_with_those_that_are(content, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"algorithm": "dyna_q", **content})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "message"),
+    [
+        ("dyna_q", "policy_gradient", r"agent.kind: 'policy_gradient' does not fit; it learns from segments"),
+        ("imagined_pg", "q_learning", r"agent.kind: 'q_learning' does not fit; this algorithm learns with agents of kind"),
+        ("mpc", "policy_gradient", r"agent.kind: 'policy_gradient' does not fit"),
+    ],
+)
+def test_an_agent_that_an_algorithm_cannot_teach_is_refused(algorithm, kind, message):
+    with pytest.raises(ConfigError, match=message):
+        check(from_dict({"algorithm": algorithm, "agent": {"kind": kind}}))
+
+
+def test_a_base_s_group_that_names_no_kind_is_of_the_default_s(tmp_path):
+    (tmp_path / "base.yaml").write_text("algorithm: dyna_q\nmodel: {members: 5}\nimagination: {controller: {length: 4}}\n")
+    own = "base: base.yaml\nmodel: {kind: ensemble, epochs: 7}\nimagination: {controller: {kind: fixed}}\n"
+    (tmp_path / "own.yaml").write_text(own)
+    config = load(tmp_path / "own.yaml")
+    assert (config.model.members, config.model.epochs) == (5, 7)
+    assert config.imagination.controller.numbers == {"length": 4}
+
+
+def test_a_group_of_another_kind_replaces_that_of_the_base_and_one_of_the_same_is_merged(tmp_path):
+    (tmp_path / "base.yaml").write_text("algorithm: dyna_q\nimagination: {controller: {kind: oracle, mark: 2}}\n")
+    (tmp_path / "same.yaml").write_text("base: base.yaml\nimagination: {controller: {mark: 3}}\n")
+    assert load(tmp_path / "same.yaml").imagination.controller == controller_settings("oracle", mark=3)
+    (tmp_path / "other.yaml").write_text("base: base.yaml\nimagination: {controller: {kind: threshold, mark: 4}}\n")
+    assert load(tmp_path / "other.yaml").imagination.controller == controller_settings("threshold", mark=4)
 
 
 def test_a_refusal_of_a_choice_names_the_choices(tiny):
@@ -354,7 +425,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
         "imagination.cap",
         "imagination.epsilon",
         "imagination.penalty_weight",
-        "imagination.controller_settings.length",
+        "imagination.controller.length",
     }
 
 
@@ -401,17 +472,15 @@ def test_a_new_traced_value_does_not_compile_again(tiny):
 def test_a_preset_with_a_base_holds_only_what_differs(tmp_path):
     (tmp_path / "base.yaml").write_text(
         "algorithm: dyna_q\nsteps: 500\nmodel: {hidden: [8, 8], epochs: 7}\n"
-        "imagination: {cap: 9, controller: schedule, controller_settings: {start: 0, end: 5, first: 1, last: 2}}\n"
+        "imagination: {cap: 9, controller: {kind: schedule, start: 0, end: 5, first: 1, last: 2}}\n"
     )
     (tmp_path / "own").mkdir()
     own = tmp_path / "own" / "own.yaml"
-    own.write_text(
-        "base: ../base.yaml\nmodel: {hidden: [16]}\nimagination: {controller: fixed, controller_settings: {length: 4}}\n"
-    )
+    own.write_text("base: ../base.yaml\nmodel: {hidden: [16]}\nimagination: {controller: {kind: fixed, length: 4}}\n")
     config = load(own)
     assert (config.steps, config.model.epochs, config.imagination.cap) == (500, 7, 9)
     assert config.model.hidden == (16,)
-    assert config.imagination.controller_settings == {"length": 4.0}
+    assert config.imagination.controller == controller_settings("fixed", length=4.0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The documentation's examples run, its commands parse, its links lead somewhere, and what it names exists."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax.config.fields import convert
+from mbrl_jax.environments import registry as environments
 from mbrl_jax.imagination.horizon import CONTROLLERS
+from mbrl_jax.model import losses
 from mbrl_jax.runs import command_line, listing, metrics, results, runner
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +53,7 @@ NUMBERS = {
     "docs/sweep.md": {"--seeds 64": "--seeds 1", "cells, seeds=64": "cells, seeds=1", "seeds=64": "seeds=2"},
     "docs/controllers.md": {"seeds=64": "seeds=2"},
     "docs/environments.md": {"seeds=8": "seeds=2"},
+    "docs/guests.md": {"seeds=8": "seeds=2"},
     "docs/policy_gradient.md": {"seeds=8": "seeds=2"},
     "docs/planning.md": {"seeds=8": "seeds=2"},
 }
@@ -145,10 +150,13 @@ def small(small_configs, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(small_configs)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "presets", lambda: {path.stem: path for path in small_configs.rglob("*.yaml")})
-    registered = dict(CONTROLLERS)
+    kinds = (settings.AGENTS, settings.MODELS, settings.CONTROLLERS)
+    registries = [CONTROLLERS, losses.LOSSES, environments._REGISTERED, *(each.classes() for each in kinds)]
+    before = [dict(each) for each in registries]
     yield tmp_path
-    CONTROLLERS.clear()
-    CONTROLLERS.update(registered)
+    for registry, names in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(names)
 
 
 def with_smaller_numbers(page, text):
@@ -257,7 +265,7 @@ def test_every_flag_that_the_documentation_names_is_one(capsys):
     known = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
     ours = [code for page in PAGES for code in inline(page) if not code.startswith(("mkdocs ", "python ", "ruff "))]
     named = {flag for code in ours for flag in re.findall(r"(?<!\S)--[a-z][\w.-]*", code)}
-    numbers = "--imagination.controller-settings."  # of the preset's own controller
+    numbers = "--imagination.controller."  # of the preset's own controller
     assert {flag for flag in named if not flag.startswith(numbers)} <= known
     assert {"--resume-from", "--diagnose", "--tensorboard"} <= named
 
@@ -346,16 +354,21 @@ def test_every_preset_that_the_documentation_names_is_shipped():
 def test_every_horizon_controller_is_in_the_documentation_and_the_other_way_round():
     table = re.search(r"^\| shipped \|.*?(?=^\n)", TEXTS["docs/controllers.md"], re.MULTILINE | re.DOTALL)[0]
     named = {name for row in table.splitlines()[2:] for name in re.findall("`(.*?)`", row.split("|")[1])}
-    assert named == set(CONTROLLERS)
+    assert named == {name for name, function in CONTROLLERS.items() if function.__module__.startswith("mbrl_jax.")}
 
 
 def hint_of(path):
-    """The type of the setting at a dotted path; raises KeyError where there is none."""
-    hint = settings.DynaQConfig
+    """The type of the setting at a dotted path, in whichever kind of its group has it; raises KeyError where there is none."""
+    classes, hint, kinds = [settings.DynaQConfig], None, None
     for name in path.split("."):
-        if typing.get_origin(hint) is dict:
-            return float
-        hint = typing.get_type_hints(hint)[name]
+        if name == "kind" and kinds is not None:
+            return str
+        cls = next((each for each in classes if name in {field.name for field in dataclasses.fields(each)}), None)
+        if cls is None:
+            raise KeyError(path)
+        hint = typing.get_type_hints(cls)[name]
+        kinds = next(field for field in dataclasses.fields(cls) if field.name == name).metadata.get("kinds")
+        classes = [hint] if kinds is None else list(kinds.classes().values())
     return hint
 
 
@@ -368,7 +381,7 @@ def test_every_setting_that_the_documentation_names_exists_and_may_have_the_valu
     for path, value in named:
         hint = hint_of(path)
         if value is not None:
-            convert(value, hint, path)
+            convert(yaml.safe_load(value), hint, path)
 
 
 def test_every_choice_that_a_table_names_exists():

@@ -1,6 +1,4 @@
 import functools
-import subprocess
-import sys
 from typing import NamedTuple
 
 import gymnasium
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import environment as env
+from mbrl_jax import environments as env
 from mbrl_jax.config import ConfigError, EnvironmentConfig
 
 STEPPED = 200
@@ -402,19 +400,3 @@ def test_a_pendulums_dynamics_are_those_of_the_step_within_the_limits_of_its_sta
     beyond = dynamics(jnp.array([0.0, 1.0, 8.0]), jnp.ones(1))
     assert (np.abs(beyond) <= limits).all()
     assert float(beyond[2]) == 8.0
-
-
-def test_what_tasks_are_drawn_with_is_imported_when_one_is_drawn():
-    program = """
-import sys
-from mbrl_jax.config import EnvironmentConfig
-from mbrl_jax.environment import make_environment
-make_environment(EnvironmentConfig())
-print(sorted({"seaborn", "pandas", "matplotlib.pyplot"} & set(sys.modules)))
-from gymnax.environments.misc import pong
-print(len(pong.sns.color_palette("cubehelix", 3)), pong.plt.figure().__class__.__name__)
-import seaborn
-print(seaborn.__spec__ is not None, make_environment(EnvironmentConfig()).spec.observation_size)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["[]", "3 Figure", "True 4"], done.stderr

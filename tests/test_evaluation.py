@@ -3,13 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import worlds
+from dreams import LIMIT, NOISE, SPEED, dream
+from ensembles import world_of
 
-from mbrl_jax import environment as env
-from mbrl_jax import evaluation, replay
-from mbrl_jax.algorithms import training
+from mbrl_jax import environments as env
+from mbrl_jax import evaluation
 from mbrl_jax.config import EnvironmentConfig
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model.ensemble import Members
+from mbrl_jax.replay import make_replay
 
 
 def always(action):
@@ -73,57 +75,6 @@ def test_rewards_are_added_and_not_steps_counted():
     assert found.tolist() == [-12.0] * 3
 
 
-# ------------------------------------------------------------------------------------------------------- first observations
-
-
-def ring(depths, written):
-    """A replay whose rows hold their place in every axis of the observation."""
-    places = np.arange(1, len(depths) + 1, dtype=np.float32)
-    places[written:] = -1
-    observation = np.broadcast_to(places[:, None], (len(depths), 4))
-    flags = np.zeros(len(depths), bool)
-    rows = replay.Rows(observation, observation, flags, places, flags, places, np.asarray(depths))
-    return replay.Replay(replay.pack(jax.tree.map(jnp.asarray, rows)), jnp.array(written, jnp.int32))
-
-
-def first_places(real, draws=2_000):
-    bits = jax.random.bits(jax.random.key(0), (draws // 4, 4))
-    found = np.asarray(jax.jit(evaluation.sample_first_observations, static_argnums=2)(real, bits, 0))
-    assert found.shape == (draws // 4, 4, 4)
-    return np.unique(found[..., 0], return_counts=True)
-
-
-def test_only_first_states_of_episodes_are_drawn_and_each_as_often():
-    places, counts = first_places(ring([3, 4, 0, 1, 0, 1, 2, 0, 0, 1], written=10))
-    assert places.tolist() == [3, 5, 8, 9]
-    assert (np.abs(counts - 500) < 100).all()
-
-
-def test_places_that_hold_no_data_yet_are_no_first_states():
-    places, _ = first_places(ring([0, 1, 2, 0, 1, 0, 0, 0, 0, 0], written=5))
-    assert places.tolist() == [1, 4]
-
-
-def test_first_states_of_real_data_are_the_tasks_initial_states(random_transitions, real_rows):
-    real = replay.Replay(real_rows, jnp.array(len(real_rows), jnp.int32))
-    found = jax.jit(evaluation.sample_first_observations, static_argnums=2)(real, jax.random.bits(jax.random.key(0), (2_000,)), 0)
-    starts = np.asarray(random_transitions.observation)[np.asarray(random_transitions.elapsed) == 0]
-    assert {tuple(row) for row in np.asarray(found)} == {tuple(row) for row in starts}
-    assert np.abs(starts).max() <= 0.05
-
-
-@pytest.mark.parametrize("numbers", [1, 2, 3, 6])
-def test_first_states_are_found_among_rows_with_several_continuous_actions(numbers):
-    drawn = env.draw_collection(worlds.points(numbers), jax.random.key(3), 45)
-    _, transitions, _ = jax.jit(lambda drawn: env.collect(worlds.points(numbers), drawn))(drawn)
-    real = replay.write(replay.create(60, numbers, numbers), training.real_rows(transitions))
-    bits = jnp.arange(10, dtype=jnp.uint32)
-    found = evaluation.sample_first_observations(real, bits, numbers)
-    starts = np.asarray(transitions.observation)[np.asarray(transitions.elapsed) == 0]
-    assert len(starts) == 5
-    np.testing.assert_array_equal(found, np.concatenate([starts, starts]))
-
-
 # -------------------------------------------------------------------------------------------------------- imagined episodes
 
 
@@ -140,33 +91,35 @@ def members_that_drift(make_params):
 
 
 def imagined(ensemble, members, first, steps, policy=upright, key=0):
-    play = jax.jit(lambda first, key: evaluation.play_imagined(ensemble, members, policy, first, key, steps))
+    world, _ = world_of(ensemble, 1, by="ts_infinity")
+    play = jax.jit(lambda first, key: evaluation.play_imagined(world, members, policy, first, key, steps))
     return np.asarray(play(jnp.asarray(first), jax.random.key(key)))
 
 
 @pytest.mark.parametrize("steps", [1, evaluation.BLOCK - 1, evaluation.BLOCK, evaluation.BLOCK + 1, 60])
 def test_an_imagined_episode_that_never_ends_returns_its_number_of_steps(make_ensemble, members_that_drift, steps):
-    ensemble = make_ensemble(kind="deterministic")
+    ensemble = make_ensemble(prediction="deterministic")
     found = imagined(ensemble, members_that_drift(ensemble, [0.0, 0.0]), np.zeros((6, 4), np.float32), steps)
     assert found.tolist() == [float(steps)] * 6
 
 
 def test_nothing_more_is_computed_once_all_episodes_have_ended(make_ensemble, members_that_drift):
-    ensemble = make_ensemble(kind="deterministic")
+    ensemble = make_ensemble(prediction="deterministic")
     members, first, calls = members_that_drift(ensemble, [0.5, 0.5]), jnp.zeros((4, 4)), []
 
     def watched(observation):
         jax.debug.callback(lambda: calls.append(1))
         return upright(observation)
 
-    returns = evaluation.play_imagined(ensemble, members, watched, first, jax.random.key(0), 500)
+    world, _ = world_of(ensemble, 1, by="ts_infinity")
+    returns = evaluation.play_imagined(world, members, watched, first, jax.random.key(0), 500)
     assert jax.block_until_ready(returns).tolist() == [5.0] * 4
     jax.effects_barrier()
     assert len(calls) == evaluation.BLOCK
 
 
 def test_an_imagined_episode_ends_with_the_step_that_terminates(make_ensemble, members_that_drift):
-    ensemble = make_ensemble(kind="deterministic")
+    ensemble = make_ensemble(prediction="deterministic")
     first = np.zeros((4, 4), np.float32)
     first[1, 0] = 1.0
     found = imagined(ensemble, members_that_drift(ensemble, [0.5, 0.5]), first, 20)
@@ -174,13 +127,13 @@ def test_an_imagined_episode_ends_with_the_step_that_terminates(make_ensemble, m
 
 
 def test_a_member_stays_with_its_block_of_episodes(make_ensemble, members_that_drift):
-    ensemble = make_ensemble(kind="deterministic", members=3)
+    ensemble = make_ensemble(prediction="deterministic", members=3)
     found = imagined(ensemble, members_that_drift(ensemble, [0.5, 0.0, 1.0]), np.zeros((6, 4), np.float32), 20)
     assert found.tolist() == [5.0, 5.0, 20.0, 20.0, 3.0, 3.0]
 
 
 def test_imagined_actions_are_the_policys(make_ensemble, make_params):
-    ensemble = make_ensemble(kind="deterministic")
+    ensemble = make_ensemble(prediction="deterministic")
     members = Members(*make_params(ensemble), ens.init_normaliser(ensemble))
     first = np.zeros((2, 4), np.float32)
     prediction = jax.jit(lambda action: ens.predict(ensemble, members, jnp.asarray(first)[:, None], action))
@@ -202,7 +155,7 @@ def test_gaussian_members_imagine_with_noise_drawn_from_the_key(make_ensemble, m
 
 
 def test_what_happens_after_an_imagined_end_does_not_reach_the_return(make_ensemble, members_that_drift):
-    ensemble = make_ensemble(kind="deterministic")._replace(reward=lambda s, a, s2: s2[..., 0] ** 2)
+    ensemble = make_ensemble(prediction="deterministic")._replace(reward=lambda s, a, s2: s2[..., 0] ** 2)
     found = imagined(ensemble, members_that_drift(ensemble, [1e19, 1.0]), np.zeros((2, 4), np.float32), 60)
     assert found[0] == pytest.approx(1e38)  # the next one would be infinite
     assert found[1] == 1 + 4 + 9
@@ -211,9 +164,56 @@ def test_what_happens_after_an_imagined_end_does_not_reach_the_return(make_ensem
 @pytest.mark.parametrize("broken", ["observation", "reward"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_episode_in_a_world_that_is_not_finite_returns_minus_infinity(make_ensemble, members_that_drift, broken, value):
-    ensemble = make_ensemble(kind="deterministic")
+    ensemble = make_ensemble(prediction="deterministic")
     drift = [0.0, value] if broken == "observation" else [0.0, 1.0]
     if broken == "reward":
         ensemble = ensemble._replace(reward=lambda s, a, s2: jnp.where(s2[..., 0] > 1.5, value, 1.0))
     found = imagined(ensemble, members_that_drift(ensemble, drift), np.zeros((4, 4), np.float32), 50)
     assert found.tolist() == [50.0, 50.0, -np.inf, -np.inf]
+
+
+def test_an_imagined_episode_goes_on_from_where_it_stands_whatever_that_is_made_of():
+    world, seen = dream(make_replay(worlds.points(2, discrete=True).spec, 4)), []
+    params, key = world.acting(world.init(jax.random.key(0))), jax.random.key(5)
+    begin = {
+        "place": jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32),
+        "clock": jnp.array([0, 0, 0, 3], jnp.int32),
+    }
+
+    def policy(features):
+        seen.append(features.shape)
+        return (features[..., 2] > 1).astype(jnp.int32)  # by the clock
+
+    returns = evaluation.play_imagined(world, params, policy, begin, key, 9)
+    assert set(seen) == {(4, 3)}
+    push = np.asarray(world.draw(key, key, (9, 4))["push"])
+    for episode in range(4):
+        place, clock, earned = float(begin["place"][episode, 0]), int(begin["clock"][episode]), 0.0
+        for t in range(9):
+            place += SPEED[episode // 2] * (1 if clock > 1 else -1) + NOISE * push[t, episode, 0]
+            clock, earned = clock + 1, earned + place
+            if clock >= LIMIT:
+                break
+        assert float(returns[episode]) == pytest.approx(earned, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- with a memory
+
+
+def test_a_policys_memory_goes_with_each_episode_from_step_to_step(cartpole, starts):
+    """The n-th step is by the n-th action of a script of the episode's own, which only the memory tells."""
+    script = np.random.default_rng(1).integers(0, 2, (500, 32)).astype(np.int32)
+
+    def act(memory, observation):
+        assert observation.shape == (32, 4)
+        return memory + 1, jnp.asarray(script)[memory, jnp.arange(32)]
+
+    found = jax.jit(lambda starts: evaluation.play_with_memory(cartpole, act, jnp.zeros(32, jnp.int32), starts))(starts)
+
+    def scripted(episode):
+        actions = iter(script[:, episode])
+        return lambda _: next(actions)
+
+    expected = [cartpole_steps(np.asarray(start, np.float64), scripted(i), 500) for i, start in enumerate(starts.observation)]
+    np.testing.assert_array_equal(found, expected)
+    assert len(set(expected)) > 5

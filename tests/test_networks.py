@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from mbrl_jax import networks
-from mbrl_jax.networks import MLP
+from mbrl_jax.networks import ADAM, COLUMNS_FROM, MLP, adam_step, optimiser_of
 
 INPUTS, OUTPUTS = 5, 3
 laplacian = jax.jit(networks.laplacian, static_argnums=3)
@@ -176,3 +176,56 @@ def test_only_on_a_cpu_is_transposed_before_it_is_multiplied(function):
     texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")}
     assert "optimization_barrier" in texts["cpu"]
     assert "optimization_barrier" not in texts["cuda"]
+
+
+def plain_mlp(params, x):
+    """The network by plain products."""
+    layers = params["params"]
+    for i in range(len(layers)):
+        x = x @ layers[f"Dense_{i}"]["kernel"] + layers[f"Dense_{i}"]["bias"][None]
+        x = jax.nn.silu(x) if i + 1 < len(layers) else x
+    return x
+
+
+DERIVATIVES = {
+    "reverse": jax.grad,
+    "forward": jax.jacfwd,
+    "forward over reverse": lambda f: jax.jacfwd(jax.grad(f, argnums=1), argnums=1),
+    "reverse over reverse": lambda f: jax.grad(lambda p, x: jnp.sum(jnp.square(jax.grad(f, argnums=1)(p, x)))),
+    "jvp": lambda f: lambda p, x: jax.jvp(f, (p, x), (p, x)),
+    "mapped over networks and rows": lambda f: (
+        lambda p, x: jax.vmap(jax.grad(f))(jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), p), jnp.stack([x, -x]))
+    ),
+    "mapped over rows alone": lambda f: lambda p, x: jax.vmap(jax.grad(f), in_axes=(None, 0))(p, jnp.stack([x, -x])),
+    "mapped over networks alone": lambda f: (
+        lambda p, x: jax.vmap(jax.grad(f), in_axes=(0, None))(jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), p), x)
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", [3, COLUMNS_FROM], ids=["rows", "columns"])
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_a_network_has_the_derivatives_of_its_plain_products_in_every_mode(rows, derivative):
+    network = MLP((6, 5), 2, "silu")
+    x = jax.random.normal(jax.random.key(1), (rows, 3))
+    params = network.init(jax.random.key(0), x)
+    found, expected = (
+        jax.jit(DERIVATIVES[derivative](lambda p, x, f=f: jnp.sum(jnp.square(f(p, x)))))(params, x)
+        for f in (network.apply, plain_mlp)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_clipped_gradient_has_at_most_its_norm_and_each_network_its_own(batched):
+    optimiser = optimiser_of(0.5, batched=batched)
+    gradients = {"a": jnp.array([[3.0, 4.0], [0.03, 0.04]]), "b": jnp.zeros((2, 1))}
+    _, state = adam_step(gradients, optimiser.init(gradients), gradients, 0.0, optimiser)
+    first_moment = np.asarray(state[1].mu["a"]) / 0.1  # of Adam, after one step
+    small = [0.03, 0.04] if batched else np.array([0.03, 0.04]) * 0.5 / np.hypot(5.0, 0.05)
+    np.testing.assert_allclose(first_moment, [[0.3, 0.4], small], rtol=1e-3)
+
+
+def test_without_a_clip_the_optimiser_is_adam_itself():
+    assert optimiser_of(None) is ADAM
+    assert optimiser_of(None, batched=True) is ADAM

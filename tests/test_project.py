@@ -63,7 +63,7 @@ def test_the_guide_for_contributors_has_every_room_on_the_floor_that_the_script_
     floors = {}
     exec(re.search(r"^FLOORS.*?^\)$", read(".ci/floors.py"), re.MULTILINE | re.DOTALL)[0], floors)
     heights = {room: len(floors["FLOORS"]) - i for i, floor in enumerate(floors["FLOORS"]) for room in floor}
-    rows = re.findall(r"^\| (\d) \| ([^|]*) \|", section("CONTRIBUTING.md", "The house"), re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ([^|]*) \|", section("CONTRIBUTING.md", "The house"), re.MULTILINE)
     told = {}
     for height, rooms in rows:
         for path in re.findall("`([^`]+)`", rooms):
@@ -77,11 +77,16 @@ def test_the_guide_for_contributors_has_every_room_on_the_floor_that_the_script_
 
 def test_the_names_that_a_contributor_is_sent_to_are_there():
     for path, names in {
-        "mbrl_jax/environment.py": ("_TASKS",),
-        "mbrl_jax/imagination/horizon/__init__.py": ("CONTROLLERS",),
-        "mbrl_jax/model/losses.py": ("def member_loss",),
+        "mbrl_jax/environments/gymnax.py": ("_TASKS",),
+        "mbrl_jax/imagination/horizon/__init__.py": ("CONTROLLERS", "def register"),
+        "mbrl_jax/model/losses.py": ("def member_loss", "def register"),
+        "mbrl_jax/model/protocol.py": ("class WorldModel",),
+        "mbrl_jax/model/worlds.py": ("def register",),
+        "mbrl_jax/agents/protocol.py": ("class Agent",),
+        "mbrl_jax/agents/registry.py": ("def register",),
+        "mbrl_jax/runs/metrics.py": ("COLUMNS",),
         "mbrl_jax/config/schema.py": ("class ModelConfig", "ALGORITHMS"),
-        "mbrl_jax/algorithms/registry.py": ("ALGORITHMS",),
+        "mbrl_jax/algorithms/registry.py": ("ALGORITHMS", "class Algorithm"),
         "tests/conftest.py": ("def tiny",),
     }.items():
         assert f"]({path})" in read("CONTRIBUTING.md"), path

@@ -31,6 +31,11 @@ def test_to_import_the_package_imports_no_jax():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_a_module_of_the_package_is_imported_when_it_is_named():
+    program = "import mbrl_jax; assert mbrl_jax.config.EnvironmentConfig().name == 'CartPole-v1'; assert mbrl_jax.statistics.mean"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_an_unknown_name_is_refused_as_by_any_module():
     with pytest.raises(AttributeError, match=r"^module 'mbrl_jax' has no attribute 'no_such_name'$"):
         mbrl_jax.no_such_name  # noqa: B018

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from mbrl_jax import statistics
+from mbrl_jax.environments import success_marks
 from mbrl_jax.statistics import bootstrap, fraction_at_least, interquartile_mean, mean, median, paired_difference
 
 
@@ -74,13 +75,13 @@ def test_an_interval_narrows_with_the_root_of_the_seeds():
 
 def test_success_is_a_return_at_or_above_the_mark():
     scores = np.array([194.9, 195.0, 474.0, 475.0, 500.0])
-    shares = [float(fraction_at_least(mark)(scores)) for mark in statistics.success_marks("CartPole-v1")]
+    shares = [float(fraction_at_least(mark)(scores)) for mark in success_marks("CartPole-v1")]
     assert shares == [0.8, 0.4]
     found = bootstrap(scores, fraction_at_least(195))
     assert found.value == 0.8
     assert 0 < found.low < 0.8 < found.high == 1
-    assert statistics.success_marks("Pendulum-v1") == (-200,)
-    assert statistics.success_marks("a task of one's own") == ()
+    assert success_marks("Pendulum-v1") == (-200,)
+    assert success_marks("a task of one's own") == ()
 
 
 @pytest.mark.parametrize(

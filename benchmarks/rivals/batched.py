@@ -41,7 +41,7 @@ def check(config: DynaQConfig) -> None:
         "protocol": (config.protocol, "batch"),
         "environment.name": (config.environment.name, "CartPole-v1"),
         "environment.observation_noise": (config.environment.observation_noise, 0.0),
-        "model.kind": (config.model.kind, "gaussian"),
+        "model.prediction": (config.model.prediction, "gaussian"),
         "model.elites": (config.model.elites, None),
         "model.activation": (config.model.activation, "silu"),
         "model.learn_bounds": (config.model.learn_bounds, False),
@@ -53,7 +53,7 @@ def check(config: DynaQConfig) -> None:
         "model.laplacian": (config.model.laplacian, "auto"),
         "imagination.restart": (config.imagination.restart, "streaming"),
         "imagination.sampling": (config.imagination.sampling, "ts1"),
-        "imagination.controller": (config.imagination.controller, "fixed"),
+        "imagination.controller.kind": (config.imagination.controller.kind, "fixed"),
         "imagination.penalty": (config.imagination.penalty, "none"),
         "agent.target": (config.agent.target, "double"),
         "agent.loss": (config.agent.loss, "squared"),
@@ -652,7 +652,7 @@ class Batched:
         config, size = self.config.imagination, self.task.observation_size
         online, members = layers_of(s.online, self.q_sizes), layers_of(world.flat, self.model_sizes)
         lanes, depth, written = s.lanes, s.depth, []
-        stop_at = min(config.controller_settings["length"], config.cap)
+        stop_at = min(config.controller.length, config.cap)
         for h in range(config.steps):
             observation = torch.where((depth == 0)[..., None], n.roots[h], lanes)
             action = torch.where(n.explore[h] < config.epsilon, n.action[h], self._greedy(online, observation))

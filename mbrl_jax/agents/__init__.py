@@ -1,1 +1,1 @@
-"""Agents: who learns from the transitions."""
+"""Agents: what an agent is, the Q-learner, and actor and critic."""

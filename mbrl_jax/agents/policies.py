@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax import draws
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import EnvironmentSpec
 
 LOG_STD_BOUNDS = (-3.0, 1.0)  # of the Gaussian before it is squashed; a fresh policy stands in the middle
 LARGEST_ACTION = 1 - 1e-6  # that is told from 1, so that what was squashed to it can be found again

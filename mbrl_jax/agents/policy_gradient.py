@@ -5,14 +5,17 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
-from mbrl_jax import replay
 from mbrl_jax.agents.policies import Distribution, policy_of
+from mbrl_jax.agents.protocol import Agent, Model
 from mbrl_jax.config import PolicyGradientConfig
-from mbrl_jax.environment import EnvironmentSpec
-from mbrl_jax.networks import ADAM, MLP, Params, adam_step, all_finite
+from mbrl_jax.environments import EnvironmentSpec
+from mbrl_jax.networks import MLP, Params, adam_step, all_finite, optimiser_of
 from mbrl_jax.replay import Rows
+
+FRESH_OUTPUTS = 0.01  # of a fresh actor's last layer, so that its policy is nearly the same in all states
 
 
 class ActorCritic(NamedTuple):
@@ -47,13 +50,12 @@ class PolicyGradientLog(NamedTuple):
     entropy: Array  # [] weighted mean entropy of the policy, nats
 
 
-def segment_of(packed: Array, lanes: int, action_size: int = 0) -> Segment:
-    """The segment that rows [T * K, 2 D + 5] of K lanes make, in the order of time; ``action_size`` as in ``replay.unpack``.
+def segment_of(rows: Rows) -> Segment:
+    """The segment that rows [T, K] of K lanes make, in the order of time.
 
     A lane that ended is told by the next row's depth of 0. Of the last rows it does not matter: what follows them is not here.
     """
-    rows = replay.unpack(packed.reshape(-1, lanes, packed.shape[-1]), action_size)
-    begins = jnp.concatenate([rows.depth[1:] == 0, jnp.ones((1, lanes), bool)])
+    begins = jnp.concatenate([rows.depth[1:] == 0, jnp.ones((1, rows.depth.shape[1]), bool)])
     return Segment(rows, begins)
 
 
@@ -95,7 +97,9 @@ class PolicyGradient(NamedTuple):
     @property
     def actor(self) -> MLP:
         """Maps scaled observations [..., D] to what the policy's distribution needs [..., O]."""
-        return MLP(hidden=self.config.hidden, outputs=self.policy.outputs, activation=self.config.activation)
+        return MLP(
+            hidden=self.config.hidden, outputs=self.policy.outputs, activation=self.config.activation, output_scale=FRESH_OUTPUTS
+        )
 
     @property
     def policy(self) -> Distribution:
@@ -108,6 +112,11 @@ class PolicyGradient(NamedTuple):
         return MLP(hidden=self.config.hidden, outputs=1, activation=self.config.activation)
 
     @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """Of the actor, and of the critic by itself."""
+        return optimiser_of(self.config.gradient_clip)
+
+    @property
     def horizon(self) -> Array | float:
         """Steps that the discounted sum of rewards is about: what the critic's output is multiplied by."""
         return 1 / jnp.maximum(1 - jnp.asarray(self.config.discount), 1e-3)
@@ -116,11 +125,8 @@ class PolicyGradient(NamedTuple):
         """A fresh learner, whose policy is nearly the same in all states: uniform, or a Gaussian about 0."""
         key_actor, key_critic = jax.random.split(key)
         blank = jnp.zeros((1, self.spec.observation_size))
-        actor = self.actor.init(key_actor, blank)
-        last = f"Dense_{len(self.config.hidden)}"
-        small = {**actor["params"][last], "kernel": 0.01 * actor["params"][last]["kernel"]}
-        params = ActorCritic({"params": {**actor["params"], last: small}}, self.critic.init(key_critic, blank))
-        optimizer = ActorCritic(*(ADAM.init(each) for each in params))
+        params = ActorCritic(self.actor.init(key_actor, blank), self.critic.init(key_critic, blank))
+        optimizer = ActorCritic(*(self.optimiser.init(each) for each in params))
         return PGState(params, params, optimizer, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
 
     def outputs(self, actor: Params, observation: Array) -> Array:
@@ -219,7 +225,8 @@ class PolicyGradient(NamedTuple):
         else:
             advantages = jax.lax.stop_gradient(self.advantages(state.online, segment, returns))
             gradient, entropy = jax.grad(self.score_loss, has_aux=True)(state.online.actor, segment, advantages)
-        actor, actor_optimizer = adam_step(state.online.actor, state.optimizer.actor, gradient, config.learning_rate * left)
+        rate, optimiser = config.learning_rate * left, self.optimiser
+        actor, actor_optimizer = adam_step(state.online.actor, state.optimizer.actor, gradient, rate, optimiser)
         critic, critic_optimizer, loss = state.online.critic, state.optimizer.critic, jnp.zeros_like(entropy)
         if config.baseline == "value":
             scale = jnp.square(self.horizon)  # so that the step does not depend on the discount
@@ -229,7 +236,8 @@ class PolicyGradient(NamedTuple):
                 return loss / scale, loss
 
             gradient, loss = jax.grad(scaled, has_aux=True)(critic)
-            critic, critic_optimizer = adam_step(critic, critic_optimizer, gradient, config.critic_learning_rate * left)
+            rate = config.critic_learning_rate * left
+            critic, critic_optimizer = adam_step(critic, critic_optimizer, gradient, rate, optimiser)
         online = ActorCritic(actor, critic)
         target = jax.tree.map(lambda t, p: t + config.target_rate * (p - t), state.target, online)
         after = PGState(online, target, ActorCritic(actor_optimizer, critic_optimizer), state.frozen, state.updates + 1)
@@ -248,3 +256,24 @@ class PolicyGradient(NamedTuple):
 def _mean(x: Array, weight: Array) -> Array:
     """[] the mean of x by its weights, 0 if none has any."""
     return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+
+
+def policy_gradient_agent(config: PolicyGradientConfig, spec: EnvironmentSpec) -> Agent:
+    """The actor and critic as an agent that learns from segments by the score-function estimate."""
+    learner = PolicyGradient(config, spec)
+
+    def update(
+        state: PGState, segment: Segment, draws: None, progress: Array | float, model: Model | None
+    ) -> tuple[PGState, PolicyGradientLog]:
+        return learner.update(state, segment, progress)
+
+    return Agent(
+        init=learner.init,
+        acting=lambda state: state.online.actor,
+        judged=lambda state: state.target.actor,
+        act=lambda params, features, exploration, explore, random: learner.act(params, features, explore, random),
+        mode=learner.greedy,
+        update=update,
+        draw=lambda key, shape: None,
+        minibatches=None,
+    )

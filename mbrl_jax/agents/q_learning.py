@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
+from mbrl_jax.agents.outcomes import Outcomes, expected_outcomes
+from mbrl_jax.agents.protocol import Agent, Minibatches, Model
 from mbrl_jax.config import ConfigError, QLearningConfig
-from mbrl_jax.environment import EnvironmentSpec
-from mbrl_jax.networks import ADAM, MLP, Params, adam_step, all_finite
+from mbrl_jax.environments import EnvironmentSpec
+from mbrl_jax.networks import MLP, Params, adam_step, all_finite, optimiser_of
 from mbrl_jax.replay import Rows
 
 MEMBER_TARGETS = ("quantile", "mean_std", "steve")  # targets that ask every member of the dynamics ensemble
@@ -29,16 +32,6 @@ class QState(NamedTuple):
     updates: Array  # [] int32, updates made before it was frozen
 
 
-class Outcomes(NamedTuple):
-    """What each of M ensemble members says follows a minibatch: the rows' own states and actions, for the conservative targets;
-    for ``steve`` the rows' next states under the greedy policy, H steps in order, with a leading axis [H].
-    """
-
-    reward: Array  # [M, B]
-    next_observation: Array  # [M, B, D]
-    terminated: Array  # [M, B] bool
-
-
 class UpdateLog(NamedTuple):
     """How an update went."""
 
@@ -56,6 +49,11 @@ class QLearner(NamedTuple):
     def network(self) -> MLP:
         """Maps scaled observations [..., D] to action values [..., A]."""
         return MLP(hidden=self.config.hidden, outputs=self.spec.action_count, activation="relu")
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """Of all Q-networks side by side."""
+        return optimiser_of(self.config.gradient_clip, batched=self.config.members > 1)
 
     def values(self, params: Params, observation: Array) -> Array:
         """Action values [..., A] of observations [..., D], the mean over the Q-networks."""
@@ -80,7 +78,7 @@ class QLearner(NamedTuple):
             params = self.network.init(key, blank)
         else:
             params = jax.vmap(self.network.init, in_axes=(0, None))(jax.random.split(key, self.config.members), blank)
-        return QState(params, params, ADAM.init(params), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+        return QState(params, params, self.optimiser.init(params), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
 
     def act(self, params: Params, observation: Array, epsilon: Array | float, explore: Array, random_action: Array) -> Array:
         """Epsilon-greedy actions [...] int32.
@@ -120,7 +118,7 @@ class QLearner(NamedTuple):
             return self.config.members * log.loss, log  # the sum over networks: each learns as if it were alone
 
         gradients, log = jax.grad(objective, has_aux=True)(state.online)
-        online, optimizer = adam_step(state.online, state.optimizer, gradients, learning_rate)
+        online, optimizer = adam_step(state.online, state.optimizer, gradients, learning_rate, self.optimiser)
         target = jax.tree.map(lambda t, p: t + self.config.target_rate * (p - t), state.target, online)
         after = QState(online, target, optimizer, state.frozen, state.updates + 1)
         frozen = state.frozen | ~all_finite(online)
@@ -223,3 +221,30 @@ def _pick(values: Array, action: Array) -> Array:
     """values[..., action] [...], from values [..., A] and actions [...] int32."""
     chosen = jax.nn.one_hot(action, values.shape[-1], dtype=values.dtype)
     return jnp.sum(values * chosen, axis=-1)
+
+
+def q_agent(config: QLearningConfig, spec: EnvironmentSpec) -> Agent:
+    """The Q-learner as an agent that learns from transitions.
+
+    Raises:
+      ConfigError: as :func:`make_q_learner`.
+
+    """
+    learner = make_q_learner(config, spec)
+
+    def update(state: QState, batch: Rows, draws: None, progress: Array | float, model: Model | None) -> tuple[QState, UpdateLog]:
+        outcomes = None
+        if model is not None:
+            outcomes = expected_outcomes(config, model, batch, lambda s: learner.greedy(state.online, s))
+        return learner.update(state, batch, outcomes, progress)
+
+    return Agent(
+        init=learner.init,
+        acting=lambda state: state.online,
+        judged=lambda state: state.target,
+        act=learner.act,
+        mode=learner.greedy,
+        update=update,
+        draw=lambda key, shape: None,
+        minibatches=Minibatches(config.batch_size, round(config.real_ratio * config.batch_size), config.updates_per_step),
+    )

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax.agents.policy_gradient import PGState, PolicyGradient, PolicyGradientLog, segment_of
-from mbrl_jax.algorithms import training
+from mbrl_jax.agents.policy_gradient import PGState, PolicyGradientLog, segment_of
+from mbrl_jax.agents.protocol import Agent
+from mbrl_jax.agents.registry import make_agent
+from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
 from mbrl_jax.config import ModelFreePGConfig, check
-from mbrl_jax.environment import Environment, EnvironmentState, make_environment
-from mbrl_jax.evaluation import play
+from mbrl_jax.environments import Environment, EnvironmentState, environment_of, from_pool
+from mbrl_jax.replay import Rows
 
 
 class State(NamedTuple):
@@ -50,48 +52,51 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
 
     """
     check(config, ModelFreePGConfig)
-    task = make_environment(config.environment) if environment is None else environment
+    task = environment_of(config.environment, environment)
     segments = config.round_steps // config.segment_steps
 
+    def agent_of(hyper: ModelFreePGConfig) -> Agent:
+        return make_agent(hyper.agent, task.spec)
+
     def init(key: Array, hyper: ModelFreePGConfig | None = None) -> tuple[State, Array]:
-        agent = PolicyGradient(config.agent, task.spec).init(stream(key, Stream.AGENT))
+        agent = agent_of(config if hyper is None else hyper)
         episode = task.draw_resets(stream(key, Stream.COLLECTION), ())
-        return State(jnp.zeros((), jnp.int32), key, episode, agent), jnp.zeros(0)
+        return State(jnp.zeros((), jnp.int32), key, episode, agent.init(stream(key, Stream.AGENT))), jnp.zeros(0)
 
     def fit(state: State, hyper: ModelFreePGConfig) -> tuple[State, tuple[()]]:
         return state, ()
 
     def advance(state: State, hyper: ModelFreePGConfig) -> tuple[State, Metrics]:
-        learner = PolicyGradient(hyper.agent, task.spec)
+        agent = agent_of(hyper)
+        draws, pool = training.draw_behaviour(task, stream(state.key, Stream.ROUND, state.time), config.round_steps)
 
         def one_segment(carry: Any, draws: BehaviourDraws) -> tuple[Any, PolicyGradientLog]:
-            time, episode, agent = carry
+            time, episode, learner = carry
 
             # act in the real environment
-            def step(episode: EnvironmentState, draw: BehaviourDraws) -> tuple[EnvironmentState, Array]:
-                action = learner.act(agent.online.actor, episode.observation, draw.explore, draw.action)
-                episode, transition = task.step(episode, action, draw.reset)
+            def step(episode: EnvironmentState, draw: BehaviourDraws) -> tuple[EnvironmentState, Rows]:
+                action = agent.act(agent.acting(learner), episode.observation, 0.0, draw.explore, draw.action)
+                episode, transition = task.step(episode, action, from_pool(pool, draw.reset))
                 return episode, training.real_rows(transition)
 
             episode, rows = jax.lax.scan(step, episode, draws)
 
             # learn
-            agent, log = learner.update(agent, segment_of(rows, 1, task.spec.action_size), training.progress(time, config.steps))
-            return (time + config.segment_steps, episode, agent), log
+            segment = segment_of(jax.tree.map(lambda leaf: leaf[:, None], rows))
+            learner, log = agent.update(learner, segment, None, training.progress(time, config.steps), None)
+            return (time + config.segment_steps, episode, learner), log
 
-        draws = training.draw_behaviour(task, stream(state.key, Stream.ROUND, state.time), config.round_steps)
         draws = jax.tree.map(lambda leaf: leaf.reshape(segments, config.segment_steps, *leaf.shape[1:]), draws)
-        (time, episode, agent), log = jax.lax.scan(one_segment, (state.time, state.episode, state.agent), draws)
-        state = State(time, state.key, episode, agent)
-        curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target.actor, s), state.key, time)
+        (time, episode, learner), log = jax.lax.scan(one_segment, (state.time, state.episode, state.agent), draws)
+        state = State(time, state.key, episode, learner)
+        curve = phases.curve_return(config, task, agent.mode, agent.judged(learner), state.key, time)
         log = training.average_blocks(log, config.metric_steps // config.segment_steps)
-        return state, Metrics(log, curve, agent.frozen)
+        return state, Metrics(log, curve, learner.frozen)
 
     def finish(state: State, hyper: ModelFreePGConfig) -> Outcome:
-        learner = PolicyGradient(hyper.agent, task.spec)
-        starts = task.draw_resets(stream(state.key, Stream.FINAL_EVALUATION), (config.evaluation.episodes,))
-        actor = state.agent.target.actor
-        returns = play(task, lambda s: learner.greedy(actor, s), starts)
-        return Outcome(actor, None, returns, None, state.agent.frozen, state.agent.updates, None)
+        return phases.finish(config, task, agent_of(hyper), state)
 
-    return training.assemble(config, init, fit, advance, finish, lambda state: (state.agent.target.actor, None), AXES)
+    def policies(state: State) -> tuple[Any, None]:
+        return agent_of(config).judged(state.agent), None
+
+    return training.assemble(config, init, fit, advance, finish, policies, AXES)

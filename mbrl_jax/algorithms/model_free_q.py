@@ -6,6 +6,7 @@ The same learner, networks, number of updates and real transitions as Dyna-Q, wi
 * interactive: after the random transitions the agent acts epsilon-greedily, one update for each step.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +15,14 @@ from jax import Array
 
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
-from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner
-from mbrl_jax.algorithms import training
+from mbrl_jax.agents.protocol import Agent
+from mbrl_jax.agents.q_learning import UpdateLog
+from mbrl_jax.agents.registry import make_agent
+from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
 from mbrl_jax.config import ModelFreeQConfig, check
-from mbrl_jax.environment import Environment, EnvironmentState, make_environment
-from mbrl_jax.evaluation import play
-from mbrl_jax.replay import Replay
+from mbrl_jax.environments import Environment, EnvironmentState, environment_of
+from mbrl_jax.replay import ReplayState, make_replay
 
 
 class State(NamedTuple):
@@ -29,8 +31,8 @@ class State(NamedTuple):
     time: Array  # [] int32, steps of the main loop so far, shared by all seeds
     key: Array  # [] the seed's own, never changed
     episode: EnvironmentState  # the real episode in progress
-    real: Replay
-    agent: QState
+    real: ReplayState
+    agent: Any
 
 
 _SHARED: dict[str, Any] = {"time": None, "real": replay.AXES}
@@ -49,16 +51,22 @@ class Draws(NamedTuple):
     """The random numbers of a round of T steps."""
 
     behaviour: BehaviourDraws | None  # leaves [T, ...], none in the batch protocol
+    pool: Any  # [P] resets, the same for all steps, none in the batch protocol
     batch: Array  # [T, updates, B] uint32
+    update: Any  # the agent's own, leaves [T, updates, ...]
 
 
-def draw(config: ModelFreeQConfig, task: Environment, key: Array) -> Draws:
-    """Draw all that the steps of one round consume."""
+def draw(config: ModelFreeQConfig, task: Environment, agent: Agent, key: Array, steps: int) -> Draws:
+    """Draw all that ``steps`` steps consume."""
     key_behaviour, key_batch = jax.random.split(key)
     interactive = config.protocol == "interactive"
-    behaviour = training.draw_behaviour(task, key_behaviour, config.round_steps) if interactive else None
-    shape = (config.round_steps, config.agent.updates_per_step, config.agent.batch_size)
-    return Draws(behaviour, draws_.bits(key_batch, shape))
+    behaviour = pool = None
+    if interactive:
+        behaviour, pool = training.draw_behaviour(task, key_behaviour, steps)
+    assert agent.minibatches is not None, "it learns from transitions"
+    updates = (steps, agent.minibatches.updates)
+    batch = draws_.bits(key_batch, (*updates, agent.minibatches.rows))
+    return Draws(behaviour, pool, batch, agent.draw(jax.random.fold_in(key, 0), updates))
 
 
 def make_train(config: ModelFreeQConfig, *, environment: Environment | None = None) -> Train:
@@ -73,50 +81,54 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
 
     """
     check(config, ModelFreeQConfig)
-    task = make_environment(config.environment) if environment is None else environment
-    make_q_learner(config.agent, task.spec)  # refuses what does not fit the task
+    task = environment_of(config.environment, environment)
+    real_replay = make_replay(task.spec, config.real_transitions)
+
+    def agent_of(hyper: ModelFreeQConfig) -> Agent:
+        return make_agent(hyper.agent, task.spec)
+
+    agent_of(config)  # refuses what does not fit the task
 
     def init(key: Array, hyper: ModelFreeQConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
-        agent = make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT))
-        real = replay.create(config.real_transitions, task.spec.observation_size)
         noise = hyper.environment.observation_noise
-        episode, real, collected = training.collect_into(real, task, key, config.random_transitions, noise=noise)
-        return State(jnp.zeros((), jnp.int32), key, episode, real, agent), collected
+        episode, real, collected = phases.collect(task, real_replay, key, config.random_transitions, noise)
+        return State(jnp.zeros((), jnp.int32), key, episode, real, agent_of(hyper).init(stream(key, Stream.AGENT))), collected
 
     def fit(state: State, hyper: ModelFreeQConfig) -> tuple[State, tuple[()]]:
         return state, ()
 
     def advance(state: State, hyper: ModelFreeQConfig) -> tuple[State, Metrics]:
-        learner = make_q_learner(hyper.agent, task.spec)
+        agent = agent_of(hyper)
 
-        def step(carry: Any, draws: Draws) -> tuple[Any, UpdateLog]:
-            time, episode, real, agent = carry
+        def step(carry: Any, draws: Draws) -> tuple[Any, Any]:
+            time, episode, real, learner = carry
             progress = training.progress(time, config.steps)
+
+            # act in the real environment
             if draws.behaviour is not None:
-                explore, random_action, fresh = draws.behaviour
                 epsilon = training.exploration_rate(hyper.exploration, progress)
-                action = learner.act(agent.online, episode.observation, epsilon, explore, random_action)
-                episode, transition = task.step(episode, action, fresh)
-                real = replay.write(real, training.real_rows(transition)[None])
+                acting = agent.acting(learner)
+                episode, real = phases.act(task, agent, real_replay, episode, real, acting, epsilon, draws.behaviour, draws.pool)
 
-            def update(agent: QState, bits: Array) -> tuple[QState, UpdateLog]:
-                return learner.update(agent, replay.unpack(replay.sample(real, bits)), progress=progress)
+            # learn
+            def update(learner: Any, drawn: tuple[Array, Any]) -> tuple[Any, Any]:
+                return agent.update(learner, real_replay.sample(real, drawn[0]), drawn[1], progress, None)
 
-            agent, log = jax.lax.scan(update, agent, draws.batch, unroll=True)
-            return (time + 1, episode, real, agent), jax.tree.map(jnp.mean, log)
+            learner, log = jax.lax.scan(update, learner, (draws.batch, draws.update), unroll=True)
+            return (time + 1, episode, real, learner), jax.tree.map(jnp.mean, log)
 
+        drawing, key = partial(draw, config, task, agent), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.real, state.agent)
-        draws = draw(config, task, stream(state.key, Stream.ROUND, state.time))
-        (time, episode, real, agent), log = jax.lax.scan(step, carry, draws)
-        state = State(time, state.key, episode, real, agent)
-        curve = training.curve_return(task, config.evaluation, lambda s: learner.greedy(agent.target, s), state.key, state.time)
-        return state, Metrics(training.average_blocks(log, config.metric_steps), curve, agent.frozen)
+        (time, episode, real, learner), log = training.scan_round(step, carry, drawing, key, config.round_steps)
+        state = State(time, state.key, episode, real, learner)
+        curve = phases.curve_return(config, task, agent.mode, agent.judged(learner), state.key, time)
+        return state, Metrics(training.average_blocks(log, config.metric_steps), curve, learner.frozen)
 
     def finish(state: State, hyper: ModelFreeQConfig) -> Outcome:
-        learner = make_q_learner(hyper.agent, task.spec)
-        starts = task.draw_resets(stream(state.key, Stream.FINAL_EVALUATION), (config.evaluation.episodes,))
-        returns = play(task, lambda s: learner.greedy(state.agent.target, s), starts)
-        return Outcome(state.agent.target, None, returns, None, state.agent.frozen, state.agent.updates, None)
+        return phases.finish(config, task, agent_of(hyper), state)
 
-    return training.assemble(config, init, fit, advance, finish, lambda state: (state.agent.target, None), AXES)
+    def policies(state: State) -> tuple[Any, None]:
+        return agent_of(config).judged(state.agent), None
+
+    return training.assemble(config, init, fit, advance, finish, policies, AXES)

@@ -6,6 +6,7 @@ at the end of every round. There is no policy to learn. What comes after the pla
 is updated at every real step on minibatches of the real transitions.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,19 +15,19 @@ from jax import Array
 
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
-from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner
-from mbrl_jax.algorithms import training
+from mbrl_jax.agents.protocol import Agent, Policy
+from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner, q_agent
+from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.training import Outcome, Stream, Train, stream
 from mbrl_jax.config import ConfigError, MPCConfig, check, holdout_stride
-from mbrl_jax.environment import Environment, EnvironmentState, make_environment
-from mbrl_jax.evaluation import play_with_memory
-from mbrl_jax.model import fitting
-from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
-from mbrl_jax.model.fitting import FitLog, ModelState
+from mbrl_jax.environments import Environment, EnvironmentState, draw_pool, environment_of, from_pool
+from mbrl_jax.model.protocol import FitLog
+from mbrl_jax.model.worlds import make_world
 from mbrl_jax.networks import Params, all_finite
 from mbrl_jax.planning.planners import Plan, PlanDraws, PlanLog, Planner, sequences
 from mbrl_jax.planning.rollouts import Value
-from mbrl_jax.replay import Replay
+from mbrl_jax.replay import ReplayState, make_replay
+from mbrl_jax.trees import like, named
 
 MOST_SEQUENCES = 4_096  # that are enumerated
 
@@ -37,8 +38,8 @@ class State(NamedTuple):
     time: Array  # [] int32, steps of the main loop so far, shared by all seeds
     key: Array  # [] the seed's own, never changed
     episode: EnvironmentState  # the real episode in progress
-    real: Replay
-    model: ModelState
+    real: ReplayState
+    model: Any  # the world model's
     plan: Plan  # that the next step begins with
     agent: QState | None  # values what comes after the horizon, none where nothing does
 
@@ -60,41 +61,50 @@ class Draws(NamedTuple):
     """The random numbers of a round of T steps."""
 
     plan: PlanDraws  # leaves [T, ...]
-    reset: EnvironmentState  # leaves [T, ...]
+    reset: Array  # [T] int32, which reset of the pool an episode that ends goes on from
+    pool: Any  # [P] resets, the same for all steps
     real: Array | None  # [T, updates, B] uint32, rows of the minibatches, none without a Q-learner
 
 
-def draw(config: MPCConfig, task: Environment, planner: Planner, key: Array) -> Draws:
-    """Draw all that the steps of one round consume."""
+def draw(config: MPCConfig, task: Environment, planner: Planner, key: Array, steps: int) -> Draws:
+    """Draw all that ``steps`` steps consume."""
     key_plan, key_reset, key_real = jax.random.split(key, 3)
-    shape = (config.round_steps, config.agent.updates_per_step, config.agent.batch_size)
+    shape = (steps, config.agent.updates_per_step, config.agent.batch_size)
     return Draws(
-        plan=planner.draw(key_plan, (config.round_steps,)),
-        reset=task.draw_resets(key_reset, (config.round_steps,)),
+        plan=planner.draw(key_plan, (steps,)),
+        reset=jnp.arange(steps, dtype=jnp.int32),
+        pool=draw_pool(task, key_reset, steps),
         real=draws_.bits(key_real, shape) if config.planning.terminal == "value" else None,
     )
 
 
-def policy_of(members: Members, agent: QState | None) -> Params:
-    """What the planner acts by, as a tree of dictionaries, as other policies' parameters are."""
-    params: dict[str, Any] = {
-        "params": members.params,
-        "bounds": members.bounds._asdict(),
-        "normaliser": members.normaliser._asdict(),
-    }
-    return params if agent is None else {**params, "critic": agent.target}
+def policy_params(model: Any, agent: QState | None) -> Params:
+    """What the planner acts by, as a tree of dictionaries: the world model's parameters and, if there is one, the Q-network."""
+    return named(model) if agent is None else {**named(model), "critic": agent.target}
 
 
 def planner_of(config: MPCConfig, task: Environment) -> Planner:
     """The planner of a run in its learned world."""
-    return Planner(config.planning, Ensemble(config.model, task.spec, task.reward, task.terminated))
+    real = make_replay(task.spec, config.real_transitions)
+    world = make_world(
+        config.model, task, real, first_rows=config.random_transitions, stride=holdout_stride(config), by="ts_infinity"
+    )
+    return Planner(config.planning, task.spec, world)
 
 
-def greedy(config: MPCConfig, task: Environment, params: Params, observation: Array) -> Array:
-    """Actions [...] in observations [..., D], each planned from nothing, by a policy as :func:`policy_of` gives it."""
-    members = Members(params["params"], Bounds(**params["bounds"]), Normaliser(**params["normaliser"]))
-    value = _value(config, task, params.get("critic"))
-    return planner_of(config, task).greedy(members, observation, value)
+def policy_of(config: MPCConfig, task: Environment) -> Policy:
+    """The planner as a policy, with parameters as :func:`policy_params` gives them; its memory is the plan."""
+    planner = planner_of(config, task)
+    world = planner.world
+    template = jax.eval_shape(lambda: world.acting(world.init(jax.random.key(0))))
+
+    def begin(params: Params, key: Array, episodes: int) -> Any:
+        return planner.begin(key, episodes)
+
+    def act(params: Params, memory: Any, observation: Array) -> tuple[Any, Array]:
+        return planner.act(like(template, params), memory, observation, _value(config, task, params.get("critic")))
+
+    return Policy(begin, act)
 
 
 def _value(config: MPCConfig, task: Environment, critic: Params | None) -> Value | None:
@@ -117,95 +127,93 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
 
     """
     check(config, MPCConfig)
-    task = make_environment(config.environment) if environment is None else environment
+    task = environment_of(config.environment, environment)
     _check_task(config, task)
-    stride, valued = holdout_stride(config), config.planning.terminal == "value"
+    valued, real_replay = config.planning.terminal == "value", make_replay(task.spec, config.real_transitions)
 
-    def ensemble_of(hyper: MPCConfig) -> Ensemble:
-        return planner_of(hyper, task).ensemble
+    def agent_of(hyper: MPCConfig) -> Agent | None:
+        return q_agent(hyper.agent, task.spec) if valued else None
 
     def init(key: Array, hyper: MPCConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
-        real = replay.create(config.real_transitions, task.spec.observation_size, task.spec.action_size)
-        episode, real, collected = training.collect_into(real, task, key, config.random_transitions)
+        planner, agent = planner_of(hyper, task), agent_of(hyper)
+        episode, real, collected = phases.collect(task, real_replay, key, config.random_transitions)
         state = State(
             time=jnp.zeros((), jnp.int32),
             key=key,
             episode=episode,
             real=real,
-            model=fitting.init(ensemble_of(config), stream(key, Stream.MODEL)),
-            plan=planner_of(hyper, task).init(),
-            agent=make_q_learner(config.agent, task.spec).init(stream(key, Stream.AGENT)) if valued else None,
+            model=planner.world.init(stream(key, Stream.MODEL)),
+            plan=planner.init(),
+            agent=None if agent is None else agent.init(stream(key, Stream.AGENT)),
         )
         return state, collected
 
     def fit(state: State, hyper: MPCConfig) -> tuple[State, FitLog]:
-        rows = state.real.rows[: config.random_transitions]
-        model, log = fitting.fit(ensemble_of(hyper), state.model, rows, stream(state.key, Stream.FIT), stride)
-        return state._replace(model=model), log
+        return phases.fit(planner_of(hyper, task).world, state)
 
     def advance(state: State, hyper: MPCConfig) -> tuple[State, Metrics]:
-        planner, ensemble = planner_of(hyper, task), ensemble_of(hyper)
-        members, learner = fitting.members(ensemble, state.model), None
-        if valued:
-            learner = make_q_learner(hyper.agent, task.spec)
+        planner, agent = planner_of(hyper, task), agent_of(hyper)
+        world = planner.world
+        model = world.acting(state.model)
+        assert world.belief is not None, "_check_task refuses worlds that cannot be planned in from an observation"
+        at = world.belief
 
         def step(carry: Any, draws: Draws) -> tuple[Any, tuple[PlanLog, UpdateLog | None]]:
-            time, episode, real, plan, agent = carry
+            time, episode, real, plan, learner = carry
 
             # plan
-            value = _value(hyper, task, None if agent is None else agent.target)
-            plan, action, plan_log = planner.plan(members, plan, episode.observation, draws.plan, value)
+            value = _value(hyper, task, None if learner is None else learner.target)
+            plan, action, plan_log = planner.plan(model, plan, at(episode.observation), draws.plan, value)
 
             # act in the real environment
-            episode, transition = task.step(episode, action, draws.reset)
-            real = replay.write(real, training.real_rows(transition)[None])
+            episode, transition = task.step(episode, action, from_pool(draws.pool, draws.reset))
+            real = real_replay.write(real, training.real_rows(transition))
             ended = transition.terminated | transition.truncated
             plan = jax.tree.map(lambda blank, plan: jnp.where(ended, blank, plan), planner.init(), plan)
 
             # learn what comes after the horizon
             update_log = None
-            if learner is not None:
+            if agent is not None:
 
-                def update(agent: QState, bits: Array) -> tuple[QState, UpdateLog]:
-                    batch = replay.unpack(replay.sample(real, bits))
-                    return learner.update(agent, batch, progress=training.progress(time, config.steps))
+                def update(learner: QState, bits: Array) -> tuple[QState, UpdateLog]:
+                    batch, progress = real_replay.sample(real, bits), training.progress(time, config.steps)
+                    return agent.update(learner, batch, None, progress, None)
 
-                agent, log = jax.lax.scan(update, agent, draws.real, unroll=True)
+                learner, log = jax.lax.scan(update, learner, draws.real, unroll=True)
                 update_log = jax.tree.map(jnp.mean, log)
-            return (time + 1, episode, real, plan, agent), (plan_log, update_log)
+            return (time + 1, episode, real, plan, learner), (plan_log, update_log)
 
+        drawing, key = partial(draw, config, task, planner), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.real, state.plan, state.agent)
-        draws = draw(config, task, planner, stream(state.key, Stream.ROUND, state.time))
-        (time, episode, real, plan, agent), logs = jax.lax.scan(step, carry, draws)
+        (time, episode, real, plan, learner), logs = training.scan_round(step, carry, drawing, key, config.round_steps)
 
         # the round's end: refit, evaluate
-        model, refit_log = fitting.refit(ensemble, state.model, real, stream(state.key, Stream.REFIT, time), stride)
-        state = State(time, state.key, episode, real, model, plan, agent)
+        state, refit_log = phases.refit(world, State(time, state.key, episode, real, state.model, plan, learner))
         starts = task.draw_resets(stream(state.key, Stream.CURVE, time), (config.evaluation.curve_episodes,))
         curve = jnp.mean(returns_from(state, hyper, starts, stream(state.key, Stream.PLANNING, time)))
         plan_log, update_log = training.average_blocks(logs, config.metric_steps)
-        frozen = ~all_finite(model.params)
-        return state, Metrics(plan_log, update_log, curve, refit_log, frozen if agent is None else frozen | agent.frozen)
+        return state, Metrics(plan_log, update_log, curve, refit_log, frozen(state))
+
+    def frozen(state: State) -> Array:
+        """[] whether the model or the Q-learner has gone non-finite."""
+        broken = ~all_finite(planner_of(config, task).world.acting(state.model))
+        return broken if state.agent is None else broken | state.agent.frozen
 
     def returns_from(state: State, hyper: MPCConfig, starts: EnvironmentState, key: Array) -> Array:
         """[n] returns of real episodes from the starts [n], by the planner in the world as it has been learned by now."""
-        planner = planner_of(hyper, task)
-        members = fitting.members(planner.ensemble, state.model)
-        begin, act = planner.act(members, _value(hyper, task, None if state.agent is None else state.agent.target))
-        return play_with_memory(task, act, begin(key, starts.observation.shape[0]), starts)
+        params = policies(state)[0]
+        return phases.play_policy(task, policy_of(hyper, task), params, starts, key)
 
     def finish(state: State, hyper: MPCConfig) -> Outcome:
-        starts = task.draw_resets(stream(state.key, Stream.FINAL_EVALUATION), (config.evaluation.episodes,))
+        starts = phases.final_starts(config, task, state.key)
         returns = returns_from(state, hyper, starts, stream(state.key, Stream.PLANNING))
-        members = fitting.members(ensemble_of(hyper), state.model)
-        frozen, updates = ~all_finite(state.model.params), jnp.zeros((), jnp.int32)
-        if state.agent is not None:
-            frozen, updates = frozen | state.agent.frozen, state.agent.updates
-        return Outcome(policy_of(members, state.agent), None, returns, None, frozen, updates, members)
+        model = planner_of(hyper, task).world.acting(state.model)
+        updates = jnp.zeros((), jnp.int32) if state.agent is None else state.agent.updates
+        return Outcome(policy_params(model, state.agent), None, returns, None, frozen(state), updates, model)
 
     def policies(state: State) -> tuple[Params, None]:
-        return policy_of(fitting.members(ensemble_of(config), state.model), state.agent), None
+        return policy_params(planner_of(config, task).world.acting(state.model), state.agent), None
 
     return training.assemble(config, init, fit, advance, finish, policies, AXES)
 

@@ -1,16 +1,25 @@
 """Which algorithm a configuration configures, and what the host side must know of it."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mbrl_jax.agents.policy_gradient import PolicyGradient
-from mbrl_jax.agents.q_learning import make_q_learner
+from mbrl_jax.agents.protocol import Policy, without_memory
+from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
-from mbrl_jax.algorithms.selection import GreedyOf
 from mbrl_jax.algorithms.training import Train
-from mbrl_jax.config import DynaQConfig, ImaginedPGConfig, ModelFreePGConfig, ModelFreeQConfig, MPCConfig, RunConfig
-from mbrl_jax.environment import Environment
+from mbrl_jax.config import (
+    DynaQConfig,
+    ImaginedPGConfig,
+    ModelFreePGConfig,
+    ModelFreeQConfig,
+    MPCConfig,
+    RunConfig,
+    holdout_stride,
+)
+from mbrl_jax.environments import Environment
+from mbrl_jax.model.protocol import WorldModel
+from mbrl_jax.model.worlds import make_world
+from mbrl_jax.replay import make_replay
 
 
 class Algorithm(NamedTuple):
@@ -18,30 +27,39 @@ class Algorithm(NamedTuple):
 
     make_train: Callable[..., Train]
     metrics: type  # the NamedTuple that its rounds return
-    greedy: Callable[[Any, Environment], GreedyOf]  # (config, task) -> what a policy of given parameters does
+    policy: Callable[[Any, Environment], Policy]  # (config, task) -> what plays
+    has_model: bool  # whether it learns a world model
+    imagines: bool  # whether it learns, and chooses its policy, in imagined lanes
+    loss: str  # what its updates' loss is called
 
 
-def _greedy_q(config: ModelFreeQConfig, task: Environment) -> GreedyOf:
-    return make_q_learner(config.agent, task.spec).greedy
+def _agent_policy(config: Any, task: Environment) -> Policy:
+    return without_memory(make_agent(config.agent, task.spec).mode)
 
 
-def _greedy_actor(config: ImaginedPGConfig | ModelFreePGConfig, task: Environment) -> GreedyOf:
-    return PolicyGradient(config.agent, task.spec).greedy
-
-
-def _greedy_planner(config: MPCConfig, task: Environment) -> GreedyOf:
-    return functools.partial(mpc.greedy, config, task)
-
-
+TD, CRITIC = "TD loss", "critic's loss"
 ALGORITHMS: dict[type[RunConfig], Algorithm] = {
-    DynaQConfig: Algorithm(dyna_q.make_train, dyna_q.Metrics, _greedy_q),
-    ModelFreeQConfig: Algorithm(model_free_q.make_train, model_free_q.Metrics, _greedy_q),
-    ImaginedPGConfig: Algorithm(imagined_pg.make_train, imagined_pg.Metrics, _greedy_actor),
-    ModelFreePGConfig: Algorithm(model_free_pg.make_train, model_free_pg.Metrics, _greedy_actor),
-    MPCConfig: Algorithm(mpc.make_train, mpc.Metrics, _greedy_planner),
+    DynaQConfig: Algorithm(dyna_q.make_train, dyna_q.Metrics, _agent_policy, has_model=True, imagines=True, loss=TD),
+    ModelFreeQConfig: Algorithm(
+        model_free_q.make_train, model_free_q.Metrics, _agent_policy, has_model=False, imagines=False, loss=TD
+    ),
+    ImaginedPGConfig: Algorithm(
+        imagined_pg.make_train, imagined_pg.Metrics, _agent_policy, has_model=True, imagines=True, loss=CRITIC
+    ),
+    ModelFreePGConfig: Algorithm(
+        model_free_pg.make_train, model_free_pg.Metrics, _agent_policy, has_model=False, imagines=False, loss=CRITIC
+    ),
+    MPCConfig: Algorithm(mpc.make_train, mpc.Metrics, mpc.policy_of, has_model=True, imagines=False, loss=TD),
 }
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:
     """The algorithm that ``config`` configures."""
     return ALGORITHMS[type(config)]
+
+
+def world_of(config: Any, task: Environment) -> WorldModel:
+    """The world model of a run, in which a rollout stays with its member."""
+    real = make_replay(task.spec, config.real_transitions)
+    stride = holdout_stride(config)
+    return make_world(config.model, task, real, first_rows=config.random_transitions, stride=stride, by="ts_infinity")

@@ -1,7 +1,7 @@
 """Choosing among snapshots of a policy in imagination, which costs no real transition."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jax import Array
 
 from mbrl_jax import draws
 from mbrl_jax.config import SelectionConfig
-from mbrl_jax.evaluation import play_imagined, sample_first_observations
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.evaluation import play_imagined
+from mbrl_jax.model.protocol import WorldModel
 from mbrl_jax.networks import Params
-from mbrl_jax.replay import Replay
+from mbrl_jax.replay import ReplayState
 
 GreedyOf = Callable[[Params, Array], Array]  # (parameters, s [..., D]) -> actions [...]
 
@@ -26,12 +26,12 @@ class Snapshot(NamedTuple):
 
 def choose(
     config: SelectionConfig,
-    ensemble: Ensemble,
-    members: Members,
+    world: WorldModel,
+    model: Any,
     greedy: GreedyOf,
     params: Params,
     incumbent: Snapshot,
-    real: Replay,
+    real: ReplayState,
     key: Array,
     *,
     anew: bool,
@@ -40,8 +40,8 @@ def choose(
 
     Args:
       config: how many episodes, and of how many steps.
-      ensemble: the shape of the world model.
-      members: M of them.
+      world: the world model, in which a rollout stays with its member.
+      model: its parameters.
       greedy: what a policy of given parameters does.
       params: the present policy.
       incumbent: chosen so far; its score is -inf if there is none.
@@ -56,10 +56,10 @@ def choose(
 
     """
     key_start, key_noise = jax.random.split(key)
-    first = sample_first_observations(real, draws.bits(key_start, (config.episodes,)), ensemble.spec.action_size)
+    first = world.first(model, real, draws.bits(key_start, (config.episodes,)))
 
     def score_of(params: Params) -> Array:
-        return jnp.mean(play_imagined(ensemble, members, lambda s: greedy(params, s), first, key_noise, config.steps))
+        return jnp.mean(play_imagined(world, model, lambda s: greedy(params, s), first, key_noise, config.steps))
 
     challenger, score = Snapshot(params, score_of(params)), incumbent.score
     if anew:

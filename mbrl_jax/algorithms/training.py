@@ -11,28 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mbrl_jax import draws, replay
-from mbrl_jax import environment as env
-from mbrl_jax.config import ConfigError, EvaluationConfig, ExplorationConfig, RunConfig, check_seeds
-from mbrl_jax.environment import Environment, EnvironmentState, Transition
-from mbrl_jax.evaluation import play
-from mbrl_jax.model.ensemble import Members
+from mbrl_jax import draws
+from mbrl_jax.config import ConfigError, ExplorationConfig, RunConfig, check_seeds
+from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_actions, draw_pool
 from mbrl_jax.networks import Params
+from mbrl_jax.replay import Rows
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+DRAW_BYTES = 16 * 2**20  # that the random numbers of one seed may take at a time
 
 
 class Outcome(NamedTuple):
     """What a finished run leaves."""
 
     last: Params  # the target network after the last update
-    chosen: Params | None  # the snapshot that imagination scored best, none without a model
+    chosen: Params | None  # the snapshot that imagination scored best, none where no policy is chosen
     returns_last: Array  # [n] returns of greedy episodes in the real environment
     returns_chosen: Array | None  # [n]
     frozen: Array  # [] bool, the learner went non-finite and rested at its last finite parameters
     updates: Array  # [] int32, updates made
-    model: Members | None  # the members that imagined at the end, none without a model
+    model: Any  # the parameters that the world model imagined with at the end, none without a model
 
 
 class Result(NamedTuple):
@@ -54,7 +55,7 @@ class Train(NamedTuple):
       finish: ``(state, hyper) -> Outcome``.
       train: ``(key, hyper=None) -> Result``: all of it.
       rounds: rounds of a run.
-      policies: ``state -> (last, chosen)``: the policies' parameters as they stand, the chosen one none without a model.
+      policies: ``state -> (last, chosen)``: the policies' parameters as they stand, none where none is chosen.
       axes: of the state for ``vmap``, as a prefix of its tree: 0 for what each seed has, None for counters that all share.
       diagnose: ``(state, hyper) -> Diagnosis``: how wrong the model is where it is used; none without one.
 
@@ -193,17 +194,18 @@ class BehaviourDraws(NamedTuple):
 
     explore: Array  # [T] uniform
     action: Array  # [T], of the uniform random policy
-    reset: EnvironmentState  # leaves [T, ...]
+    reset: Array  # [T] int32, which reset of a pool an episode that ends goes on from
 
 
-def draw_behaviour(environment: Environment, key: Array, steps: int) -> BehaviourDraws:
-    """Draw all that ``steps`` epsilon-greedy real steps consume."""
+def draw_behaviour(environment: Environment, key: Array, steps: int) -> tuple[BehaviourDraws, EnvironmentState]:
+    """Draw all that ``steps`` real steps consume, and the pool of resets [P]."""
     key_explore, key_action, key_reset = jax.random.split(key, 3)
-    return BehaviourDraws(
+    drawn = BehaviourDraws(
         explore=draws.uniform(key_explore, (steps,)),
-        action=env.draw_actions(environment.spec, key_action, (steps,)),
-        reset=environment.draw_resets(key_reset, (steps,)),
+        action=draw_actions(environment.spec, key_action, (steps,)),
+        reset=jnp.arange(steps, dtype=jnp.int32),
     )
+    return drawn, draw_pool(environment, key_reset, steps)
 
 
 def progress(time: Array, steps: int) -> Array:
@@ -216,18 +218,16 @@ def exploration_rate(config: ExplorationConfig, progress: Array) -> Array:
     return config.start + progress * (config.end - config.start)
 
 
-def real_rows(transitions: Transition) -> Array:
-    """Packed rows [..., 2 D + 5] of real transitions; that they were truncated is not part of them."""
-    return replay.pack(
-        replay.Rows(
-            observation=transitions.observation,
-            next_observation=transitions.next_observation,
-            action=transitions.action,
-            reward=transitions.reward,
-            terminated=transitions.terminated,
-            weight=jnp.ones_like(transitions.reward),
-            depth=transitions.elapsed,
-        )
+def real_rows(transitions: Transition) -> Rows:
+    """Rows [...] of real transitions; that they were truncated is not part of them."""
+    return Rows(
+        observation=transitions.observation,
+        next_observation=transitions.next_observation,
+        action=transitions.action,
+        reward=transitions.reward,
+        terminated=transitions.terminated,
+        weight=jnp.ones_like(transitions.reward),
+        depth=transitions.elapsed,
     )
 
 
@@ -251,30 +251,43 @@ def noisy(transitions: Transition, noise: Array | float, scale: tuple[float, ...
     return transitions._replace(observation=observation, next_observation=next_observation)
 
 
-def collect_into(
-    replay_: replay.Replay, environment: Environment, key: Array, transitions: int, *, noise: Array | float = 0.0
-) -> Any:
-    """Fill a replay with random transitions, measured with ``noise`` as in :func:`noisy`.
+def scan_round(
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, draw: Callable[[Array, int], Any], key: Array, steps: int
+) -> tuple[Any, Any]:
+    """Scan ``step`` over the random numbers of a round, drawn at once or, where that takes too many bytes, block by block.
+
+    Args:
+      step: ``(carry, draws) -> (carry, log)`` of one step.
+      carry: what it begins with.
+      draw: ``(key, T) -> draws``, a NamedTuple of leaves [T, ...] that may have a ``pool``, which all steps share.
+      key: of the round.
+      steps: T of the round.
 
     Returns:
-      The episode in progress, the replay, and the returns as :func:`mbrl_jax.environment.collect` gives them.
+      The last carry, and the logs [T, ...].
 
     """
-    drawn = env.draw_collection(environment, stream(key, Stream.COLLECTION), transitions)
-    state, collected, returns = env.collect(environment, drawn)
-    if isinstance(noise, Array) or noise != 0:
-        key1, key2 = jax.random.split(stream(key, Stream.OBSERVATION_NOISE))
-        before, after = (draws.normal(each, collected.observation.shape) for each in (key1, key2))
-        collected = noisy(collected, noise, environment.spec.observation_scale, before, after)
-    return state, replay.write(replay_, real_rows(collected)), returns
+
+    def scan(carry: Any, key: Array, count: int) -> tuple[Any, Any]:
+        draws = draw(key, count)
+        if "pool" not in draws._fields:
+            return jax.lax.scan(step, carry, draws)
+        pool = draws.pool
+        return jax.lax.scan(lambda carry, now: step(carry, now._replace(pool=pool)), carry, draws._replace(pool=None))
+
+    blocks = blocks_of(draw, key, steps)
+    if blocks == 1:
+        return scan(carry, key, steps)
+    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(blocks))
+    carry, logs = jax.lax.scan(lambda carry, key: scan(carry, key, steps // blocks), carry, keys)
+    return carry, jax.tree.map(lambda leaf: leaf.reshape(steps, *leaf.shape[2:]), logs)
 
 
-def curve_return(
-    environment: Environment, config: EvaluationConfig, greedy: Callable[[Array], Array], key: Array, time: Array
-) -> Array:
-    """[] mean return of the learning curve's greedy episodes, which are drawn apart from everything that is learned from."""
-    starts = environment.draw_resets(stream(key, Stream.CURVE, time), (config.curve_episodes,))
-    return jnp.mean(play(environment, greedy, starts))
+def blocks_of(draw: Callable[[Array, int], Any], key: Array, steps: int) -> int:
+    """The fewest equal blocks of a round whose random numbers take at most :data:`DRAW_BYTES` each."""
+    shapes = jax.tree.leaves(jax.eval_shape(lambda key: draw(key, steps), key))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+    return next(count for count in range(1, steps + 1) if steps % count == 0 and (size <= count * DRAW_BYTES or count == steps))
 
 
 def average_blocks(log: Any, length: int) -> Any:

@@ -10,11 +10,14 @@ mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, 
 """
 
 from mbrl_jax.config.checks import check, check_kind, check_seeds, check_whole, holdout_stride
-from mbrl_jax.config.fields import ConfigError, Limits
+from mbrl_jax.config.fields import ConfigError, Limits, settings, static, traced
 from mbrl_jax.config.files import from_dict, load, save, to_dict
+from mbrl_jax.config.kinds import AGENTS, CONTROLLERS, MODELS, Kind, Kinds
 from mbrl_jax.config.paths import expand
 from mbrl_jax.config.schema import (
     ALGORITHMS,
+    AgentConfig,
+    ControllerConfig,
     DynaQConfig,
     EnvironmentConfig,
     EvaluationConfig,
@@ -33,12 +36,18 @@ from mbrl_jax.config.schema import (
     QLearningConfig,
     RunConfig,
     SelectionConfig,
+    WorldConfig,
     algorithm_name,
 )
 
 __all__ = [
+    "AGENTS",
     "ALGORITHMS",
+    "CONTROLLERS",
+    "MODELS",
+    "AgentConfig",
     "ConfigError",
+    "ControllerConfig",
     "DynaQConfig",
     "EnvironmentConfig",
     "EvaluationConfig",
@@ -46,6 +55,8 @@ __all__ = [
     "ImaginationConfig",
     "ImaginedPGConfig",
     "ImaginingConfig",
+    "Kind",
+    "Kinds",
     "LanesConfig",
     "Limits",
     "MPCConfig",
@@ -58,6 +69,7 @@ __all__ = [
     "QLearningConfig",
     "RunConfig",
     "SelectionConfig",
+    "WorldConfig",
     "algorithm_name",
     "check",
     "check_kind",
@@ -68,5 +80,8 @@ __all__ = [
     "holdout_stride",
     "load",
     "save",
+    "settings",
+    "static",
     "to_dict",
+    "traced",
 ]

@@ -6,13 +6,18 @@ import typing
 from typing import Any
 
 from mbrl_jax.config.fields import ConfigError, Limits, convert
+from mbrl_jax.config.kinds import Kind, Kinds
 from mbrl_jax.config.schema import (
     DynaQConfig,
+    ImaginedPGConfig,
     ImaginingConfig,
     ModelBasedConfig,
+    ModelConfig,
     ModelFreePGConfig,
     ModelFreeQConfig,
     MPCConfig,
+    PolicyGradientConfig,
+    QLearningConfig,
     RunConfig,
 )
 
@@ -89,6 +94,10 @@ def _field_problems(config: Any, prefix: str) -> typing.Iterator[str]:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), prefix + field.name
+        kinds: Kinds | None = field.metadata.get("kinds")
+        if kinds is not None and not (isinstance(value, Kind) and kinds.classes().get(value.kind) is type(value)):
+            yield f"{path}: {value!r} is of no kind that is registered; it must be one of {', '.join(kinds.classes())}"
+            continue
         if dataclasses.is_dataclass(value):
             yield from _field_problems(value, path + ".")
             continue
@@ -101,8 +110,6 @@ def _field_problems(config: Any, prefix: str) -> typing.Iterator[str]:
         named = {"": value}
         if isinstance(value, tuple):
             named = {f"[{i}]": entry for i, entry in enumerate(value)}
-        if isinstance(value, dict):
-            named = {f".{name}": entry for name, entry in value.items()}
         for name, number in named.items():
             if isinstance(number, int | float) and not isinstance(number, bool) and not limits.admit(number):
                 yield f"{path}{name}: {number!r} is out of range; it must be {limits}"
@@ -140,11 +147,17 @@ def _joint_problems(config: RunConfig) -> list[str]:
         f"in the {config.protocol!r} protocol it must be 0",
     )
     if isinstance(config, ModelFreeQConfig):
-        _check_q_learning(config, problems)
+        _check_transitions(config, problems)
+    if isinstance(config, ImaginedPGConfig | ModelFreePGConfig):
+        _check_agent_kind(config, PolicyGradientConfig, "policy_gradient", problems)
+    if isinstance(config, MPCConfig):
+        _check_agent_kind(config, QLearningConfig, "q_learning", problems)
+    if problems:
+        return problems
     if isinstance(config, ModelFreePGConfig):
         _check_model_free_pg(config, problems)
-    if isinstance(config, ModelBasedConfig):
-        _check_model(config, problems)
+    if isinstance(config, ModelBasedConfig) and isinstance(config.model, ModelConfig):
+        _check_ensemble(config, config.model, problems)
     if isinstance(config, ImaginingConfig):
         _check_imagining(config, problems)
     if isinstance(config, MPCConfig):
@@ -152,17 +165,28 @@ def _joint_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _check_q_learning(config: ModelFreeQConfig, problems: _Problems) -> None:
+def _check_agent_kind(config: Any, cls: type, kind: str, problems: _Problems) -> None:
+    right = f"this algorithm learns with agents of kind {kind!r}"
+    problems.require(isinstance(config.agent, cls), "agent.kind", config.agent.kind, right)
+
+
+def _check_transitions(config: ModelFreeQConfig, problems: _Problems) -> None:
+    """Check agents that learn from transitions; what a registered kind needs it checks itself when it is made."""
+    agent = config.agent
+    right = "it learns from segments, and this algorithm from transitions; 'imagined_pg' and 'model_free_pg' serve it"
+    problems.require(not isinstance(agent, PolicyGradientConfig), "agent.kind", agent.kind, right)
+    if not isinstance(agent, QLearningConfig):
+        return
     problems.require(
-        config.agent.target != "steve" or config.agent.members > 1,
+        agent.target != "steve" or agent.members > 1,
         "agent.members",
-        config.agent.members,
+        agent.members,
         "the target 'steve' weighs horizons by how much the Q-networks differ, so it needs at least 2",
     )
     problems.require(
-        isinstance(config, DynaQConfig) or config.agent.target in ("max", "double"),
+        isinstance(config, DynaQConfig) or agent.target in ("max", "double"),
         "agent.target",
-        config.agent.target,
+        agent.target,
         "without a model it must be 'max' or 'double'",
     )
 
@@ -177,21 +201,20 @@ def _check_model_free_pg(config: ModelFreePGConfig, problems: _Problems) -> None
         config.segment_steps,
         f"it must divide metric_steps ({config.metric_steps})",
     )
-    require(
-        config.agent.estimator == "score",
-        "agent.estimator",
-        config.agent.estimator,
-        "there is no model to differentiate, so it must be 'score'",
-    )
+    estimator = config.agent.estimator if isinstance(config.agent, PolicyGradientConfig) else None
+    require(estimator == "score", "agent.estimator", estimator, "there is no model to differentiate, so it must be 'score'")
 
 
 def _members(config: ModelBasedConfig) -> int:
-    """Members that imagine."""
-    return config.model.members if config.model.elites is None else config.model.elites
+    """Members that imagine: of an ensemble; another kind of model says so when it is made."""
+    model = config.model
+    if not isinstance(model, ModelConfig):
+        return 1
+    return model.members if model.elites is None else model.elites
 
 
-def _check_model(config: ModelBasedConfig, problems: _Problems) -> None:
-    require, model = problems.require, config.model
+def _check_ensemble(config: ModelBasedConfig, model: ModelConfig, problems: _Problems) -> None:
+    require = problems.require
     training_rows = config.random_transitions - config.random_transitions // holdout_stride(config)
     require(
         model.batch_size <= training_rows,
@@ -258,16 +281,17 @@ def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:
         f"{config.steps} x {per_step} imagined rows overflow a 32-bit counter; fewer steps, lanes or imagined steps",
     )
     require(
-        imagination.sampling not in ("fused", "infoprop") or config.model.kind == "gaussian",
+        imagination.sampling not in ("fused", "infoprop")
+        or (isinstance(config.model, ModelConfig) and config.model.prediction == "gaussian"),
         "imagination.sampling",
         imagination.sampling,
-        "it weighs members by their predicted variance, so model.kind must be 'gaussian'",
+        "it weighs members by their predicted variance, so model.prediction must be 'gaussian'",
     )
     require(
-        imagination.penalty != "halt" or imagination.controller not in STOPS_BY_DEPTH,
+        imagination.penalty != "halt" or imagination.controller.kind not in STOPS_BY_DEPTH,
         "imagination.penalty",
         imagination.penalty,
-        f"it makes a terminal of every stop, and {imagination.controller!r} stops by depth alone",
+        f"it makes a terminal of every stop, and {imagination.controller.kind!r} stops by depth alone",
     )
 
 
@@ -286,12 +310,9 @@ def _check_planning(config: MPCConfig, problems: _Problems) -> None:
         planning.elites,
         f"it must be at most planning.candidates ({planning.candidates})",
     )
-    require(
-        config.agent.target in ("max", "double"),
-        "agent.target",
-        config.agent.target,
-        "the Q-learner of a planner learns from real transitions, so it must be 'max' or 'double'",
-    )
+    target = config.agent.target if isinstance(config.agent, QLearningConfig) else None
+    right = "the Q-learner of a planner learns from real transitions, so it must be 'max' or 'double'"
+    require(target in ("max", "double"), "agent.target", target, right)
 
 
 def holdout_stride(config: RunConfig) -> int:

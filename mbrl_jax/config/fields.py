@@ -4,7 +4,6 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
@@ -56,7 +55,14 @@ def group(make: Any) -> Any:
     return dataclasses.field(default_factory=make, metadata={"traced": True, "limits": Limits()})
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, group))
+def kinds(group: Any, make: Any) -> Any:
+    """Settings within settings that come in the kinds of a :class:`mbrl_jax.config.kinds.Kinds`; annotated as Any, for others
+    may be registered.
+    """
+    return dataclasses.field(default_factory=make, metadata={"traced": True, "limits": Limits(), "kinds": group})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, group, kinds))
 def settings(cls: type[C]) -> type[C]:
     """Make ``cls`` a frozen dataclass and a pytree whose leaves are its traced settings."""
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
@@ -81,10 +87,6 @@ def convert(value: Any, hint: Any, path: str) -> Any:
         if isinstance(value, list | tuple) and value:
             return tuple(convert(entry, arguments[0], f"{path}[{i}]") for i, entry in enumerate(value))
         raise ConfigError(f"{path}: {value!r} must be a list of {arguments[0].__name__} with at least one entry")
-    if origin is dict:
-        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return {key: convert(entry, float, f"{path}.{key}") for key, entry in value.items()}
-        raise ConfigError(f"{path}: {value!r} must be a mapping from names to numbers")
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
             return float(value)

@@ -11,6 +11,7 @@ import yaml
 
 from mbrl_jax.config.checks import check, check_kind
 from mbrl_jax.config.fields import ConfigError, convert
+from mbrl_jax.config.kinds import Kind, Kinds
 from mbrl_jax.config.paths import expand
 from mbrl_jax.config.schema import ALGORITHMS, RunConfig, algorithm_name
 
@@ -53,7 +54,7 @@ def load(path: str | Path) -> RunConfig:
     """Read a preset: a YAML mapping with an ``algorithm`` and any of that algorithm's settings.
 
     A preset may name another as its ``base``, by a path from its own folder: it then holds only what differs. Groups of settings
-    are merged; a list or a controller's numbers replace those of the base.
+    are merged; a list replaces that of the base, and so does a group of another kind.
 
     Raises:
       ConfigError: a file is missing, is not a YAML mapping, names a key twice, or holds an unknown field or a bad value.
@@ -91,15 +92,21 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: base: {base!r} must be the path of another preset")
     if path.resolve() in readers:
         raise ConfigError(f"{path}: base: {base!r} leads back to this file")
-    return _merge(_read(path.parent / expand(base), (*readers, path.resolve())), own)
+    below = _read(path.parent / expand(base), (*readers, path.resolve()))
+    algorithm = ALGORITHMS.get(str((below | own).get("algorithm")))
+    defaults = {} if algorithm is None else to_dict(typing.cast(Any, algorithm)())
+    return _merge(below, own, defaults)
 
 
-def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """``own`` over ``base``, group by group."""
+def _merge(base: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``own`` over ``base``, group by group; of a group of another kind ``own`` alone. One without a kind has the default's."""
     merged = dict(base)
     for key, value in own.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and key != "controller_settings"
-        merged[key] = _merge(base[key], value) if both else value
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        default = defaults.get(key)
+        default = default if isinstance(default, Mapping) else {}
+        kind = base[key].get("kind", default.get("kind")) if both else None
+        merged[key] = _merge(base[key], value, default) if both and value.get("kind", kind) == kind else value
     return merged
 
 
@@ -118,11 +125,12 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     """``config`` as plain nested dictionaries, lists and scalars, the algorithm's name first."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
+        if dataclasses.is_dataclass(value):
+            kind: dict[str, Any] = {"kind": value.kind} if isinstance(value, Kind) else {}
+            return kind | {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return list(value) if isinstance(value, tuple) else value
 
-    return {"algorithm": algorithm_name(config), **plain(dataclasses.asdict(config))}
+    return {"algorithm": algorithm_name(config), **plain(config)}
 
 
 def from_dict(content: Mapping[str, Any]) -> RunConfig:
@@ -142,15 +150,53 @@ def from_dict(content: Mapping[str, Any]) -> RunConfig:
 
 def _build(cls: type, content: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
-    unknown = [key for key in content if key not in hints]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = [key for key in content if key not in fields]
     if unknown:
-        raise ConfigError(f"{prefix}{unknown[0]}: there is no such setting; there are {', '.join(hints)}")
+        _explain_old_form(content, prefix)
+        there = ", ".join(fields) or "none"
+        raise ConfigError(f"{prefix}{unknown[0]}: there is no such setting; there are {there}")
     values = {}
     for key, value in content.items():
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{prefix}{key}: {value!r} must be a mapping of settings")
-            values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
+        kinds: Kinds | None = fields[key].metadata.get("kinds")
+        if kinds is not None:
+            values[key] = _build_kind(kinds, fields[key], value, prefix + key)
+        elif dataclasses.is_dataclass(hints[key]):
+            values[key] = _build(typing.cast(type, hints[key]), _mapping(value, prefix + key), f"{prefix}{key}.")
         else:
             values[key] = convert(value, hints[key], prefix + key)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]}: it is missing; {cls.__name__} needs exactly {', '.join(fields)}")
     return cls(**values)
+
+
+def _build_kind(kinds: Kinds, field: "dataclasses.Field[Any]", value: Any, path: str) -> Any:
+    """A group that comes in kinds; one that names none is of the default's."""
+    if isinstance(value, str):
+        raise ConfigError(f"{path}: {value!r} must be a mapping with a kind; it is written {kinds.example} now")
+    content = dict(_mapping(value, path))
+    if path == "model" and content.get("kind") in ("gaussian", "deterministic"):
+        raise ConfigError(f"model.kind: {content['kind']!r} is written model.prediction now; model.kind says which kind of model")
+    assert field.default_factory is not dataclasses.MISSING, "a group of kinds has a default"
+    cls = kinds.of(content.pop("kind")) if "kind" in content else type(field.default_factory())
+    return _build(cls, content, f"{path}.")
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}: {value!r} must be a mapping of settings")
+    return value
+
+
+def _explain_old_form(content: Mapping[str, Any], prefix: str) -> None:
+    """Say how settings of an earlier version are written now, if these are such."""
+    if "controller_settings" in content:
+        numbers = content["controller_settings"]
+        told = ", ".join(f"{name}: {number}" for name, number in numbers.items()) if isinstance(numbers, Mapping) else "..."
+        name = content.get("controller", "fixed")
+        raise ConfigError(f"{prefix}controller_settings: it is written {prefix}controller: {{kind: {name}, {told}}} now")

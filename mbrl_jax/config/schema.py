@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
-from mbrl_jax.config.fields import Limits, group, settings, static, traced
+from mbrl_jax.config.fields import group, kinds, settings, static, traced
+from mbrl_jax.config.kinds import AGENTS, CONTROLLERS, MODELS, Kind
 
 
 @settings
@@ -11,7 +12,7 @@ class EnvironmentConfig:
     """Which task."""
 
     name: str = static("CartPole-v1")
-    """The environment's registered name."""
+    """The environment's registered name, or package.module:function."""
     time_limit: int | None = static(None, minimum=1)
     """Steps until an episode is truncated; none takes the task's own."""
     observation_noise: float = traced(0.0, minimum=0)
@@ -20,8 +21,13 @@ class EnvironmentConfig:
 
 
 @settings
-class ModelConfig:
-    """The dynamics ensemble and how it is fitted."""
+class WorldConfig(Kind):
+    """What the settings of every kind of world model are."""
+
+
+@settings
+class ModelConfig(WorldConfig):
+    """The dynamics ensemble and how it is fitted (kind: ensemble)."""
 
     members: int = static(5, minimum=1)
     """Ensemble members, E."""
@@ -34,8 +40,10 @@ class ModelConfig:
     input_scale: Literal["data", "task"] = static("data")
     """Whether observations enter standardised by the data, or divided by the task's own scale. Where a policy goes further than
     the data did it is many of their deviations out, and predictions are wrong; on the task's scale it is still within one."""
-    kind: Literal["gaussian", "deterministic"] = static("gaussian")
+    prediction: Literal["gaussian", "deterministic"] = static("gaussian")
     """Whether a member predicts mean and log-variance, or a mean only."""
+    loss: str = static("likelihood")
+    """A member's loss, by its registered name: the negative log-likelihood, for deterministic members the squared error."""
     learn_bounds: bool = static(False)
     """Whether the log-variance bounds (0.5 and -10) are learned."""
     reward: Literal["known", "learned"] = static("known")
@@ -71,6 +79,21 @@ class ModelConfig:
 
 
 @settings
+class ControllerConfig(Kind):
+    """What the settings of every horizon controller are: its numbers."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The controller's numbers by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def _fixed(length: float) -> Any:
+    """Rollouts of a fixed length."""
+    return lambda: CONTROLLERS.of("fixed")(length=length)  # type: ignore[call-arg]
+
+
+@settings
 class LanesConfig:
     """K lanes of imagined rollouts, H steps of each per real step."""
 
@@ -85,12 +108,8 @@ class LanesConfig:
     sampling: Literal["ts1", "ts_infinity", "mean", "fused", "infoprop"] = static("ts1")
     """Who predicts: a freshly dealt member each step, a lane's own member, the mean of all members, their precision-weighted
     fusion, or a dealt member's sample pulled towards that fusion by what the members agree on (Infoprop)."""
-    controller: str = static("fixed")
-    """The horizon controller's registered name."""
-    controller_settings: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"length": 3}, metadata={"traced": True, "limits": Limits()}
-    )
-    """The controller's own numbers, by the names of its function's arguments."""
+    controller: Any = kinds(CONTROLLERS, _fixed(3.0))
+    """The horizon controller: its kind and its numbers."""
     measure: Literal["std", "max_pairwise", "max_aleatoric", "gjs", "one_vs_rest"] = static("std")
     """The members' disagreement that the threshold controllers and the penalty on disagreement go by."""
     penalty: Literal["none", "mopo", "disagreement", "halt"] = static("none")
@@ -111,8 +130,13 @@ class ImaginationConfig(LanesConfig):
 
 
 @settings
-class QLearningConfig:
-    """The Q-learner."""
+class AgentConfig(Kind):
+    """What the settings of every kind of agent are."""
+
+
+@settings
+class QLearningConfig(AgentConfig):
+    """The Q-learner (kind: q_learning)."""
 
     hidden: tuple[int, ...] = static((64, 64), minimum=1)
     """Widths of the hidden layers."""
@@ -140,6 +164,8 @@ class QLearningConfig:
     """Standard deviations over members subtracted from their mean (target: mean_std)."""
     target_steps: int = static(3, minimum=1)
     """Imagined steps that the value is expanded by at the most (target: steve)."""
+    gradient_clip: float | None = static(None, above=0)
+    """Largest Euclidean norm of a Q-network's gradient; none leaves it as it is."""
     loss: Literal["squared", "huber"] = static("squared")
     """The error's loss."""
     huber_delta: float = traced(1.0, above=0)
@@ -149,8 +175,8 @@ class QLearningConfig:
 
 
 @settings
-class PolicyGradientConfig:
-    """The actor, and the critic if it has one."""
+class PolicyGradientConfig(AgentConfig):
+    """The actor, and the critic if it has one (kind: policy_gradient)."""
 
     hidden: tuple[int, ...] = static((64, 64), minimum=1)
     """Widths of the hidden layers, of the actor and of the critic."""
@@ -175,6 +201,8 @@ class PolicyGradientConfig:
     """Lambda of the lambda-returns (baseline: value): 0 looks one step ahead, 1 to the segment's end."""
     normalise: bool = static(True)
     """Whether advantages are brought to mean 0 and deviation 1 over a segment."""
+    gradient_clip: float | None = static(None, above=0)
+    """Largest Euclidean norm of the actor's gradient, and of the critic's; none leaves them as they are."""
     entropy_weight: float = traced(0.01, minimum=0)
     """Weight of the policy's entropy, nats, in what the actor makes larger."""
     target_rate: float = traced(0.05, above=0, maximum=1)
@@ -195,6 +223,8 @@ class ExplorationConfig:
 class SelectionConfig:
     """The choice of the policy in imagination, from snapshots taken at the end of every round."""
 
+    choose: bool = static(True)
+    """Whether a policy is chosen; without it the last one is all there is, and nothing is scored."""
     episodes: int = static(20, minimum=1)
     """Imagined episodes that score a snapshot."""
     steps: int = static(500, minimum=1)
@@ -288,7 +318,7 @@ class RunConfig:
 class ModelBasedConfig(RunConfig):
     """What a run has that learns a model."""
 
-    model: ModelConfig = group(ModelConfig)
+    model: Any = kinds(MODELS, ModelConfig)
 
 
 @settings
@@ -308,13 +338,13 @@ class ImaginingConfig(ModelBasedConfig):
 class ModelFreeQConfig(RunConfig):
     """Q-learning from real transitions alone."""
 
-    agent: QLearningConfig = group(QLearningConfig)
+    agent: Any = kinds(AGENTS, QLearningConfig)
     exploration: ExplorationConfig = group(ExplorationConfig)
 
     @property
     def updates(self) -> int:
         """The agent's updates in all."""
-        return self.steps * self.agent.updates_per_step
+        return self.steps * int(getattr(self.agent, "updates_per_step", 1))
 
 
 @settings
@@ -326,14 +356,14 @@ class DynaQConfig(ImaginingConfig, ModelFreeQConfig):
 
 def _long_lanes() -> LanesConfig:
     make: Any = LanesConfig
-    return make(lanes=50, steps=16, cap=100, controller_settings={"length": 100})
+    return make(lanes=50, steps=16, cap=100, controller=_fixed(100.0)())
 
 
 @settings
 class ImaginedPGConfig(ImaginingConfig):
     """A policy gradient on segments of rollouts imagined by a learned dynamics ensemble."""
 
-    agent: PolicyGradientConfig = group(PolicyGradientConfig)
+    agent: Any = kinds(AGENTS, PolicyGradientConfig)
     imagination: LanesConfig = group(_long_lanes)
 
 
@@ -349,7 +379,7 @@ class ModelFreePGConfig(RunConfig):
     """Steps over which the logged losses are averaged."""
     segment_steps: int = static(50, minimum=1)
     """Successive real steps that an update is made of."""
-    agent: PolicyGradientConfig = group(PolicyGradientConfig)
+    agent: Any = kinds(AGENTS, PolicyGradientConfig)
 
     @property
     def updates(self) -> int:
@@ -374,15 +404,15 @@ class MPCConfig(ModelBasedConfig):
     """Steps of the main loop; each of them is one more real transition."""
     round_steps: int = static(50, minimum=1)
     """Steps of a round; a round ends with a refit and an evaluation."""
-    model: ModelConfig = group(_small_batches)
+    model: Any = kinds(MODELS, _small_batches)
     planning: PlanningConfig = group(PlanningConfig)
-    agent: QLearningConfig = group(QLearningConfig)
+    agent: Any = kinds(AGENTS, QLearningConfig)
     """The Q-learner that values what comes after the horizon (planning.terminal: value)."""
 
     @property
     def updates(self) -> int:
         """The Q-learner's updates in all."""
-        return self.steps * self.agent.updates_per_step if self.planning.terminal == "value" else 0
+        return self.steps * int(getattr(self.agent, "updates_per_step", 1)) if self.planning.terminal == "value" else 0
 
     @property
     def imagined_per_step(self) -> int:

@@ -4,21 +4,20 @@ For looking only. Nothing here reaches what an agent learns from.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax import replay
 from mbrl_jax.config import ConfigError, LanesConfig
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import Environment, EnvironmentSpec
 from mbrl_jax.imagination import disagreement, lanes
 from mbrl_jax.imagination.horizon import HorizonController
+from mbrl_jax.imagination.horizon.protocol import predictions_at
 from mbrl_jax.imagination.lanes import Act, Dynamics
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model.ensemble import Ensemble, Members
-from mbrl_jax.replay import Replay, Rows
+from mbrl_jax.model.protocol import WorldModel, belief_at
+from mbrl_jax.replay import ReplayState, Rows
 
 DEPTHS = 50  # depths that are told apart
 STEPS = 240  # imagined steps of every lane that are looked at, about
@@ -56,15 +55,15 @@ class Diagnosis(NamedTuple):
 
 def diagnose(
     config: LanesConfig,
-    ensemble: Ensemble,
+    task: Environment,
+    world: WorldModel,
     controller: HorizonController,
     state: lanes.Lanes,
-    members: Members,
+    params: Any,
     act: Act,
-    real: Replay,
+    real: ReplayState,
     time: Array,
     key: Array,
-    dynamics: Dynamics | None,
 ) -> Diagnosis:
     """How wrong the members are along the rollouts that would come next, and over the state space; arguments as of :func:`roll`.
 
@@ -72,52 +71,54 @@ def diagnose(
       ConfigError: the task does not tell its real dynamics.
 
     """
-    if dynamics is None:
-        raise ConfigError(f"environment.name: {ensemble.spec.name!r} does not fit; a diagnosis needs known real dynamics")
-    rows = roll(config, ensemble, controller, state, members, act, real, time, key, dynamics)
-    return Diagnosis(judge(ensemble, members, dynamics, rows), error_map(ensemble, members, dynamics))
+    if task.dynamics is None:
+        raise ConfigError(f"environment.name: {task.spec.name!r} does not fit; a diagnosis needs known real dynamics")
+    rows = roll(config, task.spec, world, controller, state, params, act, real, time, key, task.dynamics)
+    return Diagnosis(judge(task, world, params, rows), error_map(task, world, params))
 
 
-def error(imagined: Array, true: Array, members: Members) -> Array:
-    """[...] distance of states [..., D] in normalised units."""
-    size = imagined.shape[-1]
-    scale = members.normaliser.target_scale[:size].reshape((1,) * (imagined.ndim - 1) + (-1,))
+def error(imagined: Array, true: Array, scale: Array) -> Array:
+    """[...] distance of states [..., D] in units of ``scale`` [D]."""
+    scale = scale.reshape((1,) * (imagined.ndim - 1) + (-1,))
     return jnp.sqrt(jnp.mean(jnp.square((imagined - true) / scale), axis=-1))
 
 
 def roll(
     config: LanesConfig,
-    ensemble: Ensemble,
+    spec: EnvironmentSpec,
+    world: WorldModel,
     controller: HorizonController,
     state: lanes.Lanes,
-    members: Members,
+    params: Any,
     act: Act,
-    real: Replay,
+    real: ReplayState,
     time: Array,
     key: Array,
     dynamics: Dynamics,
 ) -> Rows:
     """The rows [T, K, ...] that imagination goes on to make, in the order of time; arguments as of :func:`lanes.advance`."""
     real_steps = -(-STEPS // config.steps)
-    draws = lanes.draw(config, ensemble, key, (real_steps,))
+    draws = lanes.draw(config, spec, world, key, (real_steps,))
 
-    def step(carry: tuple[lanes.Lanes, Array], draw: lanes.LaneDraws) -> tuple[tuple[lanes.Lanes, Array], Array]:
+    def step(carry: tuple[lanes.Lanes, Array], draw: lanes.LaneDraws) -> tuple[tuple[lanes.Lanes, Array], Rows]:
         state, time = carry
-        state, rows, _ = lanes.advance(config, ensemble, controller, state, members, act, real, time, draw, dynamics)
+        state, rows, _ = lanes.advance(config, world, controller, state, params, act, real, time, draw, dynamics)
         return (state, time + 1), rows
 
     begin = state._replace(depth=jnp.zeros_like(state.depth), idle=jnp.zeros_like(state.idle))
     _, rows = jax.lax.scan(step, (begin, time), draws)
-    return replay.unpack(rows.reshape(real_steps * config.steps, config.lanes, -1), ensemble.spec.action_size)
+    return jax.tree.map(lambda leaf: leaf.reshape(real_steps * config.steps, *leaf.shape[2:]), rows)
 
 
-def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) -> ByDepth:
+def judge(task: Environment, world: WorldModel, params: Any, rows: Rows) -> ByDepth:
     """Errors by depth of imagined rows [T, K, ...], of which the first are at depth 0.
 
     A lane whose real twin has terminated has no compounded error until its next root.
     """
-    everyone = ens.predict_all(ensemble, members, rows.observation, rows.action)
-    one_step = error(rows.next_observation, dynamics(rows.observation, rows.action), members)
+    dynamics, scale = task.dynamics, world.scale(params)
+    assert dynamics is not None, "a diagnosis needs known real dynamics"
+    everyone = predictions_at(world, params, rows)
+    one_step = error(rows.next_observation, dynamics(rows.observation, rows.action), scale)
 
     def follow(carry: tuple[Array, Array], row: Rows) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         twin, over = carry
@@ -125,8 +126,8 @@ def judge(ensemble: Ensemble, members: Members, dynamics: Dynamics, rows: Rows) 
         twin = jnp.where(begins[:, None], row.observation, twin)
         after = dynamics(twin, row.action)
         over = over & ~begins
-        told = (error(row.next_observation, after, members), ~over)
-        return (after, over | ensemble.terminated(twin, row.action, after)), told
+        told = (error(row.next_observation, after, scale), ~over)
+        return (after, over | task.terminated(twin, row.action, after)), told
 
     start = (rows.observation[0], jnp.zeros(rows.reward.shape[1:], bool))
     _, (compounded, running) = jax.lax.scan(follow, start, rows)
@@ -185,24 +186,19 @@ def map_states(spec: EnvironmentSpec) -> Array:
     return state
 
 
-def error_map(ensemble: Ensemble, members: Members, dynamics: Dynamics) -> ErrorMap:
+def error_map(task: Environment, world: WorldModel, params: Any) -> ErrorMap:
     """Disagreement and true error in :func:`map_states`."""
-    spec, grid = ensemble.spec, map_states(ensemble.spec)
+    assert task.dynamics is not None, "a diagnosis needs known real dynamics"
+    spec, grid = task.spec, map_states(task.spec)
     if spec.continuous:  # at either end and in the middle
         actions = jnp.broadcast_to(jnp.linspace(-1.0, 1.0, 3, dtype=grid.dtype)[:, None], (3, spec.action_size))
     else:
         actions = jnp.arange(spec.action_count, dtype=jnp.int32)
     observation = jnp.broadcast_to(grid[None], (len(actions), *grid.shape))
     action = jnp.broadcast_to(actions[:, None, None], (*observation.shape[:-1], *spec.action_shape))
-    everyone = ens.predict_all(ensemble, members, observation, action)
-    asked = (everyone.mean.shape[0], *observation.shape)
-    imagined = ens.decode(
-        ensemble,
-        members.normaliser,
-        everyone,
-        jnp.broadcast_to(observation[None], asked),
-        jnp.broadcast_to(action[None], (*asked[:-1], *spec.action_shape)),
-        None,
-    )
-    wrong = error(imagined.next_observation, dynamics(observation, action)[None], members)
-    return ErrorMap(jnp.mean(disagreement.std(everyone), axis=0), jnp.mean(wrong, axis=(0, 1)))
+    asked = world.spec.members, *observation.shape
+    belief = belief_at(world, "a diagnosis")(jnp.broadcast_to(observation[None], asked))
+    imagined = world.expect(params, belief, jnp.broadcast_to(action[None], (*asked[:-1], *spec.action_shape)))
+    assert imagined.everyone is not None, "expect tells what every member says"
+    wrong = error(world.features(imagined.belief), task.dynamics(observation, action)[None], world.scale(params))
+    return ErrorMap(jnp.mean(disagreement.std(imagined.everyone), axis=0), jnp.mean(wrong, axis=(0, 1)))

@@ -6,37 +6,19 @@ Where all members say the same, each of them is 0, but for ``max_aleatoric``, wh
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax.config import ConfigError
-from mbrl_jax.model.ensemble import Prediction
+from mbrl_jax.model.fusion import fuse, seen_from_first, variance
+from mbrl_jax.model.protocol import Prediction
 
 Measure = Callable[[Prediction, Array], Array]  # (leaves [M, ..., D'], drawn member [...] int32) -> [...]
 
 
-def variance(prediction: Prediction) -> Array:
-    """[M, ..., D'] the variances that the members predict.
-
-    Raises:
-      ConfigError: the members are deterministic.
-
-    """
-    if prediction.log_variance is None:
-        raise ConfigError("model.kind: 'deterministic' does not fit; this needs predicted variances, so it must be 'gaussian'")
-    return jnp.exp(prediction.log_variance)
-
-
-def _from_first(mean: Array) -> Array:
-    """Means [M, ...] as seen from the first member's, so that members who agree differ by exactly 0."""
-    return mean - mean[:1]
-
-
 def std(prediction: Prediction, member: Array | None = None) -> Array:
     """[...] the root mean square over targets of the standard deviation (ddof 0) of the members' means."""
-    return jnp.sqrt(jnp.mean(jnp.var(_from_first(prediction.mean), axis=0), axis=-1))
+    return jnp.sqrt(jnp.mean(jnp.var(seen_from_first(prediction.mean), axis=0), axis=-1))
 
 
 def max_pairwise(prediction: Prediction, member: Array | None = None) -> Array:
@@ -74,7 +56,7 @@ def one_vs_rest(prediction: Prediction, member: Array) -> Array:
       member: [...] int32.
 
     """
-    mean, each = _from_first(prediction.mean), variance(prediction)
+    mean, each = seen_from_first(prediction.mean), variance(prediction)
     count = mean.shape[0]
     index = jnp.arange(count, dtype=jnp.int32).reshape((count,) + (1,) * member.ndim)
     drawn = (index == member[None]).astype(mean.dtype)[..., None]  # [M, ..., 1]
@@ -85,25 +67,6 @@ def one_vs_rest(prediction: Prediction, member: Array) -> Array:
     variance_r = variance_m + wider
     excess = -wider / variance_r  # the ratio of variances less 1, by which small divergences keep their digits
     return 0.5 * jnp.sum(excess - jnp.log1p(excess) + jnp.square(mean_m - mean_r) / variance_r, axis=-1)
-
-
-class Fusion(NamedTuple):
-    """What members that err independently know together (Infoprop, Frauenknecht et al. 2025, arXiv:2501.16918)."""
-
-    mean: Array  # [..., D'] precision-weighted
-    variance: Array  # [..., D'] harmonic mean of the members' variances
-    gain: Array  # [..., D'] share of the whole variance that is not the members' disagreement
-    remaining: Array  # [..., D'] variance that is left when a member's sample is known, (1 - gain) * variance
-
-
-def fuse(prediction: Prediction) -> Fusion:
-    """The members' fusion, from leaves [M, ..., D']."""
-    each, apart = variance(prediction), _from_first(prediction.mean)
-    together = 1 / jnp.mean(1 / each, axis=0)
-    shift = together * jnp.mean(apart / each, axis=0)
-    spread = jnp.mean(jnp.square(apart - shift[None]), axis=0)
-    whole = together + spread
-    return Fusion(prediction.mean[0] + shift, together, together / whole, together * spread / whole)
 
 
 def information_loss(prediction: Prediction, resolution: Array | float) -> Array:

@@ -1,1 +1,1 @@
-"""The learned world: an ensemble of dynamics models, its losses and how it is fitted."""
+"""The learned world: what a world model is, and the ensemble of dynamics models, its losses and how it is fitted."""

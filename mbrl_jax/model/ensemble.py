@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax.config import ModelConfig
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import EnvironmentSpec
+from mbrl_jax.model.protocol import Prediction
 from mbrl_jax.networks import MLP, Params
 
 LOG_VARIANCE_BOUNDS = (-10.0, 0.5)
@@ -54,16 +55,8 @@ class Members(NamedTuple):
     normaliser: Normaliser
 
 
-class Prediction(NamedTuple):
-    """What members say of a batch, in normalised units."""
-
-    mean: Array  # [M, B, D'] of state change, then reward
-    log_variance: Array | None  # [M, B, D'], none if the members are deterministic
-    termination_logit: Array | None  # [M, B], none if termination is known
-
-
-class Imagined(NamedTuple):
-    """One imagined step in real units."""
+class Decoded(NamedTuple):
+    """What a prediction says in real units."""
 
     next_observation: Array  # [..., D]
     reward: Array  # [...]
@@ -94,7 +87,7 @@ class Ensemble(NamedTuple):
     @property
     def network(self) -> MLP:
         """One member."""
-        outputs = self.targets * (2 if self.config.kind == "gaussian" else 1) + (self.config.termination == "learned")
+        outputs = self.targets * (2 if self.config.prediction == "gaussian" else 1) + (self.config.termination == "learned")
         return MLP(hidden=self.config.hidden, outputs=outputs, activation=self.config.activation)
 
     @property
@@ -165,7 +158,7 @@ def silence(ensemble: Ensemble, members: Members) -> Members:
     """
     still = members.normaliser.target_std == 0
     termination = [jnp.zeros(1, bool)] if ensemble.config.termination == "learned" else []
-    variance = [still] if ensemble.config.kind == "gaussian" else []
+    variance = [still] if ensemble.config.prediction == "gaussian" else []
     outputs = jnp.concatenate([still, *termination, *variance])
     name, layers = f"Dense_{len(ensemble.config.hidden)}", members.params["params"]
     last = jax.tree.map(lambda leaf: jnp.where(outputs.reshape((1,) * (leaf.ndim - 1) + (-1,)), 0.0, leaf), layers[name])
@@ -206,7 +199,7 @@ def split_outputs(ensemble: Ensemble, outputs: Array, bounds: Bounds) -> Predict
     """
     targets, learned = ensemble.targets, ensemble.config.termination == "learned"
     log_variance = None
-    if ensemble.config.kind == "gaussian":
+    if ensemble.config.prediction == "gaussian":
         by_row = Bounds(*(bound.reshape(-1, targets) for bound in bounds))
         log_variance = bound_log_variance(outputs[:, targets + learned :], by_row)
     return Prediction(outputs[:, :targets], log_variance, outputs[:, targets] if learned else None)
@@ -272,8 +265,8 @@ def mixture_mean(prediction: Prediction) -> Prediction:
 
 def decode(
     ensemble: Ensemble, normaliser: Normaliser, prediction: Prediction, observation: Array, action: Array, noise: Array | None
-) -> Imagined:
-    """An imagined step from predictions: ``s' = s + target_mean + target_std * (mean + exp(log_variance / 2) * noise)``.
+) -> Decoded:
+    """Real units from predictions: ``s' = s + target_mean + target_std * (mean + exp(log_variance / 2) * noise)``.
 
     A target that does not vary in the data changes by its mean exactly, without noise. Where the task has limits that no state
     exceeds, ``s'`` is clipped to them. The noise moves the state only: a learned reward
@@ -307,4 +300,4 @@ def decode(
         terminated = prediction.termination_logit > 0
     else:
         terminated = ensemble.terminated(observation, action, next_observation)
-    return Imagined(next_observation, reward, terminated)
+    return Decoded(next_observation, reward, terminated)

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax import draws, replay
+from mbrl_jax import draws
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import losses
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
+from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.networks import ADAM, Params, adam_step
+from mbrl_jax.replay import Rows, epoch_minibatches
 
 
 class ModelState(NamedTuple):
@@ -25,14 +27,6 @@ class ModelState(NamedTuple):
     optimizer: Any  # Adam's moments of (params, bounds)
     normaliser: Normaliser
     elites: Array  # [M] int32, the members with the lowest holdout error, best first
-
-
-class FitLog(NamedTuple):
-    """How a fit went; leading axis [epochs] for the first fit, none for a refit."""
-
-    loss: Array  # [..., E] mean training loss over the minibatches
-    holdout_mse: Array  # [..., E] squared error of the normalised targets, summed over axes
-    holdout_nll: Array  # [..., E] negative log-likelihood, the squared error's half for deterministic members
 
 
 class FitData(NamedTuple):
@@ -63,7 +57,7 @@ def members(ensemble: Ensemble, state: ModelState) -> Members:
     return ens.silence(ensemble, Members(*learned, state.normaliser))
 
 
-def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: int) -> tuple[ModelState, FitLog]:
+def fit(ensemble: Ensemble, state: ModelState, real: Rows, key: Array, stride: int) -> tuple[ModelState, FitLog]:
     """Fit from the present parameters by ``config.epochs`` passes over a fixed data set.
 
     With ``config.patience`` each member ends at the parameters of its own best holdout epoch, and rests once that many epochs
@@ -72,13 +66,13 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
     Args:
       ensemble: the shape.
       state: where to begin.
-      real: [N, 2 D + 5] packed rows, all of them data.
+      real: [N] rows, all of them data.
       key: consumed.
       stride: every how manieth row is held out.
 
     """
     config = ensemble.config
-    rows = real.shape[0]
+    rows = real.reward.shape[0]
     normaliser, data = _prepare(ensemble, real, rows, stride)
     training_rows = rows - rows // stride
     start = (state.params, state.bounds, state.optimizer)
@@ -89,7 +83,7 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
     def epoch(carry: Any, key: Array) -> tuple[Any, FitLog]:
         now, best, best_error, stale = carry
         key_batches, key_probes = jax.random.split(key)
-        batches = replay.epoch_minibatches(key_batches, config.members, training_rows, config.batch_size)
+        batches = epoch_minibatches(key_batches, config.members, training_rows, config.batch_size)
         if own_rows is not None:
             batches = own_rows[jnp.arange(config.members, dtype=jnp.int32)[None, :, None], batches]
         directions = losses.laplacian_directions(ensemble, key_probes)
@@ -110,14 +104,13 @@ def fit(ensemble: Ensemble, state: ModelState, real: Array, key: Array, stride: 
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, error)), log
 
 
-def refit(ensemble: Ensemble, state: ModelState, real: replay.Replay, key: Array, stride: int) -> tuple[ModelState, FitLog]:
-    """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from a replay that
-    grows.
+def refit(ensemble: Ensemble, state: ModelState, real: Rows, size: Array, key: Array, stride: int) -> tuple[ModelState, FitLog]:
+    """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from data that grow.
 
-    Args and returns as :func:`fit`, with the replay in place of its rows.
+    Args and returns as :func:`fit`; the first ``size`` [] rows are data.
     """
     config = ensemble.config
-    normaliser, data = _prepare(ensemble, real.rows, replay.size(real), stride)
+    normaliser, data = _prepare(ensemble, real, size, stride)
     key_batches, key_probes = jax.random.split(key)
     shape = (config.refit_batches, config.members, config.batch_size)
     batches = (draws.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
@@ -128,13 +121,13 @@ def refit(ensemble: Ensemble, state: ModelState, real: replay.Replay, key: Array
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, mse)), FitLog(loss, mse, nll)
 
 
-def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) -> tuple[Normaliser, FitData]:
+def _prepare(ensemble: Ensemble, rows: Rows, size: Array | int, stride: int) -> tuple[Normaliser, FitData]:
     """Statistics of the training rows among the first ``size``, and all rows encoded with them."""
-    rows = replay.unpack(real, ensemble.spec.action_size)
+    count = rows.reward.shape[0]
     targets = rows.next_observation - rows.observation
     if ensemble.config.reward == "learned":
         targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)
-    number = jnp.arange(real.shape[0], dtype=jnp.int32)
+    number = jnp.arange(count, dtype=jnp.int32)
     is_holdout = number % stride == stride - 1
     normaliser = ens.measure(rows.observation, targets, (number < size) & ~is_holdout)
     if ensemble.config.input_scale == "task":
@@ -143,7 +136,7 @@ def _prepare(ensemble: Ensemble, real: Array, size: Array | int, stride: int) ->
     inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
     targets = (targets - normaliser.target_mean[None]) / normaliser.target_scale[None]
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
-    holdout = jnp.arange(real.shape[0] // stride, dtype=jnp.int32) * stride + stride - 1
+    holdout = jnp.arange(count // stride, dtype=jnp.int32) * stride + stride - 1
     weight = (holdout < size).astype(inputs.dtype)
     training_rows = jnp.asarray(size - size // stride, jnp.uint32)
     return normaliser, FitData(table, training_rows, holdout, weight, stride)

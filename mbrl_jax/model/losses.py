@@ -1,13 +1,18 @@
 """The losses of the dynamics ensemble, each for one member; the ensemble's loss is their sum."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mbrl_jax.config import ConfigError, ModelConfig
 from mbrl_jax.model.ensemble import Bounds, Ensemble, split_outputs
 from mbrl_jax.networks import Params, laplacian
 
 BOUNDS_PENALTY = 0.01
+Loss = Callable[[Array, Array | None, Array], Array]
+"""``(mean [B, D'], log-variance [B, D'] or none, target [B, D']) -> []``, of one member in normalised units."""
 EXACT_LAPLACIAN_UP_TO = 8  # observation axes
 
 
@@ -20,6 +25,41 @@ def gaussian_nll(mean: Array, log_variance: Array, target: Array) -> Array:
     """[] mean over rows of the negative log-likelihood [B, D'] summed over axes, without the constant ``log(2 pi) / 2``."""
     per_axis = 0.5 * (jnp.square(mean - target) * jnp.exp(-log_variance) + log_variance)
     return jnp.mean(jnp.sum(per_axis, axis=-1))
+
+
+def likelihood(mean: Array, log_variance: Array | None, target: Array) -> Array:
+    """[] the negative log-likelihood, or without variances the squared error."""
+    return squared_error(mean, target) if log_variance is None else gaussian_nll(mean, log_variance, target)
+
+
+LOSSES: dict[str, Loss] = {}
+"""Losses of a member by name; :func:`register` adds one."""
+
+
+def register(name: str, loss: Loss) -> None:
+    """Let presets and commands name a loss, as ``model.loss``.
+
+    Raises:
+      ConfigError: the name is taken.
+
+    """
+    if name in LOSSES:
+        raise ConfigError(f"model.loss: {name!r} is registered already; name another")
+    LOSSES[name] = loss
+
+
+register("likelihood", likelihood)
+
+
+def check_loss(config: ModelConfig) -> None:
+    """Refuse a loss that is not there.
+
+    Raises:
+      ConfigError: naming those that are.
+
+    """
+    if config.loss not in LOSSES:
+        raise ConfigError(f"model.loss: {config.loss!r} is not known; it must be one of {', '.join(LOSSES)}")
 
 
 def termination_cross_entropy(logit: Array, terminated: Array) -> Array:
@@ -87,10 +127,7 @@ def member_loss(
     if not config.learn_bounds:
         bounds = jax.lax.stop_gradient(bounds)
     prediction = split_outputs(ensemble, ensemble.network.apply(params, inputs), bounds)  # type: ignore[arg-type]
-    if prediction.log_variance is None:
-        loss = squared_error(prediction.mean, target)
-    else:
-        loss = gaussian_nll(prediction.mean, prediction.log_variance, target)
+    loss = LOSSES[config.loss](prediction.mean, prediction.log_variance, target)
     if prediction.termination_logit is not None:
         loss = loss + config.termination_weight * termination_cross_entropy(prediction.termination_logit, terminated)
     if config.learn_bounds:

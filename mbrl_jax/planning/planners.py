@@ -9,7 +9,6 @@ shifted by a step.
 """
 
 import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,8 @@ from jax import Array
 
 from mbrl_jax import draws
 from mbrl_jax.config import PlanningConfig
-from mbrl_jax.environment import EnvironmentSpec
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.environments import EnvironmentSpec
+from mbrl_jax.model.protocol import WorldModel
 from mbrl_jax.planning.rollouts import ParticleDraws, Value, draw_particles, returns_of
 
 ITERATED = ("cem", "mppi")  # methods that fit their distribution and draw again
@@ -50,12 +49,8 @@ class Planner(NamedTuple):
     """The planner's settings and the world it plans in."""
 
     config: PlanningConfig
-    ensemble: Ensemble
-
-    @property
-    def spec(self) -> EnvironmentSpec:
-        """The task's sizes."""
-        return self.ensemble.spec
+    spec: EnvironmentSpec
+    world: WorldModel  # in which a rollout stays with its member
 
     @property
     def iterations(self) -> int:
@@ -79,17 +74,17 @@ class Planner(NamedTuple):
         uniform = draws.uniform(key_candidates, full)
         if self.config.correlation > 0:
             uniform = correlated(uniform, self.config.correlation, axis=len(shape) + 2)
-        return PlanDraws(uniform, draw_particles(self.config, self.ensemble, key_particles, shape))
+        return PlanDraws(uniform, draw_particles(self.config, self.world, key_particles, shape))
 
     def plan(
-        self, members: Members, plan: Plan, observation: Array, drawn: PlanDraws, value: Value | None = None
+        self, params: Any, plan: Plan, start: Any, drawn: PlanDraws, value: Value | None = None
     ) -> tuple[Plan, Array, PlanLog]:
         """Plan from one state.
 
         Args:
-          members: M of them.
+          params: of the world model.
           plan: to begin with.
-          observation: [D].
+          start: the belief where rollouts begin, without leading axes.
           drawn: without leading axes.
           value: of the states at the horizon, as for :func:`mbrl_jax.planning.rollouts.returns_of`.
 
@@ -100,7 +95,7 @@ class Planner(NamedTuple):
 
         def improve(plan: Plan, uniform: Array) -> tuple[Plan, PlanLog]:
             actions = self.candidates(plan, uniform)
-            returns = returns_of(self.config, self.ensemble, members, observation, actions, drawn.particles, value)
+            returns = returns_of(self.config, self.world, params, start, actions, drawn.particles, value)
             weights = self.weights(returns)
             return self.fit(plan, actions, weights), _log(returns, weights)
 
@@ -160,38 +155,29 @@ class Planner(NamedTuple):
         centre = jnp.concatenate([plan.centre[1:], blank.centre[-1:]])
         return Plan(self.config.warm_start * centre + (1 - self.config.warm_start) * blank.centre, blank.spread)
 
-    def act(self, members: Members, value: Value | None = None) -> tuple[Callable[[Array, int], Any], Callable[..., Any]]:
-        """The planner as a policy with a memory, for n episodes side by side.
+    def begin(self, key: Array, episodes: int) -> Any:
+        """The memory of :meth:`act` where n episodes begin."""
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (episodes, *leaf.shape)), self.init()), key
+
+    def act(self, params: Any, memory: Any, observation: Array, value: Value | None = None) -> tuple[Any, Array]:
+        """Plan for n episodes side by side, each from the plan that its last step has left.
 
         Returns:
-          ``(key, n) -> memory`` and ``(memory, observations [n, D]) -> (memory, actions [n, ...])``.
+          The memory and actions [n, ...] in observations [n, D].
 
         """
+        at = self.world.belief
+        assert at is not None, "planning from observations needs a world in which they tell where a rollout stands"
+        plans, key = memory
+        key, key_now = jax.random.split(key)
+        drawn = self.draw(key_now, (len(observation),))
 
-        def begin(key: Array, episodes: int) -> Any:
-            blank = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (episodes, *leaf.shape)), self.init())
-            return blank, key
+        def one(plan: Plan, observation: Array, drawn: PlanDraws) -> tuple[Plan, Array]:
+            after, action, _ = self.plan(params, plan, at(observation), drawn, value)
+            return after, action
 
-        def act(memory: Any, observation: Array) -> tuple[Any, Array]:
-            plans, key = memory
-            key, key_now = jax.random.split(key)
-            drawn = self.draw(key_now, (len(observation),))
-
-            def one(plan: Plan, observation: Array, drawn: PlanDraws) -> tuple[Plan, Array]:
-                after, action, _ = self.plan(members, plan, observation, drawn, value)
-                return after, action
-
-            plans, actions = jax.vmap(one)(plans, observation, drawn)
-            return (plans, key), actions
-
-        return begin, act
-
-    def greedy(self, members: Members, observation: Array, value: Value | None = None) -> Array:
-        """Actions [...] in observations [..., D], each planned from nothing and always by the same draws."""
-        flat = observation.reshape(-1, observation.shape[-1])
-        drawn = self.draw(jax.random.key(0), ())
-        actions = jax.vmap(lambda s: self.plan(members, self.init(), s, drawn, value)[1])(flat)
-        return actions.reshape(*observation.shape[:-1], *self.spec.action_shape)
+        plans, actions = jax.vmap(one)(plans, observation, drawn)
+        return (plans, key), actions
 
 
 def sequences(spec: EnvironmentSpec, horizon: int) -> int:

@@ -13,33 +13,31 @@ from jax import Array
 
 from mbrl_jax import draws
 from mbrl_jax.config import PlanningConfig
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.model.protocol import WorldModel
 
-Value = Callable[[Array], Array]  # observations [n, D] -> what is to come after them [n]
+Value = Callable[[Array], Array]  # features [n, F] -> what is to come after them [n]
 
 
 class ParticleDraws(NamedTuple):
     """The random numbers of P particles over H steps. Leading axes may come before these."""
 
-    deal: Array  # [H, P] int32, the order in which particles are dealt to members at each step; with ts_infinity [H, 0]
-    noise: Array  # [H, P, D] standard normal, of Gaussian members; else [H, P, 0]
+    deal: Array | None  # [H, P] int32, the order in which particles are dealt to members at each step; none with ts_infinity
+    model: Any  # the world model's own, leaves [H, P, ...]
 
 
-def draw_particles(config: PlanningConfig, ensemble: Ensemble, key: Array, shape: tuple[int, ...]) -> ParticleDraws:
+def draw_particles(config: PlanningConfig, world: WorldModel, key: Array, shape: tuple[int, ...]) -> ParticleDraws:
     """Draw all that :func:`returns_of` consumes, with leading axes ``shape``."""
     key_deal, key_noise = jax.random.split(key)
     full = (*shape, config.horizon, config.particles)
-    dealt = full if config.propagation == "ts1" else (*full[:-1], 0)
-    size = ensemble.spec.observation_size if ensemble.config.kind == "gaussian" else 0
-    return ParticleDraws(draws.permutations(key_deal, dealt), draws.normal(key_noise, (*full, size)))
+    deal = draws.permutations(key_deal, full) if config.propagation == "ts1" else None
+    return ParticleDraws(deal, world.draw(key_deal, key_noise, full))
 
 
 def returns_of(
     config: PlanningConfig,
-    ensemble: Ensemble,
-    members: Members,
-    observation: Array,
+    world: WorldModel,
+    params: Any,
+    start: Any,
     actions: Array,
     drawn: ParticleDraws,
     value: Value | None = None,
@@ -52,49 +50,44 @@ def returns_of(
 
     Args:
       config: the planner's settings.
-      ensemble: the shape of the world model.
-      members: M of them, of which P is a multiple.
-      observation: [D] where all candidates begin.
+      world: in which a rollout stays with its member (``ts_infinity``).
+      params: its, of M members of which P is a multiple.
+      start: the belief, without leading axes, where all candidates begin.
       actions: [N, H, ...].
       drawn: the particles' random numbers, without leading axes.
       value: of the states in which particles stand at the end, in units of the return; none ends the sum there.
 
     """
-    particles, candidates, count = config.particles, actions.shape[0], ensemble.sampling_members
+    particles, candidates = config.particles, actions.shape[0]
     shape = (particles, candidates)
     rows = particles * candidates
-    discount = jnp.asarray(config.discount, observation.dtype)
+    dtype = jnp.zeros(()).dtype
 
-    def flat(x: Array) -> Array:
-        return x.reshape(rows, *x.shape[2:])
+    def flat(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), tree)
+
+    def of_all(tree: Any, axis: int) -> Any:
+        """Leaves [P, ...] or [N, ...] as [P N, ...], the missing axis broadcast."""
+        leaves = (jnp.expand_dims(x, axis) for x in jax.tree.leaves(tree))
+        full = [jnp.broadcast_to(x, (*shape, *x.shape[2:])) for x in leaves]
+        return flat(jax.tree.unflatten(jax.tree.structure(tree), full))
 
     def step(carry: Any, inputs: tuple[Array, ParticleDraws]) -> tuple[Any, None]:
-        state, running, earned, worth = carry  # [P, N, ...], and [] what a reward counts by now
+        belief, running, earned, worth = carry  # [P, N, ...], and [] what a reward counts by now
         action, now = inputs
-        if config.propagation == "ts1":
-            state, running, earned = (x[now.deal] for x in (state, running, earned))
-        action = jnp.broadcast_to(action[None], (particles, *action.shape))
-        dealt = (count, rows // count)
-        prediction = ens.predict(
-            ensemble, members, state.reshape(*dealt, -1), action.reshape(*dealt, *ensemble.spec.action_shape)
-        )
-        prediction = jax.tree.map(lambda leaf: leaf.reshape(rows, *leaf.shape[2:]), prediction)
-        noise = None
-        if ensemble.config.kind == "gaussian":
-            noise = flat(jnp.broadcast_to(now.noise[:, None], state.shape))
-        told = ens.decode(ensemble, members.normaliser, prediction, flat(state), flat(action), noise)
+        if now.deal is not None:
+            belief, running, earned = jax.tree.map(lambda x: x[now.deal], (belief, running, earned))
+        told = world.step(params, flat(belief), of_all(action, 0), of_all(now.model, 1))
         earned = earned + jnp.where(running, worth * told.reward.reshape(shape), 0.0)
         running = running & ~told.terminated.reshape(shape)
-        return (told.next_observation.reshape(state.shape), running, earned, discount * worth), None
+        belief = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), told.belief)
+        return (belief, running, earned, discount * worth), None
 
-    start = (
-        jnp.broadcast_to(observation, (*shape, observation.shape[-1])),
-        jnp.ones(shape, bool),
-        jnp.zeros(shape, observation.dtype),
-        jnp.ones((), observation.dtype),
-    )
-    (state, running, earned, worth), _ = jax.lax.scan(step, start, (actions.swapaxes(0, 1), drawn))
+    discount = jnp.asarray(config.discount, dtype)
+    begin = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), start)
+    carry = (begin, jnp.ones(shape, bool), jnp.zeros(shape, dtype), jnp.ones((), dtype))
+    (belief, running, earned, worth), _ = jax.lax.scan(step, carry, (actions.swapaxes(0, 1), drawn))
     if value is not None:
-        earned = earned + jnp.where(running, worth * value(flat(state)).reshape(shape), 0.0)
+        earned = earned + jnp.where(running, worth * value(world.features(flat(belief))).reshape(shape), 0.0)
     mean = jnp.mean(earned, axis=0)
     return jnp.where(jnp.isfinite(mean), mean, -jnp.inf)

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environments import TaskView, make_environment, view_of
 from mbrl_jax.report import markup, measures, rollouts
 from mbrl_jax.report.entries import Entry
 from mbrl_jax.report.markup import Figures, new_axes
 from mbrl_jax.report.rollouts import Episode
-from mbrl_jax.report.tasks import TaskView, view_of
 
 MARK = 0.1  # share of an axis's scale by which a member must be off to have left the real trajectory
 IMAGINED_STEPS = 200  # that are shown of an imagined episode

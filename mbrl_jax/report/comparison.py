@@ -6,11 +6,13 @@ from typing import Any
 from rich.table import Table
 
 from mbrl_jax import statistics
-from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig, RunConfig
+from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig
+from mbrl_jax.environments import success_marks
 from mbrl_jax.runs import results, terminal
 from mbrl_jax.runs.results import estimate, per_seed
 from mbrl_jax.runs.run import Run
-from mbrl_jax.statistics import Estimate, fraction_at_least, success_marks
+from mbrl_jax.statistics import Estimate, fraction_at_least
 
 
 def check_arms(model_based: RunConfig, model_free: RunConfig) -> None:
@@ -20,10 +22,12 @@ def check_arms(model_based: RunConfig, model_free: RunConfig) -> None:
       ConfigError: naming what differs.
 
     """
-    if not isinstance(model_based, ImaginingConfig) or isinstance(model_free, ModelBasedConfig):
+    if not algorithm_of(model_based).imagines or algorithm_of(model_free).has_model:
         raise ConfigError(
             "algorithm: the first arm must learn in imagination, as 'dyna_q' does, and the second none, as 'model_free_q'"
         )
+    if isinstance(model_based, ImaginingConfig) and not model_based.selection.choose:
+        raise ConfigError("selection.choose: False does not fit; the comparison is of the policy that was chosen in imagination")
     for field in ("protocol", "environment", "random_transitions", "steps"):
         ours, theirs = getattr(model_based, field), getattr(model_free, field)
         if ours != theirs:

@@ -10,7 +10,8 @@ import jax
 import matplotlib
 import numpy as np
 
-from mbrl_jax.config import ConfigError, ImaginingConfig, ModelBasedConfig
+from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax.config import ConfigError
 from mbrl_jax.networks import Params
 from mbrl_jax.runs import results
 from mbrl_jax.runs.results import per_seed
@@ -38,12 +39,17 @@ class Entry(NamedTuple):
     @property
     def has_model(self) -> bool:
         """Whether a model was learned."""
-        return isinstance(self.run.config, ModelBasedConfig)
+        return algorithm_of(self.run.config).has_model
 
     @property
     def imagines(self) -> bool:
-        """Whether a policy was learned, and chosen, in imagined lanes."""
-        return isinstance(self.run.config, ImaginingConfig)
+        """Whether a policy was learned in imagined lanes."""
+        return algorithm_of(self.run.config).imagines
+
+    @property
+    def chooses(self) -> bool:
+        """Whether snapshots were scored in imagination, and the best of them chosen."""
+        return self.run.result.outcome.chosen is not None
 
     @property
     def task(self) -> str:

@@ -8,10 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mbrl_jax.config import DynaQConfig, ImaginingConfig, ModelFreeQConfig, RunConfig
+from mbrl_jax.algorithms.registry import TD, algorithm_of
+from mbrl_jax.config import ImaginingConfig, RunConfig
+from mbrl_jax.environments import success_marks
 from mbrl_jax.runs.results import per_seed
 from mbrl_jax.runs.run import Run, chosen_so_far
-from mbrl_jax.statistics import interquartile_mean, running_interval, success_marks
+from mbrl_jax.statistics import interquartile_mean, running_interval
 
 LOSS_MARK = 0.15  # the imagined TD loss that the tutorial names
 LOSS_MARK_TRANSITIONS = 10_000  # and by when
@@ -67,26 +69,28 @@ def draw_profile(ax: Axes, arms: dict[str, tuple[np.ndarray, str]], task: str) -
 
 def loss_name(config: RunConfig) -> str:
     """What is called the loss of an update."""
-    return "TD loss" if isinstance(config, ModelFreeQConfig) else "critic's loss"
+    return algorithm_of(config).loss
+
+
+def losses_of(run: Run) -> dict[str, np.ndarray]:
+    """What an agent logs of its loss and of the loss over the variance of its targets, [seeds, blocks] by what it is called."""
+    name = loss_name(run.config)
+    called = {"loss": name, "scaled_loss": f"{name} / variance of target"}
+    logged = {label: getattr(run.result.metrics.update, field, None) for field, label in called.items()}
+    return {label: np.asarray(each).reshape(len(each), -1) for label, each in logged.items() if each is not None}
 
 
 def draw_loss(ax: Axes, run: Run) -> None:
     """The imagined loss against imagined transitions, and over the targets' variance; for Dyna-Q with the tutorial's mark."""
     config, name = run.config, loss_name(run.config)
     assert isinstance(config, ImaginingConfig)
-    seeds = len(run.result.metrics.score)
     per_step = config.imagination.lanes * config.imagination.steps
-    loss = run.result.metrics.update.loss.reshape(seeds, -1)
-    scaled = run.result.metrics.update.scaled_loss.reshape(seeds, -1)
-    x = (np.arange(loss.shape[1]) + 1) * config.metric_steps * per_step
-    for curves, label, colour in (
-        (loss, name, COLOURS["chosen"]),
-        (scaled, f"{name} / variance of target", COLOURS["last"]),
-    ):
+    x = (np.arange(config.steps // config.metric_steps) + 1) * config.metric_steps * per_step
+    for (label, curves), colour in zip(losses_of(run).items(), (COLOURS["chosen"], COLOURS["last"]), strict=False):
         low, middle, high = np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
         ax.plot(x, middle, color=colour, label=label, linewidth=1.2)
         ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    if isinstance(config, DynaQConfig):
+    if name == TD:
         ax.axhline(LOSS_MARK, color="0.4", linewidth=0.8, linestyle=":")
         ax.axvline(LOSS_MARK_TRANSITIONS, color="0.4", linewidth=0.8, linestyle=":")
         ax.annotate(
@@ -101,27 +105,36 @@ def draw_loss(ax: Axes, run: Run) -> None:
 def draw_run(run: Run, path: Path) -> None:
     """One run: its learning curve and final returns; with a model also the loss and how well imagination predicts."""
     outcome = run.result.outcome
-    with_model = isinstance(run.config, ImaginingConfig)
-    figure, axes = new_figure(2, 2 if with_model else 1)
+    with_loss = algorithm_of(run.config).imagines and len(losses_of(run)) > 0
+    with_score = getattr(run.result.metrics, "score", None) is not None
+    figure, axes = new_figure(2, 2 if with_loss or with_score else 1)
     draw_learning_curve(axes[0], run, last="last policy", colour=COLOURS["last"])
     arms = {"last policy": (per_seed(outcome.returns_last), COLOURS["last"])}
     if outcome.returns_chosen is not None:
         arms["chosen policy"] = (per_seed(outcome.returns_chosen), COLOURS["chosen"])
     draw_profile(axes[1], arms, run.config.environment.name)
-    if with_model:
+    if with_loss:
         draw_loss(axes[2], run)
-        real, score = run.result.metrics.curve_return, run.result.metrics.score
-        known = np.isfinite(score)  # a world that is not finite scores minus infinity
-        real, score = real[known], score[known]
-        ends = [min(0.0, real.min(initial=0.0), score.min(initial=0.0)), max(0.0, real.max(initial=0.0), score.max(initial=0.0))]
-        axes[3].plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
-        axes[3].scatter(score.ravel(), real.ravel(), s=5, alpha=0.3, color=COLOURS["chosen"], linewidths=0, rasterized=True)
-        axes[3].xaxis.set_major_locator(MaxNLocator(5))
-        axes[3].set_xlabel("imagined return of a snapshot")
-        axes[3].set_ylabel("its real return")
-    for ax in axes[: 3 if with_model else 2]:
+    if with_score:
+        _draw_scores(axes[3], run)
+    for ax in axes[:2] + (axes[2:3] if with_loss else []):
         ax.legend(frameon=False, fontsize=7)
+    for ax, is_drawn in zip(axes[2:], (with_loss, with_score), strict=False):
+        ax.set_visible(is_drawn)
     figure.savefig(path)
+
+
+def _draw_scores(ax: Axes, run: Run) -> None:
+    """The real return of every snapshot against its imagined one."""
+    real, score = run.result.metrics.curve_return, run.result.metrics.score
+    known = np.isfinite(score)  # a world that is not finite scores minus infinity
+    real, score = real[known], score[known]
+    ends = [min(0.0, real.min(initial=0.0), score.min(initial=0.0)), max(0.0, real.max(initial=0.0), score.max(initial=0.0))]
+    ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
+    ax.scatter(score.ravel(), real.ravel(), s=5, alpha=0.3, color=COLOURS["chosen"], linewidths=0, rasterized=True)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.set_xlabel("imagined return of a snapshot")
+    ax.set_ylabel("its real return")
 
 
 def draw_comparison(model_based: Run, model_free: Run, path: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from mbrl_jax import statistics
 from mbrl_jax.config import EnvironmentConfig, ImaginingConfig, from_dict, to_dict
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination.diagnosis import Coordinate, map_coordinates
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.report.figures import new_figure
@@ -29,21 +29,22 @@ COLOURS = matplotlib.color_sequences["tab20"]
 MARKERS = "osD^v<>PX*phd8HP"
 
 
+NOWHERE = statistics.Estimate(np.nan, np.nan, np.nan)
+
+
 def describe(run: Run) -> dict[str, Any]:
     """What happened in the imagination of a model-based run, in means over seeds.
 
     ``realised_horizon`` is the mean length of a rollout in imagined steps and ``horizon_by_round`` the same [rounds];
     ``kept`` and ``stopped`` are shares of the imagined steps; ``histogram`` [10] is the share of rows that were kept, by depth.
     ``surfing`` is the imagined less the real return of the policies on the way, mean over the run with its interval over seeds,
-    and ``surfing_by_round`` [3, rounds], of the seeds whose world was finite and NaN if none was. Of a diagnosed run also
-    ``by_depth`` and ``map``, medians over seeds of :class:`mbrl_jax.imagination.diagnosis.Diagnosis`.
+    and ``surfing_by_round`` [3, rounds], of the seeds whose world was finite and NaN if none was; both are left out where no
+    snapshot is scored. Of a diagnosed run also ``by_depth`` and ``map``, medians over seeds of
+    :class:`mbrl_jax.imagination.diagnosis.Diagnosis`.
     """
     assert isinstance(run.config, ImaginingConfig)
     metrics = run.result.metrics
     lanes = metrics.lanes
-    surfing = np.asarray(metrics.score, np.float64) - np.asarray(metrics.curve_return, np.float64)  # [seeds, rounds]
-    sound = surfing[np.isfinite(surfing).all(axis=1)]  # a world that is not finite scores minus infinity
-    rounds, unknown = surfing.shape[1], statistics.Estimate(np.nan, np.nan, np.nan)
     ended = np.asarray(lanes.ended, np.float64).mean(axis=2)  # [seeds, rounds]
     told: dict[str, Any] = {
         "config": to_dict(run.config),
@@ -52,9 +53,15 @@ def describe(run: Run) -> dict[str, Any]:
         "kept": float(np.mean(lanes.kept)),
         "stopped": float(np.mean(lanes.stopped)),
         "histogram": np.asarray(lanes.histogram, np.float64).mean(axis=(0, 1, 2)),
-        "surfing": statistics.bootstrap(sound.mean(axis=1), statistics.mean) if len(sound) else unknown,
-        "surfing_by_round": statistics.running_interval(sound, statistics.mean) if len(sound) else np.full((3, rounds), np.nan),
     }
+    if metrics.score is not None:
+        surfing = np.asarray(metrics.score, np.float64) - np.asarray(metrics.curve_return, np.float64)  # [seeds, rounds]
+        sound = surfing[np.isfinite(surfing).all(axis=1)]  # a world that is not finite scores minus infinity
+        unknown = np.full((3, surfing.shape[1]), np.nan)
+        told |= {
+            "surfing": statistics.bootstrap(sound.mean(axis=1), statistics.mean) if len(sound) else NOWHERE,
+            "surfing_by_round": statistics.running_interval(sound, statistics.mean) if len(sound) else unknown,
+        }
     if run.diagnosis is not None:
         by_depth, error_map = run.diagnosis.by_depth, run.diagnosis.map
         told["by_depth"] = {name: _middle(getattr(by_depth, name)) for name in by_depth._fields}
@@ -72,7 +79,7 @@ def draw_imagination(run: Run, path: Path) -> None:
     """The figure :func:`draw_setting` of one diagnosed run."""
     assert isinstance(run.config, ImaginingConfig)
     seeds = len(run.result.outcome.frozen)
-    draw_setting({run.config.imagination.controller: describe(run)}, f"{run.config.protocol} protocol, {seeds} seeds", path)
+    draw_setting({run.config.imagination.controller.kind: describe(run)}, f"{run.config.protocol} protocol, {seeds} seeds", path)
 
 
 def draw_setting(arms: Arms, title: str, path: Path) -> None:

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mbrl_jax import statistics
-from mbrl_jax.config import DynaQConfig, ImaginingConfig
-from mbrl_jax.environment import make_environment
+from mbrl_jax.algorithms.registry import TD
+from mbrl_jax.config import ImaginingConfig
+from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination.diagnosis import map_coordinates
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.report import markup
 from mbrl_jax.report.entries import Entry, left_out, only, seeds_of
-from mbrl_jax.report.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss, loss_name
+from mbrl_jax.report.figures import LOSS_MARK, LOSS_MARK_TRANSITIONS, draw_band, draw_loss, loss_name, losses_of
 from mbrl_jax.report.horizon_figures import draw_map
 from mbrl_jax.report.markup import Figures, new_axes, plain
 from mbrl_jax.report.measures import finite_seeds
@@ -43,13 +44,16 @@ def section(entries: Sequence[Entry], figures: Figures) -> str:
         parts.append(
             markup.paragraph(
                 "A policy that is scored in imagination may exploit what the model gets wrong, and be overrated: it surfs on the "
-                "model's error. Points below the diagonal, and a difference above zero, say by how much."
+                "model's error. Where snapshots are scored, points below the diagonal and a difference above zero say by how "
+                "much."
             )
         )
         drawn = [_loss(entry, figures) for entry in modelled]
         drawn += [_horizons(modelled, figures), _depths(modelled, figures)]
-        drawn += [_scores(entry, figures) for entry in modelled]
-        parts.append(markup.side_by_side(*drawn, _surfing(modelled, figures)))
+        scored = [entry for entry in modelled if entry.chooses]
+        drawn += [_scores(entry, figures) for entry in scored]
+        drawn += [_surfing(scored, figures)] if scored else []
+        parts.append(markup.side_by_side(*drawn))
     for entry in modelled:
         parts.append(_diagnosis(entry, figures))
     return markup.section("imagination", "Imagination", *parts)
@@ -60,15 +64,17 @@ def _none(what: str) -> str:
 
 
 def _loss(entry: Entry, figures: Figures) -> str:
-    update, name = entry.run.result.metrics.update, loss_name(entry.run.config)
-    kept = finite_seeds(update.loss, update.scaled_loss)
+    curves, name = losses_of(entry.run), loss_name(entry.run.config)
+    if not curves:
+        return markup.paragraph(f"The agent of {entry.label} logs no loss.")
+    kept = finite_seeds(*curves.values())
     if not kept.any():
         return _none(f"the {name} of {entry.label}")
     figure, (ax,) = new_axes()
     draw_loss(ax, only(entry.run, kept))
     markup.legend(figure, columns=2)
     mark = ""
-    if isinstance(entry.run.config, DynaQConfig):
+    if name == TD:
         told = f"a loss of {LOSS_MARK} by {LOSS_MARK_TRANSITIONS:,} transitions, the mark of the tutorial that the method is from"
         mark = f" Dotted: {told}."
     return figures.add(
@@ -131,8 +137,8 @@ def realised_horizons(entry: Entry) -> np.ndarray:
 def _controller(entry: Entry) -> str:
     config = entry.run.config
     assert isinstance(config, ImaginingConfig)
-    numbers = ", ".join(f"{name} {value:g}" for name, value in config.imagination.controller_settings.items())
-    return f"{config.imagination.controller}{f' ({numbers})' if numbers else ''}, cap {config.imagination.cap}"
+    numbers = ", ".join(f"{name} {value:g}" for name, value in config.imagination.controller.numbers.items())
+    return f"{config.imagination.controller.kind}{f' ({numbers})' if numbers else ''}, cap {config.imagination.cap}"
 
 
 def _depths(entries: Sequence[Entry], figures: Figures) -> str:

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mbrl_jax import statistics
-from mbrl_jax.config import ModelBasedConfig
-from mbrl_jax.model.fitting import FitLog
+from mbrl_jax.algorithms.registry import world_of
+from mbrl_jax.environments import make_environment
+from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.report import markup, measures, rollouts
 from mbrl_jax.report.entries import Entry, left_out
 from mbrl_jax.report.figures import draw_band
@@ -78,7 +79,7 @@ def _draw_fit(entry: Entry, log: FitLog, x: np.ndarray, label: str, figures: Fig
     if not kept.any():
         return [markup.paragraph(f"No seed has a finite error {when}, so there is nothing to draw.")]
     loss, mse, nll = (np.asarray(leaf, np.float64)[kept].mean(axis=2) for leaf in log)
-    gaussian = isinstance(entry.run.config, ModelBasedConfig) and entry.run.config.model.kind == "gaussian"
+    gaussian = _has_variance(entry)
     told = f"mean over members, IQM over seeds with its 95 % bootstrap interval, {kept.sum()} seeds.{left_out(kept)}"
 
     figure, (ax,) = new_axes()
@@ -113,9 +114,9 @@ def _draw_fit(entry: Entry, log: FitLog, x: np.ndarray, label: str, figures: Fig
 
 def _calibration(entry: Entry, figures: Figures) -> str:
     config, model = entry.run.config, entry.run.result.outcome.model
-    if not isinstance(config, ModelBasedConfig) or model is None:
+    if model is None:
         return markup.paragraph(f"The model of {entry.label} was not saved, so its predictions cannot be checked.")
-    if config.model.kind == "deterministic":
+    if not _has_variance(entry):
         return markup.paragraph(
             "The members are deterministic: they predict a mean and no variance, so there is nothing to be calibrated."
         )
@@ -130,6 +131,12 @@ def _calibration(entry: Entry, figures: Figures) -> str:
         f"{f' (the first {len(kept)} of {entry.seeds})' if len(kept) < entry.seeds else ''}.{left_out(kept)}"
     )
     return markup.side_by_side(_reliability(entry, predicted, asked, figures), _scores(entry, predicted, asked, figures))
+
+
+def _has_variance(entry: Entry) -> bool:
+    """Whether the members predict one."""
+    config = entry.run.config
+    return world_of(config, make_environment(config.environment)).spec.has_variance
 
 
 def _reliability(entry: Entry, predicted: Mapping[str, Predicted], asked: str, figures: Figures) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 
 from mbrl_jax.config import to_dict
+from mbrl_jax.environments import success_marks
 from mbrl_jax.report import markup
 from mbrl_jax.report.entries import Entry, by_task
 from mbrl_jax.runs import results
-from mbrl_jax.statistics import success_marks
 
 NOTHING = "-"
 
@@ -84,7 +84,7 @@ def _about_the_reference(entry: Entry) -> str:
     )
 
 
-def marks_of(entry: Entry) -> tuple[int, ...]:
+def marks_of(entry: Entry) -> tuple[float, ...]:
     """The returns that count as success on the run's task and that its time limit lets an episode reach."""
     limit = entry.run.config.environment.time_limit
     return tuple(mark for mark in success_marks(entry.task) if limit is None or mark <= limit)
@@ -155,7 +155,7 @@ def _estimate(told: Mapping[str, Any] | None) -> str:
     return NOTHING if estimate is None else str(estimate)
 
 
-def _share(entry: Entry, mark: int, arm: str) -> str:
+def _share(entry: Entry, mark: float, arm: str) -> str:
     told = entry.summary["fraction_at_least"].get(str(mark))  # a run may have been saved before its task had this mark
     share = None if told is None or mark not in marks_of(entry) else told[arm]
     return NOTHING if share is None else f"{share:.0%}"

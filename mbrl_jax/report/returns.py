@@ -71,9 +71,9 @@ def _curves(entries: Sequence[Entry], figures: Figures) -> Iterator[str]:
         f"Learning curves of the last policy: mean return of {counted}; IQM over seeds and its 95 % bootstrap interval at each "
         f"point, {seeds_of(entries)}.",
     )
-    modelled = [entry for entry in entries if entry.imagines]
+    modelled = [entry for entry in entries if entry.chooses]
     if not modelled:
-        yield markup.paragraph("No policy was chosen in imagination: nothing was learned in any.")
+        yield markup.paragraph("No policy was chosen in imagination.")
         return
     chosen = {entry.label: np.asarray(chosen_so_far(entry.run)) for entry in modelled}
     figure, ax = _curve_axes(modelled, chosen)

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mbrl_jax import environment as env
-from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax import environments as env
+from mbrl_jax.agents.protocol import Policy
+from mbrl_jax.algorithms.registry import algorithm_of, world_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ModelBasedConfig, RunConfig
-from mbrl_jax.environment import Environment, Transition, make_environment
-from mbrl_jax.evaluation import Greedy
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.config import RunConfig
+from mbrl_jax.environments import Environment, Transition, make_environment
+from mbrl_jax.model.protocol import WorldModel, belief_at
 from mbrl_jax.networks import Params
 
 BASE_SEED = 2_147_483_647  # of the report's own episodes; a run's seeds begin with the base that it was given
@@ -41,98 +40,106 @@ class Episode(NamedTuple):
     imagined: list[np.ndarray]  # M of [at most n + 1, D], by mean predictions; one ends early where the member terminates
 
 
-def calibration(config: ModelBasedConfig, policies: Params, members: Members) -> dict[str, Predicted]:
-    """Predictions of Gaussian members on states of every seed's own greedy policy and of the random one.
+def calibration(config: RunConfig, policies: Params, models: Any) -> dict[str, Predicted]:
+    """Predictions of members that predict variances, in states of every seed's own greedy policy and of the random one.
 
     Args:
       config: of the run.
       policies: leaves [seeds, ...].
-      members: leaves [seeds, ...]; of more than 64 seeds the first 64 are asked.
+      models: parameters of the world model, leaves [seeds, ...]; of more than 64 seeds the first 64 are asked.
 
     """
     task = make_environment(config.environment)
-    ensemble = ensemble_of(config, task)
-    greedy = algorithm_of(config).greedy(config, task)
+    world, policy = world_of(config, task), algorithm_of(config).policy(config, task)
 
-    def one(params: Params, members: Members, key: Array) -> tuple[Any, Any]:
+    def one(params: Params, model: Any, key: Array) -> tuple[Any, Any]:
         key_policy, key_random = jax.random.split(key)
-        own = play_on(task, lambda s: greedy(params, s), key_policy, CALIBRATION_STEPS)
+        own = play_on(task, policy, params, key_policy, CALIBRATION_STEPS)
         _, random, _ = env.collect(task, env.draw_collection(task, key_random, CALIBRATION_STEPS))
-        return _predict(ensemble, members, own), _predict(ensemble, members, random)
+        return _predict(world, model, own), _predict(world, model, random)
 
-    few = jax.tree.map(lambda leaf: jnp.asarray(leaf[:CALIBRATION_SEEDS]), (policies, members))
+    few = jax.tree.map(lambda leaf: jnp.asarray(leaf[:CALIBRATION_SEEDS]), (policies, models))
     keys = seed_keys(BASE_SEED, len(jax.tree.leaves(few)[0]))
     on_policy, on_random = jax.jit(jax.vmap(one))(*few, keys)
     return {"own policy": Predicted(*map(np.asarray, on_policy)), "random policy": Predicted(*map(np.asarray, on_random))}
 
 
-def episode(config: RunConfig, policy: Params, members: Members | None) -> Episode:
-    """A real episode of one seed's greedy policy and, if there are members, the same one as each imagines it.
+def episode(config: RunConfig, params: Params, model: Any) -> Episode:
+    """A real episode of one seed's greedy policy and, if there is a model, the same one as each member imagines it.
 
     Args:
       config: of the run.
-      policy: of one seed.
-      members: of the same seed, none without a model.
+      params: of one seed's policy.
+      model: parameters of the same seed's world model, none without one.
 
     """
     task = make_environment(config.environment)
-    greedy = algorithm_of(config).greedy(config, task)
+    policy = algorithm_of(config).policy(config, task)
     key = seed_keys(BASE_SEED, 1)[0]
     limit = task.spec.time_limit
-    policy = jax.tree.map(jnp.asarray, policy)
-    played = jax.jit(lambda params: play_on(task, lambda s: greedy(params, s), key, limit))(policy)
+    params = jax.tree.map(jnp.asarray, params)
+    played = jax.jit(lambda params: play_on(task, policy, params, key, limit))(params)
     ended = np.flatnonzero(np.asarray(played.terminated | played.truncated))
     length = int(ended[0]) + 1 if len(ended) else limit
     real = np.concatenate([np.asarray(played.observation[:1]), np.asarray(played.next_observation[:length])])
     terminated = bool(played.terminated[length - 1])
-    if members is None:
+    if model is None:
         return Episode(real, terminated, [])
-    assert isinstance(config, ModelBasedConfig)
-    ensemble = ensemble_of(config, task)
+    world = world_of(config, task)
 
-    def dream(params: Params, members: Members, start: Array) -> tuple[Array, Array]:
-        return imagine(ensemble, members, lambda s: greedy(params, s), start, limit)
+    def dream(params: Params, model: Any, start: Array) -> tuple[Array, Array]:
+        return imagine(world, model, policy, params, start, limit)
 
-    states, over = jax.jit(dream)(policy, jax.tree.map(jnp.asarray, members), jnp.asarray(real[0]))
+    states, over = jax.jit(dream)(params, jax.tree.map(jnp.asarray, model), jnp.asarray(real[0]))
     return Episode(real, terminated, [_until(states[:, m], over[:, m], real) for m in range(states.shape[1])])
 
 
-def ensemble_of(config: ModelBasedConfig, task: Environment) -> Ensemble:
-    """The shape of the run's world model."""
-    return Ensemble(config.model, task.spec, task.reward, task.terminated)
-
-
-def play_on(task: Environment, greedy: Greedy, key: Array, steps: int) -> Transition:
+def play_on(task: Environment, policy: Policy, params: Params, key: Array, steps: int) -> Transition:
     """[steps] transitions of a policy in the real environment, one episode after another."""
     key_first, key_resets = jax.random.split(key)
+    fresh_memory = policy.begin(params, key, 1)
 
-    def step(state: Any, fresh: Any) -> tuple[Any, Transition]:
-        return task.step(state, greedy(state.observation), fresh)
+    def step(carry: Any, fresh: Any) -> tuple[Any, Transition]:
+        state, memory = carry
+        memory, action = policy.act(params, memory, state.observation[None])
+        state, transition = task.step(state, action[0], fresh)
+        ended = transition.terminated | transition.truncated
+        return (state, _where(ended, fresh_memory, memory)), transition
 
-    return jax.lax.scan(step, task.draw_resets(key_first, ()), task.draw_resets(key_resets, (steps,)))[1]
-
-
-def imagine(ensemble: Ensemble, members: Members, greedy: Greedy, start: Array, steps: int) -> tuple[Array, Array]:
-    """[steps, M, D] states that follow a start [D] as each member imagines them by its mean, and [steps, M] whether it ends."""
-
-    def step(observation: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        action = greedy(observation)
-        prediction = ens.predict(ensemble, members, observation[:, None], action[:, None])
-        told = ens.decode(ensemble, members.normaliser, prediction, observation[:, None], action[:, None], None)
-        return told.next_observation[:, 0], (told.next_observation[:, 0], told.terminated[:, 0])
-
-    begin = jnp.broadcast_to(start[None], (ensemble.sampling_members, start.shape[0]))
-    return jax.lax.scan(step, begin, None, length=steps)[1]
+    start = task.draw_resets(key_first, ()), fresh_memory
+    return jax.lax.scan(step, start, task.draw_resets(key_resets, (steps,)))[1]
 
 
-def _predict(ensemble: Ensemble, members: Members, transitions: Transition) -> tuple[Array, Array, Array]:
-    """The truth [T, D], and means and deviations [M, T, D] of one seed's members, all normalised."""
-    size = ensemble.spec.observation_size
-    shift, scale = (each[None, :size] for each in (members.normaliser.target_mean, members.normaliser.target_scale))
-    truth = (transitions.next_observation - transitions.observation - shift) / scale
-    said = ens.predict_all(ensemble, members, transitions.observation, transitions.action)
-    assert said.log_variance is not None
-    return truth, said.mean[..., :size], jnp.exp(0.5 * said.log_variance[..., :size])
+def imagine(world: WorldModel, model: Any, policy: Policy, params: Params, start: Array, steps: int) -> tuple[Array, Array]:
+    """[steps, M, F] features that follow a start [F] as each member imagines them by its mean, and [steps, M] whether it ends."""
+
+    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
+        belief, memory = carry
+        memory, action = policy.act(params, memory, world.features(belief))
+        imagined = world.expect(model, jax.tree.map(lambda x: x[:, None], belief), action[:, None])
+        belief = jax.tree.map(lambda x: x[:, 0], imagined.belief)
+        return (belief, memory), (world.features(belief), imagined.terminated[:, 0])
+
+    members = world.spec.members
+    begin = belief_at(world, "a report")(jnp.broadcast_to(start[None], (members, start.shape[0])))
+    return jax.lax.scan(step, (begin, policy.begin(params, jax.random.key(0), members)), None, length=steps)[1]
+
+
+def _where(condition: Array, chosen: Any, other: Any) -> Any:
+    """Leaf by leaf ``chosen`` where the scalar condition holds."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)
+
+
+def _predict(world: WorldModel, model: Any, transitions: Transition) -> tuple[Array, Array, Array]:
+    """The true change [T, D], and means and deviations [M, T, D] of one seed's members, all in units of the world's scale."""
+    scale, before = world.scale(model)[None], transitions.observation
+    asked = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (world.spec.members, *x.shape)), transitions)
+    told = world.expect(model, belief_at(world, "a report")(asked.observation), asked.action)
+    assert told.everyone is not None, "expect tells what every member says"
+    assert told.everyone.log_variance is not None, "only predicted variances can be calibrated"
+    mean = (world.features(told.belief) - before[None]) / scale[None]
+    deviation = jnp.exp(0.5 * told.everyone.log_variance[..., : before.shape[-1]])
+    return (transitions.next_observation - before) / scale, mean, deviation
 
 
 def _until(states: Array, over: Array, real: np.ndarray) -> np.ndarray:

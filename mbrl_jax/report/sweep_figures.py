@@ -7,27 +7,32 @@ import numpy as np
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from mbrl_jax.config import ImaginingConfig, algorithm_name
+from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax.config import algorithm_name
 from mbrl_jax.report import figures
 from mbrl_jax.runs import results, terminal
 from mbrl_jax.runs.run import Run, mean_depth
 from mbrl_jax.runs.sweep import Cell, text_of
 from mbrl_jax.statistics import Estimate
 
+NOTHING = Estimate(np.nan, np.nan, np.nan)  # of a policy that a run does not have
+
 
 def as_table(made: Sequence[Cell], runs: Sequence[Run]) -> Table:
     """The figures of a grid for a terminal: a row for each combination."""
-    based = any(isinstance(cell.config, ImaginingConfig) for cell in made)
+    imagined = any(algorithm_of(cell.config).imagines for cell in made)
+    arms = [_arms(each) for each in runs]
+    policies = _policies(arms)
     seeds, config = len(runs[0].result.outcome.frozen), made[0].config
     rows = []
-    for cell, each in zip(made, runs, strict=True):
-        row = [*(text_of(value) for value in cell.settings.values()), *(str(estimate) for estimate in _arms(each).values())]
-        rows.append([*row, *((f"{mean_depth(each):.2f}",) if based else ())])
+    for cell, each, arm in zip(made, runs, arms, strict=True):
+        row = [*(text_of(value) for value in cell.settings.values()), *(str(arm.get(policy, "-")) for policy in policies)]
+        rows.append([*row, *((f"{mean_depth(each):.2f}",) if imagined else ())])
     return terminal.table(
-        (*made[0].settings, *(("chosen",) if based else ()), "last", *(("depth",) if based else ())),
+        (*made[0].settings, *policies, *(("depth",) if imagined else ())),
         rows,
         title=f"{algorithm_name(config)}, {config.protocol}, {seeds} seeds for each row",
-        caption="IQM over seeds with 95 % bootstrap intervals" + ("; depth: mean of the imagined rows kept" if based else ""),
+        caption="IQM over seeds with 95 % bootstrap intervals" + ("; depth: mean of the imagined rows kept" if imagined else ""),
         numbers=True,
     )
 
@@ -57,8 +62,8 @@ def draw(made: Sequence[Cell], runs: Sequence[Run], path: Path) -> None:
 def _draw_line(ax: Axes, path: str, values: Sequence[float], arms: Sequence[Mapping[str, Estimate]]) -> None:
     order = np.argsort(values)
     x = np.asarray(values, np.float64)[order]
-    for arm in arms[0]:
-        value, low, high = np.array([arms[place][arm] for place in order]).T
+    for arm in _policies(arms):
+        value, low, high = np.array([arms[place].get(arm, NOTHING) for place in order]).T
         ax.plot(x, value, "o-", color=figures.COLOURS[arm], label=f"{arm} policy", linewidth=1.4, markersize=3.5)
         ax.fill_between(x, low, high, color=figures.COLOURS[arm], alpha=0.18, linewidth=0)
     if x[0] > 0 and x[-1] / x[0] >= 10:
@@ -68,9 +73,9 @@ def _draw_line(ax: Axes, path: str, values: Sequence[float], arms: Sequence[Mapp
 
 
 def _draw_rows(ax: Axes, names: Sequence[str], arms: Sequence[Mapping[str, Estimate]]) -> None:
-    for shift, arm in zip((-0.12, 0.12), arms[0], strict=False):
+    for shift, arm in zip((-0.12, 0.12), _policies(arms), strict=False):
         y = np.arange(len(names)) + shift
-        value, low, high = np.array([each[arm] for each in arms]).T
+        value, low, high = np.array([each.get(arm, NOTHING) for each in arms]).T
         error = np.stack([value - low, high - value])
         ax.errorbar(
             value, y, xerr=error, fmt="o", color=figures.COLOURS[arm], label=f"{arm} policy", markersize=3.5, linewidth=1.4
@@ -78,6 +83,11 @@ def _draw_rows(ax: Axes, names: Sequence[str], arms: Sequence[Mapping[str, Estim
     ax.set_yticks(np.arange(len(names)), names, fontsize=7)
     ax.invert_yaxis()
     ax.set_xlabel("final return, IQM over seeds")
+
+
+def _policies(arms: Sequence[Mapping[str, Estimate]]) -> list[str]:
+    """The policies that some run has, the chosen one first."""
+    return [policy for policy in ("chosen", "last") if any(policy in arm for arm in arms)]
 
 
 def _arms(each: Run) -> dict[str, Estimate]:

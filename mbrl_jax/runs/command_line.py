@@ -21,6 +21,7 @@ import mbrl_jax
 from mbrl_jax import config as settings
 from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, RunConfig, expand
+from mbrl_jax.environments import success_marks
 from mbrl_jax.runs import (
     execution,
     folder,
@@ -459,7 +460,7 @@ def _evaluate(words: list[str]) -> None:
 
         execution.find_devices()
         config, policies = results.load_policies(directory)
-        marks, rows = statistics.success_marks(config.environment.name), []
+        marks, rows = success_marks(config.environment.name), []
         for name, params in policies.items():
             returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
             shares = (statistics.fraction_at_least(mark)(returns) for mark in marks)

@@ -33,7 +33,7 @@ class Launcher(NamedTuple):
 
     engine: str  # slurm or ray
     shards: int
-    work: Callable[[list[str]], int]  # runs `mbrl-jax` with these words in a job's process; returns its exit status
+    work: Callable[[list[str]], int]  # runs `mbrl-jax` with these words in a job's process; its exit status
     retries: int = 3  # of each shard
     options: Sequence[str] = ()  # NAME=VALUE, for submitit's executor or Ray's remote function
 
@@ -167,10 +167,10 @@ def engine(launcher: Launcher, out: Path) -> Submit:
             raise ConfigError(f"launcher_option: {word!r} does not fit; it must be NAME=VALUE, as in timeout_min=240")
     if launcher.retries < 0:
         raise ConfigError(f"retries: {launcher.retries} is out of range; it must be at least 0")
-    return {"slurm": _slurm, "ray": _ray}[launcher.engine](options, out, launcher.work)
+    return {"slurm": _slurm, "ray": _ray}[launcher.engine](launcher.work, options, out)
 
 
-def _slurm(options: dict[str, Any], out: Path, work: Callable[[list[str]], int]) -> Submit:
+def _slurm(work: Callable[[list[str]], int], options: dict[str, Any], out: Path) -> Submit:
     require("submitit", "slurm")
     import submitit
 
@@ -203,7 +203,7 @@ def _slurm(options: dict[str, Any], out: Path, work: Callable[[list[str]], int])
     return submit
 
 
-def _ray(options: dict[str, Any], out: Path, work: Callable[[list[str]], int]) -> Submit:
+def _ray(work: Callable[[list[str]], int], options: dict[str, Any], out: Path) -> Submit:
     require("ray", "ray")
     import ray
 

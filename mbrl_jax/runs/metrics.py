@@ -11,6 +11,7 @@ Columns that end in a number are of one ensemble member, or of one bin of a hist
 :data:`COLUMNS` in the metadata of its fields.
 """
 
+import collections
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mbrl_jax.algorithms.registry import algorithm_of
-from mbrl_jax.config import ModelBasedConfig, RunConfig
+from mbrl_jax.config import RunConfig
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
-from mbrl_jax.model.fitting import FitLog
+from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.statistics import interquartile_mean
 
 
@@ -67,8 +68,11 @@ BLOCKS = ("update.", "lanes.", "plan.")  # measured in every block, the others o
 
 
 def describe(column: str) -> Column:
-    """The meaning of a column of the table, those of one member or bin included."""
-    return COLUMNS[_base(column)]
+    """The meaning of a column of the table, those of one member or bin included.
+
+    What an agent of one's own logs is called by its name alone.
+    """
+    return COLUMNS.get(_base(column), Column("", f"{_base(column)}, as the agent logs it"))
 
 
 def as_table(config: RunConfig, collected: Any, fit: Any, metrics: Any) -> pa.Table:
@@ -87,7 +91,7 @@ def as_table(config: RunConfig, collected: Any, fit: Any, metrics: Any) -> pa.Ta
     parts.append(_train_rows(config, metrics))
     table = pa.concat_tables(parts, promote_options="default")
     told = [field.with_metadata(describe(field.name)._asdict()) for field in table.schema]
-    order = sorted(table.column_names, key=lambda name: list(COLUMNS).index(_base(name)))
+    order = sorted(table.column_names, key=_place)
     return table.cast(pa.schema(told)).select(order)
 
 
@@ -110,7 +114,7 @@ def read(path: Path, config: RunConfig) -> tuple[Any, Any, Any]:
     rounds = config.steps // config.round_steps
     kind = algorithm_of(config).metrics
     metrics = _build(kind, "", rows["train"], (seeds, rounds))
-    fit = _build(FitLog, "model.", rows["fit"], (seeds, -1)) if isinstance(config, ModelBasedConfig) else ()
+    fit = _build(FitLog, "model.", rows["fit"], (seeds, -1)) if algorithm_of(config).has_model else ()
     return collected, fit, metrics
 
 
@@ -142,7 +146,18 @@ def entry(config: RunConfig, number: int, metrics: Any, seconds: float) -> Entry
 
 
 def _base(column: str) -> str:
-    return column if column in COLUMNS else column.rpartition(".")[0]
+    """A column's name without the number of a member or bin."""
+    name, _, number = column.rpartition(".")
+    return name if number.isdecimal() else column
+
+
+def _place(column: str) -> tuple[int, str]:
+    """Where a column stands: in the order of COLUMNS, and what is not there after the others of its group."""
+    known, base = list(COLUMNS), _base(column)
+    if base in COLUMNS:
+        return known.index(base), ""
+    group = base.partition(".")[0] + "."
+    return max((i for i, name in enumerate(known) if name.startswith(group)), default=len(known)), base
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -195,13 +210,22 @@ def _train_rows(config: RunConfig, metrics: Any) -> pa.Table:
 
 
 def _build(kind: Any, prefix: str, rows: pa.Table, lead: tuple[int, ...]) -> Any:
-    """The NamedTuple ``kind`` of arrays [*lead, ...] from the columns that begin with ``prefix``; none where there are none."""
+    """The NamedTuple ``kind`` of arrays [*lead, ...] from the columns that begin with ``prefix``; none where there are none.
+
+    What an agent of one's own logged is a NamedTuple of its own.
+    """
+    if prefix == "update.":
+        there = [_base(each).removeprefix(prefix) for each in rows.column_names if each.startswith(prefix)]
+        if set(there) != set(kind._fields):
+            logged = {name: _array(prefix + name, rows, lead) for name in dict.fromkeys(there)}
+            return collections.namedtuple("UpdateLog", logged)(**logged)
     fields: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(kind).items():
         inner = next((each for each in (hint, *typing.get_args(hint)) if hasattr(each, "_fields")), None)
         column = prefix + name
         if inner is None:
-            fields[name] = _array(column, rows, lead)
+            is_there = type(None) not in typing.get_args(hint) or any(_base(each) == column for each in rows.column_names)
+            fields[name] = _array(column, rows, lead) if is_there else None
         elif inner is FitLog:
             has_any = any(each.startswith("model.") and rows[each].null_count < len(rows) for each in rows.column_names)
             fields[name] = _build(inner, "model.", rows, lead) if has_any else None

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbrl_jax.algorithms.phases import play_policy
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, RunConfig, check_seeds, check_whole
-from mbrl_jax.environment import EnvironmentSpec, in_units, make_environment
-from mbrl_jax.evaluation import play
+from mbrl_jax.environments import Environment, EnvironmentSpec, environment_of, in_units
 from mbrl_jax.runs import results
 
 
@@ -32,14 +32,21 @@ class Policy:
 
     """
 
-    def __init__(self, config: RunConfig, params: Any):
+    def __init__(self, config: RunConfig, params: Any, environment: Environment | None = None):
         """Made by :func:`load_policy`."""
         self.config, self.params = config, jax.tree.map(jnp.asarray, params)
-        task = make_environment(config.environment)
+        task = environment_of(config.environment, environment)
         self.spec = task.spec
-        greedy = algorithm_of(config).greedy(config, task)
-        self._one = jax.jit(lambda params, seed, s: greedy(jax.tree.map(lambda leaf: leaf[seed], params), s))
-        self._all = jax.jit(jax.vmap(greedy))
+        policy = algorithm_of(config).policy(config, task)
+
+        def first_actions(params: Any, observation: jax.Array) -> jax.Array:
+            """Actions [...] in observations [..., D], in each of which an episode begins."""
+            flat = observation.reshape(-1, observation.shape[-1])
+            _, action = policy.act(params, policy.begin(params, jax.random.key(0), len(flat)), flat)
+            return action.reshape(*observation.shape[:-1], *task.spec.action_shape)
+
+        self._one = jax.jit(lambda params, seed, s: first_actions(jax.tree.map(lambda leaf: leaf[seed], params), s))
+        self._all = jax.jit(jax.vmap(first_actions))
 
     def __len__(self) -> int:
         """How many seeds there are."""
@@ -89,26 +96,35 @@ def actions_for_others(spec: EnvironmentSpec, action: jax.Array) -> Any:
     return in_units(spec, np.clip(np.asarray(action, np.float32), -1.0, 1.0))  # a planner's mean may exceed 1 by rounding
 
 
-def load_policy(folder: str | Path, which: Literal["chosen", "last"] | None = None) -> Policy:
+def load_policy(
+    folder: str | Path, which: Literal["chosen", "last"] | None = None, *, environment: Environment | None = None
+) -> Policy:
     """The policies of a run, or of a run's last checkpoint if it is not finished.
 
     Args:
       folder: the run's.
-      which: the ones chosen in imagination or those of the last update; none takes the chosen ones where there is a model.
+      which: the ones chosen in imagination or those of the last update; none takes the chosen ones where there are any.
+      environment: the one that they were trained in, where its name is not known.
 
     Raises:
       ConfigError: the folder holds no run, or it has no such policies.
 
     """
-    config, policies = results.load_policies(folder)
+    config, policies = results.load_policies(folder, environment=environment)
     name = which or ("chosen" if "chosen" in policies else "last")
     if name not in policies:
         raise ConfigError(f"which: {name!r} does not fit; the run in {str(folder)!r} has the policies {', '.join(policies)}")
-    return Policy(config, policies[name])
+    return Policy(config, policies[name], environment)
 
 
 def play_policies(
-    config: RunConfig, params: Any, episodes: int, simulator: Literal["gymnax", "gymnasium"], seed: int
+    config: RunConfig,
+    params: Any,
+    episodes: int,
+    simulator: Literal["gymnax", "gymnasium"],
+    seed: int,
+    *,
+    environment: Environment | None = None,
 ) -> np.ndarray:
     """Returns [seeds, episodes] of greedy episodes of every seed's policy.
 
@@ -116,34 +132,38 @@ def play_policies(
       config: of the run.
       params: leaves [seeds, ...].
       episodes: at least 1.
-      simulator: whose implementation of the task.
+      simulator: whose implementation of the task; ``gymnax`` is the one that the run was trained in.
       seed: of the initial states.
+      environment: the one that they were trained in, where its name is not known.
 
     Raises:
-      ConfigError: no episodes, or a seed that cannot be.
+      ConfigError: no episodes, a seed that cannot be, or gymnasium has no such task.
 
     """
     if episodes < 1:
         raise ConfigError(f"episodes: {episodes!r} is out of range; it must be at least 1")
     check_seeds(len(jax.tree.leaves(params)[0]), seed)
     if simulator == "gymnasium":
-        return _play_gymnasium(config, params, episodes, seed)
-    task = make_environment(config.environment)
-    greedy = algorithm_of(config).greedy(config, task)
+        return _play_gymnasium(config, environment_of(config.environment, environment), params, episodes, seed)
+    task = environment_of(config.environment, environment)
+    policy = algorithm_of(config).policy(config, task)
     seeds = len(jax.tree.leaves(params)[0])
 
     def one(params: Any, key: jax.Array) -> jax.Array:
-        return play(task, lambda s: greedy(params, s), task.draw_resets(key, (episodes,)))
+        return play_policy(task, policy, params, task.draw_resets(key, (episodes,)), jax.random.fold_in(key, 1))
 
     return np.asarray(jax.jit(jax.vmap(one))(params, seed_keys(seed, seeds)))
 
 
-def _play_gymnasium(config: RunConfig, params: Any, episodes: int, seed: int) -> np.ndarray:
+def _play_gymnasium(config: RunConfig, task: Environment, params: Any, episodes: int, seed: int) -> np.ndarray:
     import gymnasium
 
-    task = make_environment(config.environment)
-    greedy = jax.jit(jax.vmap(algorithm_of(config).greedy(config, task)))
+    if config.environment.name not in gymnasium.registry:
+        raise ConfigError(f"env: 'gymnasium' does not fit; it has no {config.environment.name!r}; it must be gymnax")
+    policy = algorithm_of(config).policy(config, task)
     seeds = len(jax.tree.leaves(params)[0])
+    memory = jax.vmap(lambda params, key: policy.begin(params, key, episodes))(params, seed_keys(seed, seeds))
+    act = jax.jit(jax.vmap(policy.act))
     environments: Any = gymnasium.make_vec(
         config.environment.name,
         num_envs=seeds * episodes,
@@ -154,7 +174,8 @@ def _play_gymnasium(config: RunConfig, params: Any, episodes: int, seed: int) ->
     running, returns = np.ones(seeds * episodes, bool), np.zeros(seeds * episodes)
     while running.any():
         table = jnp.asarray(observation, jnp.float32).reshape(seeds, episodes, -1)
-        action = actions_for_others(task.spec, greedy(params, table)).reshape(-1, *task.spec.action_shape)
+        memory, actions = act(params, memory, table)
+        action = actions_for_others(task.spec, actions).reshape(-1, *task.spec.action_shape)
         observation, reward, terminated, truncated, _ = environments.step(action)
         returns += np.where(running, reward, 0.0)
         running &= ~(terminated | truncated)

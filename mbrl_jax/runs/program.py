@@ -127,7 +127,8 @@ class Program:
 
     def arrays(self) -> dict[str, Any]:
         """Copy the state and its policies to the host, for a checkpoint."""
-        policies = dict(zip(("last", "chosen"), self.algorithm.policies(self.state), strict=True))
+        both = jax.vmap(self.algorithm.policies, in_axes=(self.algorithm.axes,))(self.state)
+        policies = dict(zip(("last", "chosen"), both, strict=True))
         return {"state": self.to_host(self.state, self.algorithm.axes), "policies": self.to_host(policies)}
 
     def restore(self, found: Checkpoint) -> None:

@@ -22,7 +22,7 @@ from mbrl_jax.algorithms.training import Outcome, Result
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, RunConfig, algorithm_name, check, check_seeds
 from mbrl_jax.imagination.lanes import LaneLog
 from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
-from mbrl_jax.model.fitting import FitLog
+from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Backend, Run, Seconds
 from mbrl_jax.statistics import interquartile_mean
@@ -54,8 +54,8 @@ def run(
       display: shows progress; none is silent.
 
     Raises:
-      ConfigError: the settings cannot work, there are no seeds or no processes, the reference does not have that algorithm, or
-        PyTorch is not installed.
+      ConfigError: the settings cannot work, there are no seeds or no processes, the reference does not have that algorithm or
+        setting, or PyTorch is not installed.
 
     """
     check(config)
@@ -63,6 +63,7 @@ def run(
         raise ConfigError(
             f"algorithm: {algorithm_name(config)!r} does not fit; the reference has whole runs of 'dyna_q' and 'model_free_q'"
         )
+    _check_known(config)
     check_seeds(seeds, base_seed)
     if processes < 1:
         raise ConfigError(f"processes: {processes!r} is out of range; it must be at least 1")
@@ -95,6 +96,24 @@ def run(
     seconds = Seconds(*(float(sum(column)) for column in zip(*(one[1] for one in done), strict=True)))
     name = f"{processes} x {platform.machine()} thread" if device == "cpu" else device
     return Run(config, base_seed, result, seconds, Backend("pytorch", name, "float32", PACKAGES), None, None)
+
+
+def _check_known(config: ModelFreeQConfig) -> None:
+    """Refuse what the reference was not written for, and would do without.
+
+    Raises ConfigError: naming it.
+    """
+    allowed: dict[str, tuple[Any, Any]] = {"agent.kind": (config.agent.kind, "q_learning")}
+    if config.agent.kind == "q_learning":
+        allowed["agent.gradient_clip"] = (config.agent.gradient_clip, None)
+    if isinstance(config, DynaQConfig):
+        allowed["model.kind"] = (config.model.kind, "ensemble")
+        if config.model.kind == "ensemble":
+            allowed["model.loss"] = (config.model.loss, "likelihood")
+        allowed["selection.choose"] = (config.selection.choose, True)
+    for name, (value, right) in allowed.items():
+        if value != right:
+            raise ConfigError(f"{name}: {value!r} does not fit; the reference has {right!r} only")
 
 
 def train(config: ModelFreeQConfig, base_seed: int, number: int, compiled: bool, device: str) -> tuple[Result, Seconds]:

@@ -4,7 +4,7 @@
 * ``summary.json``: the figures (:func:`summarise`);
 * ``metrics.parquet``: every metric in one tidy table (:mod:`mbrl_jax.runs.metrics`), for pandas, polars and the like;
 * ``policies.npz``: network parameters ``[seeds, ...]`` under ``last/…`` and, with a model, ``chosen/…``;
-* ``model.npz``, with a model: the members that imagined at the end, ``[seeds, M, ...]``, as in
+* ``model.npz``, with a model: the parameters that it imagined with at the end, ``[seeds, ...]``, of an ensemble
   :class:`mbrl_jax.model.ensemble.Members`;
 * ``outcome.npz``: returns of the final episodes ``[seeds, n]`` and what else there is to a seed's end;
 * ``diagnosis.npz``, if it was asked for: :class:`mbrl_jax.imagination.diagnosis.Diagnosis`, ``[seeds, ...]``.
@@ -25,11 +25,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mbrl_jax import statistics
+from mbrl_jax import statistics, trees
+from mbrl_jax.algorithms.registry import algorithm_of, world_of
 from mbrl_jax.algorithms.training import Outcome, Result
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, expand, from_dict, load, save, to_dict
+from mbrl_jax.environments import Environment, environment_of, success_marks
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
-from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
 from mbrl_jax.packages import version_of
 from mbrl_jax.runs import checkpoint, interruption, metrics, strict_json
 from mbrl_jax.runs.run import Backend, Run, Seconds, diverged_model_seeds, frozen_seeds
@@ -150,9 +151,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "return_last": last.tolist(),
         "return_chosen": None if chosen is None else chosen.tolist(),
         "iqm": for_each(lambda scores: as_json(estimate(scores))),
-        "fraction_at_least": {
-            str(mark): for_each(share_at_least(mark)) for mark in statistics.success_marks(config.environment.name)
-        },
+        "fraction_at_least": {str(mark): for_each(share_at_least(mark)) for mark in success_marks(config.environment.name)},
         "seconds": {
             "compile": run.seconds.compile,
             "run": run.seconds.run,
@@ -219,8 +218,12 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary.replace(path)
 
 
-def read(folder: str | Path) -> Run:
+def read(folder: str | Path, *, environment: Environment | None = None) -> Run:
     """A finished run, from its folder.
+
+    Args:
+      folder: the run's.
+      environment: the one that it was trained in, where its name is not known.
 
     Raises:
       ConfigError: the folder holds none, or something in it cannot be read.
@@ -228,6 +231,7 @@ def read(folder: str | Path) -> Run:
     """
     folder = expand(folder, "folder")
     summary, config = read_summary(folder), read_config(folder)
+    task = environment_of(config.environment, environment)
     arrays = {name: _nest(_load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
     try:
         collected, fit, measured = metrics.read(folder / "metrics.parquet", config)
@@ -236,12 +240,13 @@ def read(folder: str | Path) -> Run:
     model = diagnosis = None
     if (folder / "model.npz").exists():
         found = _nest(_load_arrays(folder / "model.npz"))
-        model = Members(found["params"], Bounds(**found["bounds"]), Normaliser(**found["normaliser"]))
+        model = trees.like(model_template(config, task), found)
     if (folder / "diagnosis.npz").exists():
         found = _nest(_load_arrays(folder / "diagnosis.npz"))
         diagnosis = Diagnosis(ByDepth(**found["by_depth"]), ErrorMap(**found["map"]))
     packages = tuple(name for name in summary["versions"] if name not in ("python", "mbrl-jax"))
-    last, chosen = arrays["policies"]["last"], arrays["policies"].get("chosen")
+    template = policy_template(config, task)
+    last, chosen = (_filled(template, arrays["policies"].get(name)) for name in ("last", "chosen"))
     ended: dict[str, Any] = {name: arrays["outcome"].get(name) for name in OUTCOME}
     outcome = Outcome(last=last, chosen=chosen, model=model, **ended)
     return Run(
@@ -299,7 +304,28 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def load_policies(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
+def policy_template(config: RunConfig, task: Environment) -> Any:
+    """Shapes and dtypes of a policy's parameters, as they are saved."""
+    algorithm = algorithm_of(config).make_train(config, environment=task)
+    state, _ = jax.eval_shape(algorithm.init, jax.random.key(0))
+    return jax.eval_shape(algorithm.policies, state)[0]
+
+
+def model_template(config: RunConfig, task: Environment) -> Any:
+    """Shapes and dtypes of the parameters that the world model imagines with."""
+    world = world_of(config, task)
+    return jax.eval_shape(lambda key: world.acting(world.init(key)), jax.random.key(0))
+
+
+def _filled(template: Any, nested: Any) -> Any:
+    """A tree like ``template`` of stored arrays; none where nothing is stored."""
+    try:
+        return None if nested is None else trees.like(template, nested)
+    except ValueError as error:
+        raise ConfigError(f"policies.npz: {error}; it was written for other settings") from error
+
+
+def load_policies(folder: str | Path, *, environment: Environment | None = None) -> tuple[RunConfig, dict[str, Any]]:
     """The settings of a run and its policies, ``last`` and perhaps ``chosen``, as parameters [seeds, ...].
 
     Of a run that is not finished, those of its last checkpoint.
@@ -310,12 +336,15 @@ def load_policies(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
     """
     folder = expand(folder, "folder")
     if (folder / "policies.npz").exists() or not (folder / RUN).exists():
-        return read_config(folder), _nest(_load_arrays(folder / "policies.npz"))
-    there = checkpoint.rounds(folder / CHECKPOINTS)
-    if not there:
-        raise ConfigError(f"{str(folder)!r}: the run in it is not finished and has no checkpoint yet")
-    found = _nest(checkpoint.read(folder / CHECKPOINTS, there[-1]).arrays)
-    return from_dict(read_run(folder)["config"]), found["policies"]
+        config, found = read_config(folder), _nest(_load_arrays(folder / "policies.npz"))
+    else:
+        there = checkpoint.rounds(folder / CHECKPOINTS)
+        if not there:
+            raise ConfigError(f"{str(folder)!r}: the run in it is not finished and has no checkpoint yet")
+        found = _nest(checkpoint.read(folder / CHECKPOINTS, there[-1]).arrays)["policies"]
+        config = from_dict(read_run(folder)["config"])
+    template = policy_template(config, environment_of(config.environment, environment))
+    return config, {name: _filled(template, nested) for name, nested in found.items()}
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ImaginingConfig, RunConfig
+from mbrl_jax.config import RunConfig
 from mbrl_jax.imagination.diagnosis import Diagnosis
 
 
@@ -94,7 +94,7 @@ def chosen_so_far(run: Run) -> np.ndarray | None:
     none is chosen.
     """
     metrics = run.result.metrics
-    if not isinstance(run.config, ImaginingConfig):
+    if getattr(metrics, "is_chosen", None) is None:
         return None
     rounds = np.arange(metrics.is_chosen.shape[1])
     since = np.maximum.accumulate(np.where(metrics.is_chosen, rounds[None], 0), axis=1)

@@ -1,5 +1,6 @@
 """Trains one config or several for many seeds, all at once or in batches, with compilation timed apart."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypedDict, Unpack
 
@@ -7,7 +8,8 @@ import jax
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Train
-from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, algorithm_name, check_kind, check_seeds
+from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, check_kind, check_seeds
+from mbrl_jax.environments import Environment
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.callbacks import Callback
@@ -19,26 +21,31 @@ from mbrl_jax.runs.training import rounds_of_a_chunk, train
 __all__ = ["Run", "make_train", "prepare", "run", "run_all"]
 
 
-def make_train(config: RunConfig, controller: HorizonController | None = None) -> Train:
-    """The algorithm that ``config`` configures, with ``controller`` in place of the horizon controller that it names.
+def make_train(config: RunConfig, controller: HorizonController | None = None, environment: Environment | None = None) -> Train:
+    """The algorithm that ``config`` configures, with a controller and an environment in place of those that it names.
 
     Raises ConfigError: ``config`` is none, the settings cannot work, or there is a controller and nothing is imagined.
     """
     check_kind(config, RunConfig)
     make = algorithm_of(config).make_train
-    if isinstance(config, ImaginingConfig):
-        return make(config, controller=controller)
+    if algorithm_of(config).imagines:
+        return make(config, controller=controller, environment=environment)
     if controller is not None:
         raise ConfigError(f"controller: one does not fit; {algorithm_name(config)!r} has no imagined lanes, so it must be none")
-    return make(config)
+    return make(config, environment=environment)
 
 
-def check(configs: Sequence[RunConfig], diagnose: bool = False, controller: HorizonController | None = None) -> Train:
+def check(
+    configs: Sequence[RunConfig],
+    diagnose: bool = False,
+    controller: HorizonController | None = None,
+    environment: Environment | None = None,
+) -> Train:
     """The algorithm of configs that compile to one program, its ``hyper`` any of them.
 
     Raises ConfigError: as :func:`make_train`, the configs differ in a static setting, or there is no model to diagnose.
     """
-    algorithms = [make_train(config, controller) for config in configs]
+    algorithms = [make_train(config, controller, environment) for config in configs]
     if any(jax.tree.structure(config) != jax.tree.structure(configs[0]) for config in configs):  # type: ignore[operator]
         raise ConfigError("configs: they differ in static settings; such configs compile apart and must be run apart")
     if diagnose and algorithms[0].diagnose is None:
@@ -53,6 +60,7 @@ class Options(TypedDict, total=False):
     base_seed: int
     display: Display | None
     controller: HorizonController | None
+    environment: Environment | None
     diagnose: bool
     memory: int | None
     devices: int | None
@@ -65,6 +73,7 @@ def run(
     base_seed: int = 0,
     display: Display | None = None,
     controller: HorizonController | None = None,
+    environment: Environment | None = None,
     diagnose: bool = False,
     memory: int | None = None,
     devices: int | None = None,
@@ -78,6 +87,7 @@ def run(
       base_seed: seed i's random numbers follow from this and i alone.
       display: shows progress; none is silent.
       controller: a horizon controller in place of the one that ``config`` names.
+      environment: an environment in place of the one that ``config`` names; the run's config has its name.
       diagnose: ask the real dynamics at the end how wrong the final model is.
       memory: bytes that may be used, in place of what the devices have.
       devices: how many of the local devices to use, on a CPU its cores; none uses all.
@@ -89,7 +99,7 @@ def run(
 
     """
     options: Options = {"base_seed": base_seed, "display": display, "controller": controller, "diagnose": diagnose}
-    options |= {"memory": memory, "devices": devices}
+    options |= {"environment": environment, "memory": memory, "devices": devices}
     (one,) = run_all([config], seeds, callbacks=callbacks, **options)
     return one
 
@@ -116,7 +126,13 @@ def run_all(
             if first == (place + 1) * each:
                 one, pieces = joined(pieces), []
                 seconds = one.seconds._replace(compile=compiling / len(configs))
-                yield one._replace(config=configs[place], seconds=seconds, first_seed=program.seeds.start)
+                yield one._replace(config=program.configs[place], seconds=seconds, first_seed=program.seeds.start)
+
+
+def _named(config: RunConfig, environment: Environment) -> RunConfig:
+    """The config with the name of an environment of one's own, so that what a run leaves names it."""
+    check_kind(config, RunConfig)
+    return dataclasses.replace(config, environment=dataclasses.replace(config.environment, name=environment.spec.name))
 
 
 def seed_numbers(seeds: int | range, base_seed: int) -> range:
@@ -138,6 +154,7 @@ def prepare(
     base_seed: int = 0,
     display: Display | None = None,
     controller: HorizonController | None = None,
+    environment: Environment | None = None,
     diagnose: bool = False,
     memory: int | None = None,
     devices: int | None = None,
@@ -153,7 +170,9 @@ def prepare(
     execution.check_jax()
     if memory is not None and memory < 1:
         raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
-    algorithm, show = check(configs, diagnose, controller), Display.silent() if display is None else display
+    if environment is not None:
+        configs = [_named(config, environment) for config in configs]
+    algorithm, show = check(configs, diagnose, controller, environment), Display.silent() if display is None else display
     if at_once is not None:
         return Program(algorithm, configs, numbers, base_seed, show, devices, at_once)
     agents = len(configs) * len(numbers)

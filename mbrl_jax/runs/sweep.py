@@ -52,7 +52,7 @@ def sweep(config: RunConfig, settings: Mapping[str, Sequence[float]], seeds: int
     """
     configs = vary(config, settings)
     for path, values in settings.items():
-        if options.get("controller") is not None and path.startswith("imagination.controller_settings."):
+        if options.get("controller") is not None and path.startswith("imagination.controller."):
             raise ConfigError(f"{path}: {list(values)!r} do not fit; a controller is given, which has its own numbers")
     return list(runner.run_all(configs, seeds, **options))
 

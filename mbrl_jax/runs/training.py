@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Result, missing_as_nan
-from mbrl_jax.config import ModelBasedConfig
 from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.callbacks import Callback, SoFar
 from mbrl_jax.runs.checkpoint import Checkpoint
@@ -115,7 +115,7 @@ def _begin(program: Program, so_far: SoFar) -> None:
     with at_once():
         program.compile(("init", "fit"))
     so_far.collected = missing_as_nan(program.to_host(_timed(program, so_far, "collecting", "collect", "init")))
-    phase = "fitting" if isinstance(so_far.config, ModelBasedConfig) else "starting"
+    phase = "fitting" if algorithm_of(so_far.config).has_model else "starting"
     so_far.fit = program.to_host(_timed(program, so_far, phase, "fit", "fit"))
 
 

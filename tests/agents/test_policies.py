@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from mbrl_jax.agents.policies import LOG_STD_BOUNDS, policy_of
-from mbrl_jax.environment import EnvironmentSpec, draw_actions
+from mbrl_jax.environments import EnvironmentSpec, draw_actions
 
 DISCRETE = EnvironmentSpec("three actions", 2, 3, 10, (1.0, 1.0))
 CONTINUOUS = EnvironmentSpec("two numbers", 2, 0, 10, (1.0, 1.0), action_size=2)

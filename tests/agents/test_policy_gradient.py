@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import replay
 from mbrl_jax.agents.policy_gradient import PolicyGradient, Segment, lambda_returns, segment_of
 from mbrl_jax.config import PolicyGradientConfig
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import EnvironmentSpec
+from mbrl_jax.replay import Rows
 
 SPEC = EnvironmentSpec("a task", observation_size=2, action_count=3, time_limit=10, observation_scale=(2.0, 0.5))
 CONFIG = PolicyGradientConfig(hidden=(8, 8))
@@ -33,7 +33,7 @@ def state():
 
 def segment(seed=0, **changes):
     rng = np.random.default_rng(seed)
-    rows = replay.Rows(
+    rows = Rows(
         observation=jnp.asarray(rng.normal(size=(T, K, 2)), jnp.float32),
         next_observation=jnp.asarray(rng.normal(size=(T, K, 2)), jnp.float32),
         action=jnp.asarray(rng.integers(0, 3, (T, K)), jnp.int32),
@@ -70,8 +70,8 @@ def test_nothing_follows_a_termination_and_a_value_follows_a_truncation():
 
 def test_a_lane_ends_where_the_next_row_is_at_depth_0():
     rows = segment().rows._replace(depth=jnp.array([[0, 3], [1, 0], [2, 1], [0, 2]]), observation=jnp.zeros((4, 2, 2)))
-    rows = replay.Rows(*(leaf[:4, :2] for leaf in rows))
-    found = segment_of(replay.pack(rows).reshape(8, -1), 2)
+    rows = Rows(*(leaf[:4, :2] for leaf in rows))
+    found = segment_of(rows)
     assert found.ended.tolist() == [[False, True], [False, False], [True, False], [True, True]]
     np.testing.assert_array_equal(found.rows.action, rows.action)
 
@@ -105,7 +105,7 @@ def test_the_score_function_s_mean_over_actions_is_the_gradient_of_the_expected_
 
     def estimate(action):
         blank = segment().rows
-        rows = replay.Rows(*(leaf[:1, :1] for leaf in blank))._replace(
+        rows = Rows(*(leaf[:1, :1] for leaf in blank))._replace(
             observation=s[None, None],
             action=jnp.full((1, 1), action, jnp.int32),
             reward=rewards[action][None, None],

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax.agents.q_learning import Outcomes, make_q_learner
+from mbrl_jax.agents.outcomes import Outcomes
+from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.config import ConfigError, QLearningConfig
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.replay import Rows
 
 SPEC = EnvironmentSpec("probe", observation_size=3, action_count=2, time_limit=10, observation_scale=(2.0, 1.0, 0.5))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.environment import Environment, EnvironmentSpec, EnvironmentState, Transition, restart
+from mbrl_jax.environments import Environment, EnvironmentSpec, EnvironmentState, Transition, restart
 
 TIME_LIMIT = 20
 

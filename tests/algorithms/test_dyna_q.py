@@ -6,13 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import worlds
+from ensembles import rows_of
 
 from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, EnvironmentConfig, MPCConfig
-from mbrl_jax.environment import make_environment
-from mbrl_jax.imagination.horizon import Decision, HorizonController
+from mbrl_jax.environments import make_environment
+from mbrl_jax.evaluation import play
+from mbrl_jax.imagination.horizon import Decision, HorizonController, controller_settings
+from mbrl_jax.replay import make_replay
 
 SEEDS = 3
 
@@ -76,7 +79,7 @@ def test_the_last_policy_is_the_target_network_and_the_chosen_one_the_snapshot(a
 
     def episodes(key, action):
         starts = task.draw_resets(dyna_q.stream(key, dyna_q.Stream.FINAL_EVALUATION), (interactive.evaluation.episodes,))
-        return dyna_q.play(task, lambda s: jnp.full(s.shape[:-1], action, jnp.int32), starts)
+        return play(task, lambda s: jnp.full(s.shape[:-1], action, jnp.int32), starts)
 
     for action in (0, 1):
         played.append(jax.jit(jax.vmap(lambda key, action=action: episodes(key, action)))(state.key).tolist())
@@ -103,7 +106,8 @@ def test_seeds_differ(result):
 
 
 def test_every_real_step_of_the_interactive_protocol_is_stored_once(in_chunks, interactive):
-    rows = replay.unpack(in_chunks[0].real.rows)
+    stored = make_replay(make_environment(interactive.environment).spec, interactive.real_transitions)
+    rows, _ = jax.vmap(stored.contents, in_axes=(replay.AXES,))(in_chunks[0].real)
     going_on = np.asarray(rows.depth)[:, 1:] > 0
     assert rows.reward.shape == (SEEDS, interactive.real_transitions)
     np.testing.assert_array_equal(
@@ -116,10 +120,10 @@ def test_every_real_step_of_the_interactive_protocol_is_stored_once(in_chunks, i
 def test_the_batch_protocol_never_touches_the_environment_again(tiny):
     algorithm = dyna_q.make_train(tiny)
     state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
-    before = np.asarray(state.real.rows)
+    before = state.real
     state, _ = jax.jit(algorithm.fit)(state, tiny)
     after, _ = jax.jit(algorithm.advance)(state, tiny)
-    np.testing.assert_array_equal(before, after.real.rows)
+    assert_same(before, after.real, rtol=0)
     assert int(after.real.written) == tiny.random_transitions
 
 
@@ -206,14 +210,14 @@ def test_the_chosen_policy_is_the_best_scored_snapshot_in_the_batch_protocol(tin
 
 
 def test_a_controller_may_be_passed_as_an_object_and_is_calibrated_after_every_fit(interactive):
-    def calibrate(state, ensemble, members, rows, valid):
+    def calibrate(state, world, params, rows, valid):
         calls, _ = state
         return calls + 1, jnp.sum(valid, dtype=jnp.int32)
 
     def step(state, view):
         return state, Decision(view.active, view.depth >= state[0], 0.0 * view.reward)
 
-    def init(lanes, ensemble):
+    def init(lanes, spec):
         return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
     controller = HorizonController(init, calibrate, step)
@@ -274,8 +278,9 @@ def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(
     advance = jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0))
     program = jax.jit(advance, donate_argnums=0).lower(state, interactive).compile().as_text()
     body = program[: program.index("\nENTRY")]
-    for capacity in (interactive.real_transitions, interactive.imagination.capacity):
-        replays = re.escape(f"f32[{SEEDS},{capacity},13]") + r"\S* (\S+?)\("
+    for stored, capacity in ((state.real, interactive.real_transitions), (state.imagined, interactive.imagination.capacity)):
+        assert stored.rows.shape[:2] == (SEEDS, capacity)
+        replays = re.escape(f"f32[{','.join(map(str, stored.rows.shape))}]") + r"\S* (\S+?)\("
         done = set(re.findall(replays, body))
         assert "dynamic-update-slice" in done
         assert not done & {"copy", "copy-start", "scatter"}
@@ -284,7 +289,7 @@ def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(
 @pytest.mark.parametrize(("begin", "growth"), [(0.001, 0.0), (0.0, 0.1)], ids=["that is constant", "that grows by a constant"])
 def test_an_axis_goes_on_in_imagination_as_it_does_in_all_real_data(tiny, begin, growth):
     task = worlds.points(discrete=True, axis=(begin, growth, 0.001))
-    imagination = replace(tiny.imagination, cap=8, controller_settings={"length": 8})
+    imagination = replace(tiny.imagination, cap=8, controller=controller_settings("fixed", length=8))
     config = replace(tiny, protocol="interactive", imagination=imagination)
     algorithm = dyna_q.make_train(config, environment=task)
 
@@ -293,7 +298,7 @@ def test_an_axis_goes_on_in_imagination_as_it_does_in_all_real_data(tiny, begin,
         return algorithm.advance(state, config)[0]
 
     state = jax.jit(run)(seed_keys(0, 1)[0])
-    rows = replay.unpack(state.imagined.rows[: state.imagined.written])
+    rows = rows_of(make_replay(task.spec, config.imagination.capacity), state.imagined)
     assert np.asarray(rows.depth).max() == 7
     assert np.asarray(rows.next_observation[:, 0]).std() > 0.1
     np.testing.assert_allclose(

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import probes, worlds
+from ensembles import rows_of
 
 from mbrl_jax import draws
-from mbrl_jax.algorithms import imagined_pg, model_free_pg
+from mbrl_jax.agents.policy_gradient import PolicyGradient, segment_of
+from mbrl_jax.algorithms import imagined_pg, model_free_pg, phases, selection
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import (
@@ -24,6 +26,10 @@ from mbrl_jax.config import (
     SelectionConfig,
     check,
 )
+from mbrl_jax.environments import make_environment
+from mbrl_jax.imagination import lanes
+from mbrl_jax.imagination.horizon import controller_settings
+from mbrl_jax.replay import make_replay
 
 SEEDS = 2
 AGENT = PolicyGradientConfig(hidden=(16, 16), learning_rate=1e-2, critic_learning_rate=1e-2)
@@ -34,7 +40,7 @@ WITH = ImaginedPGConfig(
     **SHORT,
     random_transitions=100,
     model=ModelConfig(members=2, hidden=(8, 8), batch_size=16, epochs=2, refit_batches=2),
-    imagination=LanesConfig(lanes=4, steps=3, cap=5, controller_settings={"length": 5}),
+    imagination=LanesConfig(lanes=4, steps=3, cap=5, controller=controller_settings("fixed", length=5)),
     selection=SelectionConfig(episodes=4, steps=20),
 )
 CONFIGS = {"batch": WITH, "interactive": replace(WITH, protocol="interactive"), "without a model": WITHOUT}
@@ -84,7 +90,7 @@ def test_the_batch_protocol_never_touches_the_environment_again():
     state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
     state, _ = jax.jit(algorithm.fit)(state, WITH)
     after, _ = jax.jit(algorithm.advance)(state, WITH)
-    np.testing.assert_array_equal(state.real.rows, after.real.rows)
+    close(state.real, after.real, rtol=0)
     close(state.episode, after.episode, rtol=0)
 
 
@@ -102,7 +108,7 @@ def test_an_imagined_policy_gradient_and_dyna_q_are_given_the_same_real_data(tin
     ours = make(replace(WITH, random_transitions=tiny.random_transitions))
     theirs = make(tiny)
     key = seed_keys(3, 1)[0]
-    np.testing.assert_array_equal(jax.jit(ours.init)(key)[0].real.rows, jax.jit(theirs.init)(key)[0].real.rows)
+    close(jax.jit(ours.init)(key)[0].real, jax.jit(theirs.init)(key)[0].real, rtol=0)
 
 
 PROBE = {"steps": 300, "round_steps": 300, "metric_steps": 100, **COMMON}
@@ -123,8 +129,8 @@ def test_the_policy_finds_the_action_that_is_rewarded(with_model, make_probe, ba
         config = ImaginedPGConfig(
             **{**PROBE, "agent": agent},
             random_transitions=200,
-            model=ModelConfig(members=2, hidden=(16, 16), batch_size=32, epochs=20, kind="deterministic"),
-            imagination=LanesConfig(lanes=8, steps=2, cap=2, controller_settings={"length": 2}),
+            model=ModelConfig(members=2, hidden=(16, 16), batch_size=32, epochs=20, prediction="deterministic"),
+            imagination=LanesConfig(lanes=8, steps=2, cap=2, controller=controller_settings("fixed", length=2)),
             selection=SelectionConfig(episodes=2, steps=5),
         )
     else:
@@ -157,7 +163,8 @@ def test_a_run_with_several_continuous_actions_imagines_from_real_states_and_tel
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rounds), algorithm.finish(state, config)
 
     state, metrics, outcome = jax.jit(run)(seed_keys(0, 1)[0])
-    real = imagined_pg.replay.unpack(state.real.rows, numbers)
+    stored = make_replay(task.spec, config.real_transitions)
+    real = rows_of(stored, state.real)
     roots = {tuple(root) for root in np.asarray(state.lanes.root)}
     assert roots <= {tuple(row) for row in np.asarray(real.observation)}
     assert int(state.real.written) == config.real_transitions
@@ -165,11 +172,9 @@ def test_a_run_with_several_continuous_actions_imagines_from_real_states_and_tel
     assert not bool(outcome.frozen)
     assert (np.asarray(outcome.returns_chosen) < 0).all()
     firsts = np.asarray(real.observation)[np.asarray(real.depth) == 0]
-    policy = jax.jit(lambda s: imagined_pg.PolicyGradient(config.agent, task.spec).greedy(outcome.last, s))
+    policy = jax.jit(lambda s: PolicyGradient(config.agent, task.spec).greedy(outcome.last, s))
     assert policy(firsts).shape == (len(firsts), numbers)
-    begun = jax.jit(
-        lambda: imagined_pg.selection.sample_first_observations(state.real, jnp.arange(8, dtype=jnp.uint32), numbers)
-    )()
+    begun = jax.jit(stored.first_states)(state.real, jnp.arange(8, dtype=jnp.uint32))
     np.testing.assert_array_equal(begun, firsts[:8])
 
 
@@ -178,14 +183,15 @@ def test_snapshots_are_scored_from_the_first_states_of_several_episodes(numbers)
     task = worlds.points(numbers)._replace(reward=lambda s, a, s2: s[..., 0])  # a first step earns what its state shows
     config = replace(WITH, selection=SelectionConfig(episodes=8, steps=1))
     state, _ = jax.jit(make(config, task).init)(seed_keys(0, 1)[0])
-    ensemble = imagined_pg.Ensemble(config.model, task.spec, task.reward, task.terminated)
-    learner = imagined_pg.PolicyGradient(config.agent, task.spec)
+    stored = make_replay(task.spec, config.real_transitions)
+    judge = phases.imagination_of(config, task, stored, None).judge
+    learner = PolicyGradient(config.agent, task.spec)
     key = jax.random.key(2)
     chosen, score, _ = jax.jit(
-        lambda state: imagined_pg.selection.choose(
+        lambda state: selection.choose(
             config.selection,
-            ensemble,
-            imagined_pg.fitting.members(ensemble, state.model),
+            judge,
+            judge.acting(state.model),
             learner.greedy,
             state.agent.target.actor,
             state.chosen,
@@ -194,7 +200,7 @@ def test_snapshots_are_scored_from_the_first_states_of_several_episodes(numbers)
             anew=False,
         )
     )(state)
-    real = imagined_pg.replay.unpack(state.real.rows, numbers)
+    real = rows_of(stored, state.real)
     firsts = np.asarray(real.observation)[np.asarray(real.depth) == 0]
     bits = np.asarray(draws.bits(jax.random.split(key)[0], (8,)))
     expected = firsts[bits % len(firsts), 0]
@@ -210,18 +216,18 @@ def test_without_a_model_continuous_actions_are_learned_of_too():
 def test_the_pathwise_gradient_is_the_slope_of_what_the_same_draws_imagine():
     config = replace(WITH, **PENDULUM, model=replace(WITH.model, activation="tanh"), agent=replace(PATHWISE["agent"], decay=0.9))
     with jax.enable_x64(True):
-        task = imagined_pg.make_environment(config.environment)
-        learner = imagined_pg.PolicyGradient(config.agent, task.spec)
-        ensemble = imagined_pg.Ensemble(config.model, task.spec, task.reward, task.terminated)
+        task = make_environment(config.environment)
+        learner = PolicyGradient(config.agent, task.spec)
+        stored = make_replay(task.spec, config.real_transitions)
+        world, _, fixed = phases.imagination_of(config, task, stored, None)
         state, _ = make(config).init(seed_keys(0, 1)[0])
-        lanes, members = config.imagination, imagined_pg.fitting.members(ensemble, state.model)
-        draws = jax.tree.map(lambda leaf: leaf[0], imagined_pg.lanes_.draw(lanes, ensemble, jax.random.key(1), (1,)))
-        fixed = imagined_pg.controller_of(lanes, None)
+        settings, members = config.imagination, world.acting(state.model)
+        draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, task.spec, world, jax.random.key(1), (1,)))
 
         def loss(actor):
-            _, rows, _ = imagined_pg.lanes_.advance(
-                lanes,
-                ensemble,
+            _, rows, _ = lanes.advance(
+                settings,
+                world,
                 fixed,
                 state.lanes,
                 members,
@@ -230,8 +236,7 @@ def test_the_pathwise_gradient_is_the_slope_of_what_the_same_draws_imagine():
                 jnp.int32(0),
                 draws,
             )
-            segment = imagined_pg.segment_of(rows, lanes.lanes, task.spec.action_size)
-            return learner.pathwise_loss(actor, state.agent.target.critic, segment)[0]
+            return learner.pathwise_loss(actor, state.agent.target.critic, segment_of(rows))[0]
 
         actor, loss = state.agent.online.actor, jax.jit(loss)
         gradient = jax.jit(jax.grad(loss))(actor)
@@ -266,13 +271,13 @@ def test_a_critic_learns_the_known_value_through_time_limits():
     algorithm = make(config, probes.endless())
     state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
     state, _ = jax.jit(algorithm.advance)(state, config)
-    learner = model_free_pg.PolicyGradient(agent, probes.endless().spec)
+    learner = PolicyGradient(agent, probes.endless().spec)
     assert float(learner.values(state.agent.online.critic, jnp.array([1.0, 0.0]))) == pytest.approx(1 / (1 - discount), rel=0.05)
 
 
 def test_another_horizon_controller_ends_the_lanes():
-    lanes = replace(WITH.imagination, cap=500, controller="threshold", controller_settings={"mark": 0.1})
-    config = replace(WITH, imagination=lanes)
+    settings = replace(WITH.imagination, cap=500, controller=controller_settings("threshold", **{"mark": 0.1}))
+    config = replace(WITH, imagination=settings)
     metrics = jax.jit(make(config).train)(seed_keys(0, 1)[0]).metrics
     assert float(np.max(metrics.lanes.ended)) > 0
     assert np.isfinite(np.asarray(metrics.update.loss)).all()

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q, model_free_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.environments import make_environment
+from mbrl_jax.replay import AXES, make_replay
 
 SEEDS = 2
 
@@ -23,7 +24,7 @@ def test_both_arms_collect_the_same_real_data_seed_by_seed(tiny, batch):
     based = dyna_q.make_train(tiny)
     state_free, returns_free = jax.vmap(free.init, out_axes=(free.axes, 0))(keys)
     state_based, returns_based = jax.vmap(based.init, out_axes=(based.axes, 0))(keys)
-    np.testing.assert_array_equal(state_free.real.rows, state_based.real.rows)
+    jax.tree.map(np.testing.assert_array_equal, state_free.real, state_based.real)
     np.testing.assert_array_equal(returns_free, returns_based)
     rows = np.asarray(state_free.real.rows)
     assert not np.allclose(rows[0], rows[1])
@@ -43,8 +44,10 @@ def test_a_run_in_chunks_is_the_whole_run(batch, protocol):
     outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), outcome, whole.outcome)
     assert int(state.real.written) == config.real_transitions
-    rows = replay.unpack(state.real.rows)
+    task = make_environment(config.environment)
+    rows, valid = jax.vmap(make_replay(task.spec, config.real_transitions).contents, in_axes=(AXES,))(state.real)
     assert rows.reward.shape == (SEEDS, config.real_transitions)
+    assert np.asarray(valid).all()
 
 
 def test_there_is_no_chosen_policy_without_a_model(batch):

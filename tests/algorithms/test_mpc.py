@@ -1,14 +1,17 @@
 """Model-predictive control, run."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import worlds
+from ensembles import rows_of
 
 from mbrl_jax.algorithms import mpc
+from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import (
     ConfigError,
@@ -20,6 +23,9 @@ from mbrl_jax.config import (
     QLearningConfig,
     check,
 )
+from mbrl_jax.environments import from_pool, make_environment
+from mbrl_jax.evaluation import play_with_memory
+from mbrl_jax.replay import make_replay
 from mbrl_jax.runs import playing, results, runner
 
 CONFIG = MPCConfig(
@@ -52,7 +58,8 @@ def test_a_run_in_chunks_is_the_whole_run(config):
     for number in range(algorithm.rounds):
         state, metrics = advance(state, config)
         close(metrics, jax.tree.map(lambda leaf, number=number: leaf[:, number], whole.metrics), rtol=1e-3, atol=1e-4)
-    close(algorithm.policies(state)[0], whole.outcome.last, rtol=1e-3, atol=1e-4)
+    last, _ = jax.vmap(algorithm.policies, in_axes=(axes,))(state)
+    close(last, whole.outcome.last, rtol=1e-3, atol=1e-4)
     assert int(state.real.written) == config.random_transitions + config.steps
     assert whole.outcome.returns_last.shape == (2, 2)
     assert whole.outcome.updates.tolist() == [config.updates] * 2
@@ -64,13 +71,14 @@ def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
     state, _ = jax.jit(algorithm.init)(key)
     state, _ = jax.jit(algorithm.fit)(state, CONFIG)
     after, metrics = jax.jit(algorithm.advance)(state, CONFIG)
-    task = mpc.make_environment(CONFIG.environment)
+    task = make_environment(CONFIG.environment)
     planner = mpc.planner_of(CONFIG, task)
-    members = mpc.fitting.members(planner.ensemble, state.model)
-    draws = mpc.draw(CONFIG, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0))
+    members = planner.world.acting(state.model)
+    draws = mpc.draw(CONFIG, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0), CONFIG.round_steps)
     first = jax.tree.map(lambda leaf: leaf[0], draws.plan)
     _, action, log = jax.jit(planner.plan)(members, state.plan, state.episode.observation, first)
-    row = mpc.replay.unpack(after.real.rows[CONFIG.random_transitions])
+    rows = rows_of(make_replay(task.spec, CONFIG.real_transitions), after.real)
+    row = jax.tree.map(lambda leaf: leaf[CONFIG.random_transitions], rows)
     assert int(row.action) == int(action)
     np.testing.assert_allclose(row.observation, state.episode.observation)
     assert metrics.plan.value.shape == (2,)
@@ -88,7 +96,8 @@ def test_a_run_with_several_continuous_actions_plans_each_of_them(numbers):
         return state, metrics, algorithm.finish(state, CONFIG)
 
     state, metrics, outcome = jax.jit(run)(seed_keys(0, 1)[0])
-    rows = mpc.replay.unpack(state.real.rows[CONFIG.random_transitions : state.real.written], numbers)
+    rows = rows_of(make_replay(task.spec, CONFIG.real_transitions), state.real)
+    rows = jax.tree.map(lambda leaf: leaf[CONFIG.random_transitions :], rows)
     assert rows.action.shape == (CONFIG.round_steps, numbers)
     assert (np.abs(np.asarray(rows.action)) <= 1).all()
     assert (np.asarray(rows.action).std(axis=0) > 0.01).all()
@@ -105,13 +114,13 @@ def test_a_round_is_its_steps_one_after_another(config):
         random_transitions=58,
         planning=replace(config.planning, warm_start=0.9),
     )
-    algorithm, task = mpc.make_train(config), mpc.make_environment(config.environment)
+    algorithm, task = mpc.make_train(config), make_environment(config.environment)
     key = seed_keys(0, 1)[0]
     before, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(key)[0], config)
     after, metrics = jax.jit(algorithm.advance)(before, config)
     planner, learner = mpc.planner_of(config, task), mpc.make_q_learner(config.agent, task.spec)
-    members = mpc.fitting.members(planner.ensemble, before.model)
-    draws = mpc.draw(config, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0))
+    members = planner.world.acting(before.model)
+    draws = mpc.draw(config, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0), config.round_steps)
 
     def value_of(target):
         return None if config.planning.terminal == "none" else lambda s: jnp.max(learner.values(target, s), axis=-1)
@@ -122,11 +131,11 @@ def test_a_round_is_its_steps_one_after_another(config):
         jax.jit(lambda agent, batch, progress: learner.update(agent, batch, progress=progress)[0]),
     )
     plan, episode, agent, ends, values = planner.init(), before.episode, before.agent, [], []
-    rows = mpc.replay.unpack(after.real.rows)
+    rows, _ = make_replay(task.spec, config.real_transitions).contents(after.real)
     for t in range(config.round_steps):
-        now = jax.tree.map(lambda leaf, t=t: leaf[t], draws)
+        now = jax.tree.map(lambda leaf, t=t: leaf[t], draws._replace(pool=None))
         plan, action, log = plan_once(plan, episode.observation, now.plan, None if agent is None else agent.target)
-        episode, transition = step_once(episode, action, now.reset)
+        episode, transition = step_once(episode, action, from_pool(draws.pool, now.reset))
         place, values = config.random_transitions + t, [*values, float(log.value)]
         assert int(rows.action[place]) == int(action)
         np.testing.assert_allclose(rows.observation[place], transition.observation, rtol=1e-5, atol=1e-6)
@@ -158,7 +167,7 @@ def test_after_a_step_that_ends_an_episode_the_plan_is_the_planners_first(random
 
 
 def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted():
-    algorithm, task = mpc.make_train(PENDULUM), mpc.make_environment(PENDULUM.environment)
+    algorithm, task = mpc.make_train(PENDULUM), make_environment(PENDULUM.environment)
     key = seed_keys(0, 1)[0]
     before, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(key)[0], PENDULUM)
     after, metrics = jax.jit(algorithm.advance)(before, PENDULUM)
@@ -167,12 +176,34 @@ def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted()
 
     @jax.jit
     def played(model):
-        begin, act = planner.act(mpc.fitting.members(planner.ensemble, model))
-        memory = begin(mpc.stream(key, mpc.Stream.PLANNING, after.time), PENDULUM.evaluation.curve_episodes)
-        return jnp.mean(mpc.play_with_memory(task, act, memory, starts))
+        memory = planner.begin(mpc.stream(key, mpc.Stream.PLANNING, after.time), PENDULUM.evaluation.curve_episodes)
+        act = partial(planner.act, planner.world.acting(model))
+        return jnp.mean(play_with_memory(task, act, memory, starts))
 
     assert float(metrics.curve_return) == pytest.approx(float(played(after.model)), rel=1e-4)
     assert float(metrics.curve_return) != pytest.approx(float(played(before.model)), rel=1e-3)
+
+
+@pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
+def test_its_policy_is_the_planner_as_it_is_saved_and_goes_on_from_its_plan_within_an_episode(config):
+    config = replace(config, planning=replace(config.planning, warm_start=0.9))
+    algorithm, task, key = mpc.make_train(config), make_environment(config.environment), jax.random.key(4)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    params, _ = algorithm.policies(state)
+    policy, planner = algorithm_of(config).policy(config, task), mpc.planner_of(config, task)
+    learner, members = mpc.make_q_learner(config.agent, task.spec), planner.world.acting(state.model)
+    value = None if state.agent is None else lambda s: jnp.max(learner.values(state.agent.target, s), axis=-1)
+    act, expected_act = jax.jit(policy.act), jax.jit(lambda *given: planner.act(members, *given, value))
+    memory, expected = policy.begin(params, key, 3), planner.begin(key, 3)
+    centre = np.asarray(memory[0].centre)
+    for number in range(3):
+        observation = task.draw_resets(jax.random.key(number), (3,)).observation
+        memory, actions = act(params, memory, observation)
+        expected, wanted = expected_act(expected, observation)
+        np.testing.assert_array_equal(actions, wanted)
+        close(memory[0], expected[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(memory[0].centre) - centre).max() > 0.05
+    close(policy.begin(params, key, 3)[0].centre, centre, rtol=0)  # the next episode begins afresh
 
 
 @pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])

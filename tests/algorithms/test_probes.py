@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import probes
+from ensembles import rows_of
 
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms import dyna_q, model_free_q
@@ -20,6 +21,7 @@ from mbrl_jax.config import (
     QLearningConfig,
     SelectionConfig,
 )
+from mbrl_jax.replay import make_replay
 
 DISCOUNT = 0.8
 AGENT = QLearningConfig(hidden=(32, 32), learning_rate=3e-3, target_rate=0.05, batch_size=64, discount=DISCOUNT)
@@ -33,7 +35,7 @@ COMMON = {
 MODEL_FREE = ModelFreeQConfig(**COMMON)
 MODEL_BASED = DynaQConfig(
     **COMMON,
-    model=ModelConfig(members=2, hidden=(16, 16), batch_size=64, epochs=40, kind="deterministic", learning_rate=3e-3),
+    model=ModelConfig(members=2, hidden=(16, 16), batch_size=64, epochs=40, prediction="deterministic", learning_rate=3e-3),
     imagination=ImaginationConfig(lanes=8, steps=2, capacity=1_600, epsilon=1.0),
     selection=SelectionConfig(episodes=2, steps=20),
 )
@@ -70,7 +72,8 @@ def test_a_learned_model_never_learns_time_limits():
     config = replace(MODEL_BASED, model=replace(MODEL_BASED.model, termination="learned", reward="learned"))
     environment = probes.endless()
     state, _ = jax.jit(dyna_q.make_train(config, environment=environment).init)(seed_keys(0, 1)[0])
-    rows = dyna_q.replay.unpack(state.real.rows)
+    rows = rows_of(make_replay(environment.spec, config.real_transitions), state.real)
+    assert rows.reward.shape == (config.random_transitions,)
     assert int(jnp.sum(rows.depth == probes.TIME_LIMIT - 1)) > 10  # episodes were cut
     assert not bool(jnp.any(rows.terminated))
     learned = learned_values(dyna_q, config, environment, [(1, 0)])

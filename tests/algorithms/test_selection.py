@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ensembles import stored, world_of
 
-from mbrl_jax import replay
 from mbrl_jax.algorithms.selection import Snapshot, choose
 from mbrl_jax.config import SelectionConfig
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model.ensemble import Members
+from mbrl_jax.replay import Rows
 
 STEPS = 10
 OLD, NEW = jnp.float32(0.5), jnp.float32(1.5)  # policies that are numbers: the world breaks for some of them
@@ -21,21 +22,21 @@ def chosen(make_ensemble, make_params):
 
     Policies differ by the action that they take always: the old one by action 0, the new one by action 1.
     """
-    ensemble = make_ensemble(kind="deterministic")
+    ensemble = make_ensemble(prediction="deterministic")
     members = Members(
         jax.tree.map(jnp.zeros_like, make_params(ensemble)[0]), make_params(ensemble)[1], ens.init_normaliser(ensemble)
     )
     zeros, ones = jnp.zeros((6, 4)), jnp.ones(6)
-    rows = replay.Rows(zeros, zeros, jnp.zeros(6, jnp.int32), ones, ones < 0, ones, jnp.zeros(6, jnp.int32))
-    real = replay.write(replay.create(6, 4), replay.pack(rows))
+    rows = Rows(zeros, zeros, jnp.zeros(6, jnp.int32), ones, ones < 0, ones, jnp.zeros(6, jnp.int32))
 
     def greedy(params, observation):
         return jnp.full(observation.shape[:-1], 1, jnp.int32) * (params > 1).astype(jnp.int32)
 
     def run(score, of_new, of_old, anew):
-        world = ensemble._replace(reward=lambda s, a, s2: jnp.where(a == 1, of_new, of_old).astype(s.dtype))
+        rewarded = ensemble._replace(reward=lambda s, a, s2: jnp.where(a == 1, of_new, of_old).astype(s.dtype))
+        world, replay = world_of(rewarded, 6, by="ts_infinity")
         incumbent, config = Snapshot(OLD, jnp.float32(score)), SelectionConfig(episodes=4, steps=STEPS)
-        return choose(config, world, members, greedy, NEW, incumbent, real, jax.random.key(0), anew=anew)
+        return choose(config, world, members, greedy, NEW, incumbent, stored(replay, rows), jax.random.key(0), anew=anew)
 
     return run
 

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ensembles import world_of
 
-from mbrl_jax import replay
 from mbrl_jax.config import EnvironmentConfig, ModelConfig
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination.horizon import View, make_controller
-from mbrl_jax.model import fitting
-from mbrl_jax.model.ensemble import Ensemble, Prediction
+from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.model.protocol import Prediction
+from mbrl_jax.replay import Rows
 
 MEMBERS, LANES, AXES, STEPS = 4, 6, 4, 8
 TASK = make_environment(EnvironmentConfig())
@@ -33,17 +34,33 @@ EVERY = {
 
 
 def ensemble_of(**changes):
+    """An ensemble whose world never terminates; the settings are the model's."""
     config = ModelConfig(**{"members": MEMBERS, "hidden": (8, 8), **changes})
     return Ensemble(config, TASK.spec, TASK.reward, lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool))
 
 
+def learned_world(by="ts1", capacity=40, **changes):
+    """That world, and the replay of its real rows."""
+    return world_of(ensemble_of(**changes), capacity, by=by)
+
+
+def spec_of(**changes):
+    """What a controller may know of that world."""
+    return learned_world(**changes)[0].spec
+
+
+def unfitted(world):
+    """Parameters that it imagines with before any fit."""
+    return world.acting(world.init(jax.random.key(7)))
+
+
 def real_rows(count, key=3):
-    """[count] packed rows near the middle of the track."""
+    """[count] rows near the middle of the track."""
     observation = 0.05 * jax.random.normal(jax.random.key(key), (count, AXES))
     ones = jnp.ones(count)
     depth = jnp.zeros(count, jnp.int32)
     action = jnp.arange(count, dtype=jnp.int32) % 2
-    return replay.pack(replay.Rows(observation, TASK.dynamics(observation, action), action, ones, ones < 0, ones, depth))
+    return Rows(observation, TASK.dynamics(observation, action), action, ones, ones < 0, ones, depth)
 
 
 def views(everyone, depth, time=None, active=None):
@@ -66,10 +83,9 @@ def views(everyone, depth, time=None, active=None):
     )
 
 
-def calibrated(controller, ensemble, lanes=LANES):
+def calibrated(controller, world, lanes=LANES):
     """The controller's state after it has seen an unfitted model and forty real rows."""
-    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
-    return controller.calibrate(controller.init(lanes, ensemble), ensemble, members, real_rows(40), jnp.arange(40) < 30)
+    return controller.calibrate(controller.init(lanes, world.spec), world, unfitted(world), real_rows(40), jnp.arange(40) < 30)
 
 
 def decide(controller, state, seen):

@@ -1,24 +1,24 @@
 """What every controller must do, and what each of them is about."""
 
 import contextlib
+import pickle
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ensembles import stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.config import ConfigError, ImaginationConfig, checks
 from mbrl_jax.imagination import lanes
 from mbrl_jax.imagination.disagreement import gjs, information_loss, one_vs_rest
-from mbrl_jax.imagination.horizon import CONTROLLERS, make_controller, penalised
+from mbrl_jax.imagination.horizon import CONTROLLERS, controller_settings, make_controller, penalised
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import fitting
-from mbrl_jax.model.ensemble import Prediction
+from mbrl_jax.model.protocol import Prediction
 
 from .scripted import (
     AXES,
@@ -32,9 +32,12 @@ from .scripted import (
     decide,
     ensemble_of,
     first_stop,
+    learned_world,
     made,
     predictions,
     real_rows,
+    spec_of,
+    unfitted,
     views,
 )
 
@@ -45,7 +48,7 @@ LOCKSTEP = np.broadcast_to(np.arange(STEPS)[:, None], (STEPS, LANES))  # every l
 def judged(name):
     """``(predictions [T, M, K, D]) -> decisions [T, K]`` of a controller on lanes that began together, one real step each."""
     controller = made(name)
-    state = calibrated(controller, ensemble_of())
+    state = calibrated(controller, learned_world()[0])
     if name == "threshold_quantile":
         state = jnp.full_like(state, 0.8)  # an unfitted model's members differ less than those that are made up here
     if name == "infoprop":
@@ -90,36 +93,42 @@ def test_made_up_members_stop_some_lanes_of_every_judge_and_not_all():
 # ------------------------------------------------------------------------------------------------------ in imagined rollouts
 
 IMAGINATION = ImaginationConfig(lanes=12, steps=4, cap=6, epsilon=0.5, capacity=480)
-CONTROLLED = {name: {"controller": name} for name in EVERY} | {
-    "threshold by the largest pair": {"controller": "threshold", "measure": "max_pairwise"},
-    "macura, penalised": {"controller": "macura", "penalty": "mopo", "penalty_weight": 0.1},
-    "infoprop's sampler": {"controller": "infoprop", "sampling": "infoprop"},
-    "fused members": {"controller": "infoprop", "sampling": "fused"},
+CONTROLLED = {name: {"controller": controller_settings(name, **EVERY[name])} for name in EVERY} | {
+    "threshold by the largest pair": {
+        "controller": controller_settings("threshold", **EVERY["threshold"]),
+        "measure": "max_pairwise",
+    },
+    "macura, penalised": {
+        "controller": controller_settings("macura", **EVERY["macura"]),
+        "penalty": "mopo",
+        "penalty_weight": 0.1,
+    },
+    "infoprop's sampler": {"controller": controller_settings("infoprop", **EVERY["infoprop"]), "sampling": "infoprop"},
+    "fused members": {"controller": controller_settings("infoprop", **EVERY["infoprop"]), "sampling": "fused"},
 }
 
 
-def imagine(config, controller, ensemble, real_steps=10, key=0):
+def imagine(config, controller, real_steps=10, key=0):
     """Rows [T, K] and logs [real steps] of an unfitted model."""
-    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
-    real = replay.Replay(real_rows(40), jnp.asarray(40, jnp.int32))
-    draws = lanes.draw(config, ensemble, jax.random.key(key), (real_steps,))
+    world, replay = learned_world(config.sampling)
+    params, real = unfitted(world), stored(replay, real_rows(40))
+    draws = lanes.draw(config, TASK.spec, world, jax.random.key(key), (real_steps,))
 
     def policy(observation, explore, random_action):
         return jnp.where(explore < config.epsilon, random_action, (observation[..., 2] > 0).astype(jnp.int32))
 
     def step(state, x):
         time, draw = x
-        state, rows, log = lanes.advance(config, ensemble, controller, state, members, policy, real, time, draw, TASK.dynamics)
+        state, rows, log = lanes.advance(config, world, controller, state, params, policy, real, time, draw, TASK.dynamics)
         return state, (rows, log)
 
-    state = lanes.init(config, controller, ensemble)
-    state = state._replace(controller=controller.calibrate(state.controller, ensemble, members, real.rows, jnp.ones(40, bool)))
+    state = lanes.calibrated(lanes.init(config, controller, world, params, real), controller, world, params, replay, real)
     _, (rows, log) = jax.lax.scan(step, state, (jnp.arange(real_steps, dtype=jnp.int32), draws))
-    return replay.unpack(rows.reshape(real_steps * config.steps, config.lanes, -1)), log
+    return jax.tree.map(lambda leaf: leaf.reshape(real_steps * config.steps, *leaf.shape[2:]), rows), log
 
 
 def controller_of(config, **numbers):
-    controller = make_controller(config.controller, {**EVERY[config.controller], **numbers}, config.measure)
+    controller = make_controller(config.controller.kind, {**EVERY[config.controller.kind], **numbers}, config.measure)
     return penalised(controller, penalty=config.penalty, weight=config.penalty_weight, measure=config.measure)
 
 
@@ -135,7 +144,7 @@ def test_every_controller_costs_the_same_model_steps_and_its_stops_are_truncatio
     monkeypatch.setattr(ens, "predict", counting)
     config = replace(IMAGINATION, **CONTROLLED[name])
     controller = controller_of(config)
-    rows, log = jax.jit(lambda: imagine(config, controller, ensemble_of()))()
+    rows, log = jax.jit(lambda: imagine(config, controller))()
     everyone = controller.needs_members or config.sampling in ("fused", "infoprop")
     per_step = (MEMBERS, 12) if everyone else (MEMBERS, 12 // MEMBERS)  # the members' forward pass is made once, whoever asks
     assert [shape for shape in asked if shape != (MEMBERS, 40)] == [per_step]  # besides it only the real rows of the calibration
@@ -154,13 +163,13 @@ FIRST = {name: next(iter(numbers)) for name, numbers in EVERY.items()}
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_grid_of_a_controllers_numbers_times_seeds_is_one_compiled_call(name):
-    config = replace(IMAGINATION, controller=name)
+    config = replace(IMAGINATION, controller=controller_settings(name, **EVERY[name]))
     value = EVERY[name][FIRST[name]]
     grid = jnp.asarray([0.5 * value + 0.5, value], jnp.float32)
 
     def depth(number, key):
         controller = controller_of(config, **{FIRST[name]: number})
-        return imagine(config, controller, ensemble_of(), real_steps=3, key=key)[0].depth
+        return imagine(config, controller, real_steps=3, key=key)[0].depth
 
     keys = jnp.arange(2, dtype=jnp.uint32)
     mapped = jax.jit(jax.vmap(jax.vmap(depth, in_axes=(None, 0)), in_axes=(0, None)))(grid, keys)
@@ -172,15 +181,20 @@ def test_a_grid_of_a_controllers_numbers_times_seeds_is_one_compiled_call(name):
 
 
 def test_a_threshold_at_a_quantile_of_the_data_is_passed_by_that_share_of_them():
-    ensemble = ensemble_of()
-    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
-    rows = real_rows(200)
+    world, _ = learned_world()
+    params, rows = unfitted(world), real_rows(200)
     controller = made("threshold_quantile", quantile=0.9)
-    mark = controller.calibrate(controller.init(LANES, ensemble), ensemble, members, rows, jnp.arange(200) < 100)
-    real = replay.unpack(rows)
-    everyone = ens.predict_all(ensemble, members, real.observation, real.action)
+    mark = controller.calibrate(controller.init(LANES, world.spec), world, params, rows, jnp.arange(200) < 100)
+    everyone = ens.predict_all(ensemble_of(), params, rows.observation, rows.action)
     spread = np.sqrt(np.asarray(everyone.mean).var(0).mean(-1))
     np.testing.assert_allclose((spread[:100] > float(mark)).mean(), 0.1)
+
+
+@pytest.mark.parametrize("name", ["threshold_quantile", "infoprop"])
+def test_where_features_do_not_tell_where_a_rollout_stands_a_rule_by_real_rows_is_refused(name):
+    world = learned_world()[0]._replace(belief=None)
+    with pytest.raises(ConfigError, match=r"imagination.controller: it goes by predictions at real states.*name another"):
+        calibrated(made(name), world)
 
 
 def test_an_accumulated_budget_is_whole_again_at_a_new_root():
@@ -188,7 +202,7 @@ def test_an_accumulated_budget_is_whole_again_at_a_new_root():
     mean = even.mean.at[:, 0].add(1.0)  # every step costs sqrt(3)/4
     depth = np.broadcast_to((np.arange(STEPS) % 4)[:, None], (STEPS, LANES))
     controller = made("accumulated", budget=2.5 * np.sqrt(3) / 4)
-    state = calibrated(controller, ensemble_of())
+    state = calibrated(controller, learned_world()[0])
     stop = np.asarray(decide(controller, state, views(even._replace(mean=mean), depth))[1].stop)
     assert stop[:, 0].tolist() == [False, False, True, True] * 2
 
@@ -198,7 +212,7 @@ def test_macura_goes_by_the_running_mean_of_a_percentile_at_the_latest_roots():
     controller = made("macura", scale=2.0, percentile=50.0, memory=3.0)
     depth = np.zeros((STEPS, LANES), int)
     depth[3] = 1  # no lane is at a root: the mark stays
-    _, decision = decide(controller, calibrated(controller, ensemble_of()), views(seen, depth))
+    _, decision = decide(controller, calibrated(controller, learned_world()[0]), views(seen, depth))
     divergence = np.asarray(jax.vmap(gjs)(seen))
     mark, updates, roots = 0.0, 0, []
     for t in range(STEPS):
@@ -213,7 +227,7 @@ def test_macura_goes_by_the_running_mean_of_a_percentile_at_the_latest_roots():
 def test_the_lane_that_is_exactly_at_macuras_mark_stops():
     seen = predictions(np.random.default_rng(2), shape=(1, MEMBERS, LANES, AXES))
     controller = made("macura", scale=1.0, percentile=100.0, memory=1.0)  # the mark is the largest divergence there is
-    state, decision = decide(controller, calibrated(controller, ensemble_of()), views(seen, np.zeros((1, LANES))))
+    state, decision = decide(controller, calibrated(controller, learned_world()[0]), views(seen, np.zeros((1, LANES))))
     divergence = np.asarray(gjs(jax.tree.map(lambda leaf: leaf[0], seen)))
     assert float(state.mark) == divergence.max()
     expected = np.arange(LANES) == divergence.argmax()
@@ -268,7 +282,7 @@ def test_infoprop_stops_for_what_one_step_loses_and_for_what_the_rollout_has_los
     loss = np.asarray(information_loss(jax.tree.map(lambda leaf: leaf[0], even), 0.01))  # the same at every step
     controller = made("infoprop")
     for step_limit, rollout_limit, expected in ((0.99, 100, 0), (1.01, 2.5, 2), (1.01, 100, STEPS)):
-        state = controller.init(LANES, ensemble_of())
+        state = controller.init(LANES, spec_of())
         limit = jnp.asarray(loss[0])
         state = state._replace(step_limit=step_limit * limit, rollout_limit=rollout_limit * limit)
         _, decision = decide(controller, state, views(even, LOCKSTEP))
@@ -283,23 +297,22 @@ def test_three_models_move_one_horizon_by_one_after_each_real_step():
     everyone = Prediction(jnp.asarray(mean), jnp.zeros_like(mean), None)
     controller = make_controller("three_model", {"low": 0.5, "high": 2.0, "first": 2.0, "limit": 4.0})
     depth = np.broadcast_to(np.arange(LANES)[None], (STEPS, LANES))
-    _, decision = decide(controller, controller.init(LANES, ensemble_of()), views(everyone, depth, time=np.arange(STEPS)))
+    _, decision = decide(controller, controller.init(LANES, spec_of()), views(everyone, depth, time=np.arange(STEPS)))
     lengths = [int(stop.argmax()) + 1 for stop in np.asarray(decision.stop)]
     assert lengths == [2, 3, 4, 4, 3, 2, 2, 2]
 
 
 def test_three_models_are_three():
     with pytest.raises(ConfigError, match=r"model.members: 2 imagine.*three_model.*first 3"):
-        made("three_model").init(LANES, ensemble_of(members=2))
+        made("three_model").init(LANES, spec_of(members=2))
 
 
 def test_the_oracle_stops_where_the_imagined_state_is_far_from_the_true_one():
-    ensemble, rows = ensemble_of(), None
-    config = replace(IMAGINATION, controller="oracle", cap=1_000)
+    config = replace(IMAGINATION, controller=controller_settings("oracle", **EVERY["oracle"]), cap=1_000)
     marks = [0.0, 1.2, 1e6]
     depths = []
     for mark in marks:
-        rows, _ = jax.jit(lambda mark=mark: imagine(config, controller_of(config, mark=mark), ensemble))()
+        rows, _ = jax.jit(lambda mark=mark: imagine(config, controller_of(config, mark=mark)))()
         depths.append(int(jnp.max(rows.depth)))
     assert depths[0] == 0  # nothing that is imagined is quite true
     assert 0 < depths[1] < depths[2] == 39
@@ -307,19 +320,21 @@ def test_the_oracle_stops_where_the_imagined_state_is_far_from_the_true_one():
 
 @pytest.mark.parametrize("measure", ["max_pairwise", "std"])
 def test_penalties_are_taken_from_the_reward_and_change_nothing_else(measure):
-    base = replace(IMAGINATION, controller="threshold", measure=measure)
-    plain = jax.jit(lambda: imagine(base, controller_of(base), ensemble_of()))()[0]
+    base = replace(IMAGINATION, controller=controller_settings("threshold", **EVERY["threshold"]), measure=measure)
+    plain = jax.jit(lambda: imagine(base, controller_of(base)))()[0]
     for penalty in ("mopo", "disagreement"):
         config = replace(base, penalty=penalty, penalty_weight=0.5)
-        rows = jax.jit(lambda config=config: imagine(config, controller_of(config), ensemble_of()))()[0]
+        rows = jax.jit(lambda config=config: imagine(config, controller_of(config)))()[0]
         np.testing.assert_array_equal(rows.next_observation, plain.next_observation)
         np.testing.assert_array_equal(rows.depth, plain.depth)
         assert (np.asarray(rows.reward) < np.asarray(plain.reward)).all()
 
 
 def test_a_halt_is_a_terminal_with_the_weight_as_its_loss_and_is_kept():
-    config = replace(IMAGINATION, controller="macura", penalty="halt", penalty_weight=7.0, cap=1_000)
-    rows, log = jax.jit(lambda: imagine(config, controller_of(config), ensemble_of()))()
+    config = replace(
+        IMAGINATION, controller=controller_settings("macura", **EVERY["macura"]), penalty="halt", penalty_weight=7.0, cap=1_000
+    )
+    rows, log = jax.jit(lambda: imagine(config, controller_of(config)))()
     halted = np.asarray(rows.terminated)
     assert 0 < halted.mean() < 1
     np.testing.assert_allclose(np.asarray(rows.reward)[halted], -7.0, rtol=1e-6)
@@ -336,13 +351,13 @@ def test_an_unknown_penalty_is_refused():
 
 
 BAD = [
-    ("fixed", {"length": 0.0}, r"controller_settings.length: 0.0 is out of range for 'fixed'; it must be at least 1"),
-    ("threshold", {"mark": -1.0}, r"controller_settings.mark: -1.0"),
-    ("threshold_quantile", {"quantile": 1.5}, r"controller_settings.quantile: 1.5.*at most 1"),
-    ("macura", {"percentile": 101.0}, r"controller_settings.percentile: 101.0.*at most 100"),
-    ("macura", {"memory": 0.0}, r"controller_settings.memory: 0.0"),
-    ("infoprop", {"resolution": 0.0}, r"controller_settings.resolution: 0.0.*above 0"),
-    ("oracle", {"mark": float("nan")}, r"controller_settings.mark: nan"),
+    ("fixed", {"length": 0.0}, r"controller.length: 0.0 is out of range for 'fixed'; it must be at least 1"),
+    ("threshold", {"mark": -1.0}, r"controller.mark: -1.0"),
+    ("threshold_quantile", {"quantile": 1.5}, r"controller.quantile: 1.5.*at most 1"),
+    ("macura", {"percentile": 101.0}, r"controller.percentile: 101.0.*at most 100"),
+    ("macura", {"memory": 0.0}, r"controller.memory: 0.0"),
+    ("infoprop", {"resolution": 0.0}, r"controller.resolution: 0.0.*above 0"),
+    ("oracle", {"mark": float("nan")}, r"controller.mark: nan"),
 ]
 
 
@@ -353,22 +368,42 @@ def test_numbers_out_of_range_are_refused_by_name(name, numbers, message):
 
 
 def test_a_schedule_that_ends_before_it_begins_is_refused():
-    with pytest.raises(ConfigError, match=r"controller_settings.end: 6.0 does not fit; it must be above start \(6.0\)"):
+    with pytest.raises(ConfigError, match=r"controller.end: 6.0 does not fit; it must be above start \(6.0\)"):
         made("schedule", start=6.0)
 
 
 CANNOT = [
-    ({"controller": "threshold"}, {"members": 1}, "model.members: 1 imagine.*'threshold' goes by how members differ"),
-    ({"controller": "macura"}, {"kind": "deterministic"}, "model.kind: 'deterministic' does not fit; 'macura'.*'gaussian'"),
-    ({"controller": "threshold", "measure": "gjs"}, {"kind": "deterministic"}, "model.kind: 'deterministic' does not fit"),
-    ({"penalty": "mopo"}, {"kind": "deterministic"}, "model.kind: 'deterministic' does not fit"),
-    ({"controller": "m2ac", "sampling": "mean"}, {}, "imagination.sampling: 'mean' does not fit; 'm2ac' needs one member"),
-    ({"controller": "three_model"}, {"elites": 2}, "model.members: 2 imagine.*'three_model' asks the first 3"),
-    ({"sampling": "fused"}, {"kind": "deterministic"}, "imagination.sampling: 'fused' does not fit.*'gaussian'"),
-    ({"sampling": "infoprop"}, {"kind": "deterministic"}, "imagination.sampling: 'infoprop' does not fit.*'gaussian'"),
+    (
+        {"controller": controller_settings("threshold", **EVERY["threshold"])},
+        {"members": 1},
+        "model.members: 1 imagine.*'threshold' goes by how members differ",
+    ),
+    (
+        {"controller": controller_settings("macura", **EVERY["macura"])},
+        {"prediction": "deterministic"},
+        "model.prediction: 'deterministic' does not fit; 'macura'.*'gaussian'",
+    ),
+    (
+        {"controller": controller_settings("threshold", **EVERY["threshold"]), "measure": "gjs"},
+        {"prediction": "deterministic"},
+        "model.prediction: 'deterministic' does not fit",
+    ),
+    ({"penalty": "mopo"}, {"prediction": "deterministic"}, "model.prediction: 'deterministic' does not fit"),
+    (
+        {"controller": controller_settings("m2ac", **EVERY["m2ac"]), "sampling": "mean"},
+        {},
+        "imagination.sampling: 'mean' does not fit; 'm2ac' needs one member",
+    ),
+    (
+        {"controller": controller_settings("three_model", **EVERY["three_model"])},
+        {"elites": 2},
+        "model.members: 2 imagine.*'three_model' asks the first 3",
+    ),
+    ({"sampling": "fused"}, {"prediction": "deterministic"}, "imagination.sampling: 'fused' does not fit.*'gaussian'"),
+    ({"sampling": "infoprop"}, {"prediction": "deterministic"}, "imagination.sampling: 'infoprop' does not fit.*'gaussian'"),
     *(
         (
-            {"penalty": "halt", "controller": name},
+            {"penalty": "halt", "controller": controller_settings(name, **EVERY[name])},
             {},
             f"imagination.penalty: 'halt' does not fit; .*'{name}' stops by depth alone",
         )
@@ -379,11 +414,9 @@ CANNOT = [
 
 @pytest.mark.parametrize(("imagination", "model", "message"), CANNOT)
 def test_what_a_controller_cannot_go_with_is_refused_before_anything_compiles(tiny, imagination, model, message):
-    controller = imagination.get("controller", "fixed")
-    numbers = {"controller_settings": dict(EVERY[controller])}
     config = replace(
         tiny,
-        imagination=replace(tiny.imagination, **numbers, **imagination),
+        imagination=replace(tiny.imagination, **imagination),
         model=replace(tiny.model, **{"members": 4, **model}),
     )
     with pytest.raises(ConfigError, match=message):
@@ -393,14 +426,14 @@ def test_what_a_controller_cannot_go_with_is_refused_before_anything_compiles(ti
 @pytest.mark.parametrize("name", EVERY)
 def test_the_halt_goes_with_every_controller_that_stops_by_what_it_sees_of_the_model(tiny, name):
     by_depth = name in checks.STOPS_BY_DEPTH
-    imagination = replace(tiny.imagination, controller=name, controller_settings=dict(EVERY[name]), penalty="halt")
+    imagination = replace(tiny.imagination, controller=controller_settings(name, **EVERY[name]), penalty="halt")
     with pytest.raises(ConfigError, match="halt") if by_depth else contextlib.nullcontext():
         checks.check(replace(tiny, imagination=imagination))
     even, uneven = (
         predictions(np.random.default_rng(0), spread=spread, shape=(1, MEMBERS, LANES, AXES)) for spread in (0.0, 9.0)
     )
     controller, depth = made(name), np.array([[0, 1, 2, 3, 4, 5]])
-    state = calibrated(controller, ensemble_of())
+    state = calibrated(controller, learned_world()[0])
 
     def stops(seen, truth):
         view = views(seen, depth)._replace(truth=jnp.full((1, LANES, AXES), truth))
@@ -410,7 +443,7 @@ def test_the_halt_goes_with_every_controller_that_stops_by_what_it_sees_of_the_m
 
 
 def test_a_task_whose_dynamics_are_not_known_is_refused_by_the_oracle(tiny):
-    config = replace(tiny, imagination=replace(tiny.imagination, controller="oracle", controller_settings={"mark": 1.0}))
+    config = replace(tiny, imagination=replace(tiny.imagination, controller=controller_settings("oracle", **{"mark": 1.0})))
     with pytest.raises(ConfigError, match="environment.name: 'CartPole-v1' does not fit; 'oracle' needs known real dynamics"):
         dyna_q.make_train(config, environment=TASK._replace(dynamics=None))
 
@@ -420,5 +453,13 @@ def test_steve_with_one_network_is_refused(tiny):
         dyna_q.make_train(replace(tiny, agent=replace(tiny.agent, target="steve")))
 
 
+def test_settings_of_a_controller_go_to_another_process():
+    settings = controller_settings("schedule", start=0, end=10, first=1, last=4)
+    again = pickle.loads(pickle.dumps(settings))
+    assert again == settings
+    assert type(again) is type(settings)
+
+
 def test_every_registered_controller_is_tested_here():
-    assert set(EVERY) == set(CONTROLLERS)
+    ours = {name for name, function in CONTROLLERS.items() if function.__module__.startswith("mbrl_jax.")}
+    assert set(EVERY) == ours

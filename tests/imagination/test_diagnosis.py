@@ -2,14 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ensembles import world_of
 
-from mbrl_jax import replay
 from mbrl_jax.config import EnvironmentConfig, ModelConfig
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination import diagnosis, disagreement
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.replay import Rows
 
 TASK = make_environment(EnvironmentConfig())
 STEPS, LANES, LENGTH = 12, 5, 4  # rollouts of four steps, three after each other
@@ -18,9 +18,10 @@ STEPS, LANES, LENGTH = 12, 5, 4  # rollouts of four steps, three after each othe
 @pytest.fixture(scope="module")
 def model():
     ensemble = Ensemble(ModelConfig(members=3, hidden=(8, 8)), TASK.spec, TASK.reward, TASK.terminated)
-    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
+    world, _ = world_of(ensemble, 1)
+    members = world.acting(world.init(jax.random.key(7)))
     scale = jnp.array([0.1, 0.2, 0.05, 0.4])
-    return ensemble, members._replace(normaliser=members.normaliser._replace(target_std=scale))
+    return ensemble, world, members._replace(normaliser=members.normaliser._replace(target_std=scale))
 
 
 def rollouts(off, start=0.02):
@@ -34,14 +35,14 @@ def rollouts(off, start=0.02):
         after = TASK.dynamics(observation, action) + off[None]
         ones = jnp.ones(LANES)
         depth = jnp.full(LANES, t % LENGTH, jnp.int32)
-        rows.append(replay.Rows(observation, after, action, ones, ones < 0, ones, depth))
+        rows.append(Rows(observation, after, action, ones, ones < 0, ones, depth))
         observation = after
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
 
 def judge(model, rows):
-    ensemble, members = model
-    return jax.jit(lambda rows: diagnosis.judge(ensemble, members, TASK.dynamics, rows))(rows)
+    _, world, members = model
+    return jax.jit(lambda rows: diagnosis.judge(TASK, world, members, rows))(rows)
 
 
 def test_a_perfect_model_has_no_error_at_any_depth(model):
@@ -70,7 +71,7 @@ def test_the_compounded_error_ends_where_the_real_episode_does(model):
 
 
 def test_disagreement_by_depth_is_the_mean_over_the_rows_there(model):
-    ensemble, members = model
+    ensemble, _, members = model
     rows = rollouts(jnp.zeros(4))
     spread = disagreement.std(ens.predict_all(ensemble, members, rows.observation, rows.action))
     told = judge(model, rows)
@@ -94,8 +95,8 @@ def test_where_angles_are_observed_the_map_is_of_states_that_there_are(name, sid
 
 
 def test_the_map_is_of_position_and_angle_with_the_rest_at_zero(model):
-    ensemble, members = model
-    told = jax.jit(lambda: diagnosis.error_map(ensemble, members, TASK.dynamics))()
+    ensemble, world, members = model
+    told = jax.jit(lambda: diagnosis.error_map(TASK, world, members))()
     row, column, n = 3, 20, diagnosis.MAP_POINTS
     place = jnp.array([np.linspace(-2.4, 2.4, n)[column], 0.0, np.linspace(-0.21, 0.21, n)[row], 0.0], jnp.float32)
     spread, wrong = [], []
@@ -105,6 +106,6 @@ def test_the_map_is_of_position_and_angle_with_the_rest_at_zero(model):
         for member in range(3):
             one = jax.tree.map(lambda leaf, m=member: leaf[m], everyone)
             imagined = ens.decode(ensemble, members.normaliser, one, place, action, None)
-            wrong.append(float(diagnosis.error(imagined.next_observation, TASK.dynamics(place, action), members)))
+            wrong.append(float(diagnosis.error(imagined.next_observation, TASK.dynamics(place, action), world.scale(members))))
     np.testing.assert_allclose(told.disagreement[row, column], np.mean(spread), rtol=1e-4)
     np.testing.assert_allclose(told.one_step_error[row, column], np.mean(wrong), rtol=1e-4)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from mbrl_jax.config import ConfigError
 from mbrl_jax.imagination import disagreement
 from mbrl_jax.imagination.disagreement import MEASURES
-from mbrl_jax.model.ensemble import Prediction
+from mbrl_jax.model.fusion import fuse
+from mbrl_jax.model.protocol import Prediction
 
 from .scripted import predictions
 
@@ -56,7 +57,7 @@ def test_means_further_apart_never_lower_a_measure(seed, wider):
     far = near._replace(mean=near.mean[:1] + wider * (near.mean - near.mean[:1]))
     for name in ("std", "max_pairwise", "max_aleatoric", "gjs"):
         assert bool(jnp.all(jitted[name](far, MEMBER) >= jitted[name](near, MEMBER) * (1 - 1e-5))), name
-    spread = jax.jit(disagreement.fuse)
+    spread = jax.jit(fuse)
     assert bool(jnp.all(spread(far).gain <= spread(near).gain + 1e-5))
 
 
@@ -72,7 +73,7 @@ def test_the_geometric_divergence_keeps_its_digits_where_members_nearly_agree():
 def test_the_fusion_of_members_weighs_them_by_precision_and_gains_nothing_from_agreement():
     mean, variance = np.array([0.0, 1.0]), np.array([1.0, 0.25])
     prediction = Prediction(*(jnp.asarray(x, jnp.float32).reshape(2, 1, 1) for x in (mean, np.log(variance))), None)
-    fusion = disagreement.fuse(prediction)
+    fusion = fuse(prediction)
     together = 1 / np.mean(1 / variance)
     middle = together * np.mean(mean / variance)
     apart = np.mean((mean - middle) ** 2)
@@ -102,7 +103,7 @@ def test_a_quantile_of_the_valid_values_is_numpys(quantile):
 @pytest.mark.parametrize("name", disagreement.GAUSSIAN_MEASURES)
 def test_deterministic_members_are_refused_where_variances_are_needed(name):
     prediction = step_of(predictions(np.random.default_rng(0)))._replace(log_variance=None)
-    with pytest.raises(ConfigError, match=r"model.kind: 'deterministic' does not fit.*'gaussian'"):
+    with pytest.raises(ConfigError, match=r"model.prediction: 'deterministic' does not fit.*'gaussian'"):
         MEASURES[name](prediction, MEMBER)
 
 

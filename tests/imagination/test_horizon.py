@@ -70,11 +70,11 @@ def test_the_numbers_of_a_controller_may_be_vmapped():
 
 
 def test_an_unknown_controller_is_refused_with_the_names_of_those_there_are():
-    with pytest.raises(ConfigError, match=r"imagination.controller: 'fixd' is not known.*fixed, schedule"):
+    with pytest.raises(ConfigError, match=r"imagination.controller.kind: 'fixd' is not known.*fixed, schedule"):
         horizon.make_controller("fixd", {})
 
 
 @pytest.mark.parametrize("numbers", [{}, {"lenght": 3.0}, {"length": 3.0, "extra": 1.0}])
 def test_numbers_that_a_controller_does_not_take_are_refused(numbers):
-    with pytest.raises(ConfigError, match=r"controller_settings.*'fixed' takes exactly length"):
+    with pytest.raises(ConfigError, match=r"imagination.controller: .*'fixed' takes exactly length"):
         horizon.make_controller("fixed", numbers)

@@ -1,27 +1,32 @@
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import worlds
+from dreams import LIMIT, NOISE, SPEED, dream
+from ensembles import stored, world_of
 
-from mbrl_jax import environment, replay
+from mbrl_jax import environments, replay
 from mbrl_jax.algorithms import training
 from mbrl_jax.config import EnvironmentConfig, ImaginationConfig, ModelConfig
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination import horizon, lanes
-from mbrl_jax.imagination.horizon import Decision, HorizonController
+from mbrl_jax.imagination.horizon import Decision, HorizonController, controller_settings
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import fitting
 from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.replay import Rows
 
 LANES, MEMBERS, CAPACITY = 12, 3, 40
 TASK = make_environment(EnvironmentConfig())
 
 
 def config(**changes):
-    made = ImaginationConfig(lanes=LANES, steps=4, cap=1_000, epsilon=0.5, controller_settings={"length": 1_000.0})
+    made = ImaginationConfig(
+        lanes=LANES, steps=4, cap=1_000, epsilon=0.5, controller=controller_settings("fixed", length=1_000.0)
+    )
     return replace(made, **changes)
 
 
@@ -34,7 +39,7 @@ def world(terminated=lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool), **changes)
 def real():
     observation = jax.random.uniform(jax.random.key(1), (CAPACITY, 4), minval=-0.04, maxval=0.04)
     ones = jnp.ones(CAPACITY)
-    rows = replay.Rows(
+    return Rows(
         observation=observation,
         next_observation=observation,
         action=jnp.zeros(CAPACITY, jnp.int32),
@@ -43,14 +48,14 @@ def real():
         weight=ones,
         depth=jnp.zeros(CAPACITY, jnp.int32),
     )
-    return replay.write(replay.create(CAPACITY, 4), replay.pack(rows))
 
 
 def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
-    """Rows [real_steps, H, K], logs [real_steps] and the draws of consecutive real steps."""
-    controller = horizon.fixed(length=settings.controller_settings["length"]) if controller is None else controller
-    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
-    draws = lanes.draw(settings, ensemble, jax.random.key(key), (real_steps,))
+    """Rows [real_steps, H, K], logs [real_steps] and the draws of consecutive real steps, and the members; ``real`` are rows."""
+    controller = horizon.fixed(length=settings.controller.length) if controller is None else controller
+    world, replay = world_of(ensemble, CAPACITY, by=settings.sampling)
+    members, memory = world.acting(world.init(jax.random.key(7))), stored(replay, real)
+    draws = lanes.draw(settings, TASK.spec, world, jax.random.key(key), (real_steps,))
 
     def policy(observation, explore, random_action):
         greedy = (observation[..., 2] > 0).astype(jnp.int32)
@@ -58,14 +63,13 @@ def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
 
     def step(state, inputs):
         time, draw = inputs
-        state, rows, log = lanes.advance(settings, ensemble, controller, state, members, policy, real, time, draw)
+        state, rows, log = lanes.advance(settings, world, controller, state, members, policy, memory, time, draw)
         return state, (rows, log)
 
-    state = lanes.init(settings, controller, ensemble)
+    state = lanes.init(settings, controller, world, members, memory)
     times = jnp.arange(real_steps, dtype=jnp.int32)
     state, (rows, log) = jax.jit(lambda state: jax.lax.scan(step, state, (times, draws)))(state)
-    shape = (real_steps, settings.steps, settings.lanes, -1)
-    return replay.unpack(rows.reshape(shape)), log, draws, members
+    return rows, log, draws, members
 
 
 def in_time_order(rows):
@@ -76,23 +80,23 @@ def in_time_order(rows):
 @pytest.mark.parametrize("restart", ["streaming", "per_step"])
 @pytest.mark.parametrize("length", [1, 3])
 def test_every_real_step_yields_lanes_times_steps_rows_under_any_controller(real, restart, length):
-    settings = config(restart=restart, controller_settings={"length": float(length)})
+    settings = config(restart=restart, controller=controller_settings("fixed", length=float(length)))
     rows, _, _, _ = imagine(settings, world(), real)
     assert rows.reward.shape == (6, 4, LANES)
     assert np.isfinite(np.asarray(rows.next_observation)).all()
 
 
 def test_streaming_keeps_every_row_and_per_step_idles_after_an_end(real):
-    streaming = imagine(config(controller_settings={"length": 3.0}), world(), real)[0]
+    streaming = imagine(config(controller=controller_settings("fixed", length=3.0)), world(), real)[0]
     assert bool(jnp.all(streaming.weight == 1))
-    idling = imagine(config(restart="per_step", controller_settings={"length": 3.0}), world(), real)[0]
+    idling = imagine(config(restart="per_step", controller=controller_settings("fixed", length=3.0)), world(), real)[0]
     assert bool(jnp.all(idling.weight[:, :3] == 1))
     assert bool(jnp.all(idling.weight[:, 3] == 0))
 
 
 def test_a_lane_goes_on_from_where_it_stood_and_a_new_root_is_a_real_state(real):
-    rows = in_time_order(imagine(config(controller_settings={"length": 3.0}), world(), real)[0])
-    roots = np.asarray(replay.unpack(real.rows).observation)
+    rows = in_time_order(imagine(config(controller=controller_settings("fixed", length=3.0)), world(), real)[0])
+    roots = np.asarray(real.observation)
     for step in range(1, len(rows.depth)):
         going = rows.depth[step] > 0
         np.testing.assert_array_equal(rows.observation[step][going], rows.next_observation[step - 1][going])
@@ -102,23 +106,23 @@ def test_a_lane_goes_on_from_where_it_stood_and_a_new_root_is_a_real_state(real)
 
 
 def test_the_root_is_the_row_that_the_draw_names(real):
-    settings = config(controller_settings={"length": 1.0})
+    settings = config(controller=controller_settings("fixed", length=1.0))
     rows, _, draws, _ = imagine(settings, world(), real)
-    named = replay.unpack(real.rows).observation[np.asarray(draws.root) % CAPACITY]
+    named = real.observation[np.asarray(draws.root) % CAPACITY]
     np.testing.assert_array_equal(rows.observation, named)
 
 
 def test_fixed_with_a_cap_of_the_same_length_is_plain_rollouts(real):
-    by_controller = imagine(config(controller_settings={"length": 2.0}), world(), real)[0]
+    by_controller = imagine(config(controller=controller_settings("fixed", length=2.0)), world(), real)[0]
     by_cap = imagine(config(cap=2), world(), real)[0]
     jax.tree.map(np.testing.assert_array_equal, by_controller, by_cap)
 
 
 def test_fixed_with_its_own_cap_makes_plain_rollouts_of_that_length(real):
-    settings = config(cap=4, controller_settings={"length": 4.0}, epsilon=1.0)  # four steps for every real one
+    settings = config(cap=4, controller=controller_settings("fixed", length=4.0), epsilon=1.0)  # four steps for every real one
     ensemble = world()
     rows, _, draws, members = imagine(settings, ensemble, real)
-    roots = replay.unpack(real.rows).observation
+    roots = real.observation
 
     @jax.jit
     def step(state, action, member, noise):  # one lane by its member alone
@@ -133,10 +137,10 @@ def test_fixed_with_its_own_cap_makes_plain_rollouts_of_that_length(real):
         for lane in range(0, LANES, 5):
             state = roots[int(draws.root[time, 0, lane]) % CAPACITY]
             for h in range(4):
-                member = int(np.flatnonzero(np.asarray(draws.deal[time, h]) == lane)[0]) // (LANES // MEMBERS)
+                member = int(np.flatnonzero(np.asarray(draws.model.deal[time, h]) == lane)[0]) // (LANES // MEMBERS)
                 action = draws.action[time, h, lane]
                 np.testing.assert_allclose(rows.observation[time, h, lane], state, atol=1e-5)
-                state = step(state, action, jnp.asarray(member, jnp.int32), draws.noise[time, h, lane])
+                state = step(state, action, jnp.asarray(member, jnp.int32), draws.model.noise[time, h, lane])
                 np.testing.assert_allclose(rows.next_observation[time, h, lane], state, atol=1e-5)
 
 
@@ -158,7 +162,7 @@ def test_keep_stop_cap_and_penalty_are_four_separate_knobs(real):
         odd = view.depth % 2 == 1
         return state, Decision(keep=~odd, stop=jnp.zeros_like(odd), penalty=jnp.where(odd, 0.25, 0.0))
 
-    controller = HorizonController(lambda lanes, ensemble: (), lambda state, *_: state, step)
+    controller = HorizonController(lambda lanes, spec: (), lambda state, *_: state, step)
     rows = imagine(config(cap=4), world(), real, controller)[0]
     assert rows.depth[0].tolist() == [[step] * LANES for step in range(4)]  # neither keep nor penalty ends a lane
     odd = np.asarray(rows.depth) % 2 == 1
@@ -171,7 +175,7 @@ def test_a_controller_carries_its_state_and_sees_the_real_time(real):
         steps, _ = state
         return (steps + 1, view.time), Decision(view.active, steps >= 5, 0.0 * view.reward)
 
-    def init(lanes, ensemble):
+    def init(lanes, spec):
         return jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32)
 
     controller = HorizonController(init, lambda state, *_: state, step)
@@ -190,7 +194,7 @@ def test_asking_for_all_members_changes_nothing_that_is_imagined(real, sampling)
                 assert view.everyone.log_variance.shape == (MEMBERS, LANES, 4)
             return state, Decision(view.active, view.depth >= 2, 0.0 * view.reward)
 
-        return HorizonController(lambda lanes, ensemble: (), lambda state, *_: state, step, needs_members)
+        return HorizonController(lambda lanes, spec: (), lambda state, *_: state, step, needs_members)
 
     settings = config(sampling=sampling)
     without = imagine(settings, world(), real, keep_all(False))[0]
@@ -213,7 +217,7 @@ def member_that_explains(rows, members, ensemble):
 
 
 def test_ts1_deals_lanes_evenly_and_anew_at_every_step(real):
-    ensemble = world(kind="deterministic")
+    ensemble = world(prediction="deterministic")
     rows, _, _, members = imagine(config(), ensemble, real)
     member = member_that_explains(rows, members, ensemble).reshape(-1, LANES)
     for step in member:
@@ -222,7 +226,7 @@ def test_ts1_deals_lanes_evenly_and_anew_at_every_step(real):
 
 
 def test_ts_infinity_stays_with_one_member_and_uses_all_of_them_evenly(real):
-    ensemble = world(kind="deterministic")
+    ensemble = world(prediction="deterministic")
     rows, _, _, members = imagine(config(sampling="ts_infinity"), ensemble, real)
     member = member_that_explains(rows, members, ensemble).reshape(-1, LANES)
     assert (member == member[0]).all()
@@ -233,14 +237,14 @@ def test_the_view_names_the_member_that_predicted(real):
     def step(state, view):
         return state, Decision(view.active, view.active, view.member.astype(view.reward.dtype))
 
-    ensemble = world(kind="deterministic")
-    controller = HorizonController(lambda lanes, ensemble: (), lambda state, *_: state, step)
+    ensemble = world(prediction="deterministic")
+    controller = HorizonController(lambda lanes, spec: (), lambda state, *_: state, step)
     rows, _, _, members = imagine(config(), ensemble, real, controller)
     np.testing.assert_array_equal(1.0 - np.asarray(rows.reward), member_that_explains(rows, members, ensemble))
 
 
 def test_the_ensemble_mean_moves_every_lane_by_the_mean_of_all_members(real):
-    ensemble = world(kind="deterministic")
+    ensemble = world(prediction="deterministic")
     rows, _, _, members = imagine(config(sampling="mean"), ensemble, real)
     observation = rows.observation.reshape(-1, 4)
     action = rows.action.reshape(-1)
@@ -256,7 +260,7 @@ def test_the_ensemble_mean_moves_every_lane_by_the_mean_of_all_members(real):
 
 def test_lanes_of_one_step_have_noise_of_their_own(real):
     draws = imagine(config(), world(), real)[2]
-    noise = np.asarray(draws.noise).reshape(-1, 4)
+    noise = np.asarray(draws.model.noise).reshape(-1, 4)
     assert len(np.unique(noise.round(6), axis=0)) == len(noise)
     assert abs(noise.mean()) < 0.1
     assert abs(noise.std() - 1) < 0.1
@@ -272,55 +276,140 @@ def test_the_imagination_policy_explores_at_its_rate(real):
 
 
 def test_the_log_counts_what_happened(real):
-    rows, log, _, _ = imagine(config(restart="per_step", controller_settings={"length": 3.0}), world(), real)
+    rows, log, _, _ = imagine(config(restart="per_step", controller=controller_settings("fixed", length=3.0)), world(), real)
     np.testing.assert_allclose(log.kept, 0.75)
     np.testing.assert_allclose(log.depth, 2.0)
     np.testing.assert_allclose(log.stopped, 0.25)
     np.testing.assert_allclose(log.terminated, np.asarray(rows.terminated).mean(axis=(1, 2)))
 
 
-@pytest.mark.parametrize("numbers", [1, 2, 3, 6])
-def test_lanes_begin_in_real_states_whatever_the_numbers_of_an_action(numbers):
-    task = worlds.points(numbers)
-    drawn = environment.draw_collection(task, jax.random.key(3), CAPACITY)
-    _, transitions, _ = jax.jit(lambda drawn: environment.collect(task, drawn))(drawn)
-    real = replay.write(replay.create(CAPACITY, numbers, numbers), training.real_rows(transitions))
-    settings = config(controller_settings={"length": 1.0})
+def one_real_step(task, settings):
+    """Transitions [CAPACITY] of a task, the draws of one real step, and the rows [H, K] that random actions imagine in it."""
+    drawn = environments.draw_collection(task, jax.random.key(3), CAPACITY)
+    _, transitions, _ = jax.jit(lambda drawn: environments.collect(task, drawn))(drawn)
     ensemble = Ensemble(ModelConfig(members=MEMBERS, hidden=(8, 8)), task.spec, task.reward, task.terminated)
-    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
-    draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, ensemble, jax.random.key(0), (1,)))
-    fixed = horizon.fixed(length=1.0)
+    world, replay = world_of(ensemble, CAPACITY)
+    params, real = world.acting(world.init(jax.random.key(7))), stored(replay, training.real_rows(transitions))
+    draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, task.spec, world, jax.random.key(0), (1,)))
+    fixed = horizon.fixed(length=settings.controller.length)
 
     def policy(observation, explore, random_action):
         return random_action
 
     def advance(state):
-        return lanes.advance(settings, ensemble, fixed, state, members, policy, real, jnp.int32(0), draws)[1]
+        return lanes.advance(settings, world, fixed, state, params, policy, real, jnp.int32(0), draws)[1]
 
-    rows = replay.unpack(jax.jit(advance)(lanes.init(settings, fixed, ensemble)), numbers)
-    chosen = np.asarray(draws.root).reshape(-1) % CAPACITY
-    np.testing.assert_array_equal(rows.observation, np.asarray(transitions.observation)[chosen])
-    np.testing.assert_array_equal(rows.action, np.asarray(draws.action).reshape(-1, numbers))
+    return transitions, draws, jax.jit(advance)(lanes.init(settings, fixed, world, params, real))
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 3, 6])
+def test_lanes_begin_in_real_states_whatever_the_numbers_of_an_action(numbers):
+    transitions, draws, rows = one_real_step(worlds.points(numbers), config(controller=controller_settings("fixed", length=1.0)))
+    np.testing.assert_array_equal(rows.observation, np.asarray(transitions.observation)[np.asarray(draws.root) % CAPACITY])
+    np.testing.assert_array_equal(rows.action, draws.action)
 
 
 def test_no_imagined_state_exceeds_the_limits_of_a_task_that_has_some_and_lanes_go_on_from_them():
     task = make_environment(EnvironmentConfig(name="Pendulum-v1"))
-    limits = np.array(task.spec.observation_limits)
-    drawn = environment.draw_collection(task, jax.random.key(3), CAPACITY)
-    _, transitions, _ = jax.jit(lambda drawn: environment.collect(task, drawn))(drawn)
-    real = replay.write(replay.create(CAPACITY, 3, 1), training.real_rows(transitions))
-    ensemble = Ensemble(ModelConfig(members=MEMBERS, hidden=(8, 8)), task.spec, task.reward, task.terminated)
-    members = fitting.members(ensemble, fitting.init(ensemble, jax.random.key(7)))
-    settings, fixed = config(), horizon.fixed(length=1_000.0)
-    draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, ensemble, jax.random.key(0), (1,)))
-
-    def advance(state):
-        policy = lambda observation, explore, random_action: random_action  # noqa: E731
-        return lanes.advance(settings, ensemble, fixed, state, members, policy, real, jnp.int32(0), draws)[1]
-
-    rows = replay.unpack(jax.jit(advance)(lanes.init(settings, fixed, ensemble)).reshape(4, LANES, -1), 1)
+    _, _, rows = one_real_step(task, config())
     reached = np.abs(np.asarray(rows.next_observation))
-    assert (reached <= limits).all()
+    assert (reached <= np.array(task.spec.observation_limits)).all()
     assert (reached[..., :2] == 1).any()  # the unfitted members' noise leads far
     np.testing.assert_array_equal(rows.observation[1:], rows.next_observation[:-1])
     np.testing.assert_allclose(rows.reward, task.reward(rows.observation, rows.action, rows.next_observation), rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ rollouts that stand elsewhere
+
+
+class Dreamt(NamedTuple):
+    """What lanes made of a world whose beliefs are dictionaries: leaves [T, K, ...] in the order of time."""
+
+    rows: Rows
+    draws: Any
+    places: np.ndarray  # [CAPACITY, 2] the real ones
+    before: lanes.Lanes
+    after: lanes.Lanes
+
+
+PLACES = replay.make_replay(worlds.points(2, discrete=True).spec, CAPACITY)
+
+
+def dream_of(settings, controller, real_steps=5):
+    world = dream(PLACES)
+    places = jax.random.uniform(jax.random.key(1), (CAPACITY, 2), minval=-1.0, maxval=1.0)
+    ones = jnp.ones(CAPACITY)
+    rows = Rows(places, places, jnp.zeros(CAPACITY, jnp.int32), ones, ones < 0, ones, jnp.zeros(CAPACITY, jnp.int32))
+    real, params = stored(PLACES, rows), world.acting(world.init(jax.random.key(0)))
+    draws = lanes.draw(settings, worlds.points(2, discrete=True).spec, world, jax.random.key(2), (real_steps,))
+
+    def policy(features, explore, random_action):
+        assert features.shape == (LANES, 3)
+        return jnp.where(explore < settings.epsilon, random_action, (features[..., 2] > 1).astype(jnp.int32))
+
+    def step(state, inputs):
+        time, drawn = inputs
+        state, rows, _ = lanes.advance(settings, world, controller, state, params, policy, real, time, drawn)
+        return state, rows
+
+    before = lanes.init(settings, controller, world, params, real)
+    times = jnp.arange(real_steps, dtype=jnp.int32)
+    after, rows = jax.jit(lambda state: jax.lax.scan(step, state, (times, draws)))(before)
+    return Dreamt(in_time_order(rows), in_time_order(draws), np.asarray(places), before, after)
+
+
+def by_the_root(length):
+    """Stops at a length, and takes the root's first and third feature from the reward."""
+
+    def step(state, view):
+        assert view.root.shape == view.observation.shape == view.next_observation.shape == (LANES, 3)
+        assert view.everyone.mean.shape == (2, LANES, 2)
+        return state, Decision(view.active, view.depth + 1 >= length, view.root[:, 0] + view.root[:, 2])
+
+    return HorizonController(lambda lanes, spec: (), lambda state, *_: state, step, needs_members=True)
+
+
+@pytest.mark.parametrize(("restart", "cap", "length"), [("streaming", 100, 3), ("streaming", 2, 100), ("per_step", 100, 100)])
+def test_lanes_carry_whatever_a_rollout_stands_on_and_a_new_root_replaces_all_of_it(restart, cap, length):
+    settings = config(restart=restart, cap=cap)
+    found = dream_of(settings, by_the_root(length))
+    rows, draws = found.rows, found.draws
+    begins = rows.depth == 0
+    real_step = np.arange(len(rows.depth)) // settings.steps
+    root = np.zeros((LANES, 2))
+    for t in range(len(rows.depth)):
+        named = found.places[draws.root[t] % CAPACITY]
+        root = np.where(begins[t][:, None], named, root)
+        stood = np.concatenate([named, np.zeros((LANES, 1))], axis=1)
+        if t > 0:
+            assert restart == "streaming" or begins[t].all() == (real_step[t] != real_step[t - 1])
+            stood = np.where(begins[t][:, None], stood, rows.next_observation[t - 1])
+        np.testing.assert_array_equal(rows.observation[t], stood.astype(np.float32))
+        speed = np.repeat(SPEED, LANES // 2) * (2 * rows.action[t] - 1)
+        place = rows.observation[t, :, :2] + speed[:, None] + NOISE * draws.model["push"][t]
+        np.testing.assert_allclose(rows.next_observation[t, :, :2], place, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rows.reward[t], place[:, 0] - root[:, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(rows.observation[..., 2], rows.depth)  # the clock is that of the rollout
+    np.testing.assert_array_equal(rows.next_observation[..., 2], rows.depth + 1)
+    np.testing.assert_array_equal(rows.terminated, rows.depth + 1 >= LIMIT)
+    longest = {"streaming": min(cap, length, LIMIT), "per_step": settings.steps}[restart]
+    assert set(rows.depth.ravel()) == set(range(longest))
+
+
+def test_lanes_begin_and_end_with_the_arrays_that_the_world_gave_them():
+    found = dream_of(config(), by_the_root(3))
+    for state in (found.before, found.after):
+        for belief in (state.belief, state.root):
+            assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), belief) == {
+                "place": ((LANES, 2), "float32"),
+                "clock": ((LANES,), "int32"),
+            }
+    np.testing.assert_array_equal(found.after.belief["place"], found.rows.next_observation[-1, :, :2])
+    assert (np.asarray(found.before.belief["place"]) == 0).all()
+
+
+def test_lanes_are_made_from_shapes_alone():
+    world = dream(PLACES)
+    params, real = jax.eval_shape(lambda key: (world.acting(world.init(key)), PLACES.init()), jax.random.key(0))
+    fresh = lanes.init(config(), by_the_root(3), world, params, real)
+    assert fresh.belief["clock"].shape == (LANES,)

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model.ensemble import Bounds, Members, Normaliser, Prediction
+from mbrl_jax.model.ensemble import Bounds, Members, Normaliser
+from mbrl_jax.model.protocol import Prediction
 
 D = 4  # CartPole's axes
 
@@ -163,8 +164,8 @@ def test_each_axis_has_bounds_of_its_own():
         ({"reward": "learned"}, 10, 5),
         ({"termination": "learned"}, 9, 5),
         ({"reward": "learned", "termination": "learned"}, 11, 5),
-        ({"kind": "deterministic"}, 4, 5),
-        ({"kind": "deterministic", "reward": "learned", "termination": "learned"}, 6, 5),
+        ({"prediction": "deterministic"}, 4, 5),
+        ({"prediction": "deterministic", "reward": "learned", "termination": "learned"}, 6, 5),
     ],
 )
 def test_heads_exist_only_where_they_are_learned(make_ensemble, settings, outputs, inputs):
@@ -186,7 +187,7 @@ def test_outputs_come_in_the_order_change_reward_termination_log_variance(make_e
 
 
 def test_deterministic_members_have_no_log_variance_and_known_termination_no_logit(make_ensemble):
-    ensemble = make_ensemble(kind="deterministic")
+    ensemble = make_ensemble(prediction="deterministic")
     outputs = jnp.asarray(normal(7, 4))
     found = ens.split_outputs(ensemble, outputs, Bounds(jnp.zeros(4), jnp.zeros(4)))
     assert found.log_variance is None
@@ -255,7 +256,7 @@ def test_the_next_state_is_the_state_and_the_change_in_real_units(make_ensemble)
 
 
 def test_deterministic_members_ignore_the_noise(make_ensemble):
-    ensemble, prediction = make_ensemble(kind="deterministic"), Prediction(jnp.asarray(normal(6, D)), None, None)
+    ensemble, prediction = make_ensemble(prediction="deterministic"), Prediction(jnp.asarray(normal(6, D)), None, None)
     with_noise = decoded(ensemble, prediction, normal(6, D), 1e3 * normal(6, D))
     np.testing.assert_array_equal(with_noise.next_observation, decoded(ensemble, prediction, normal(6, D), None).next_observation)
 

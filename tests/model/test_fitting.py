@@ -7,13 +7,13 @@ import optax
 import pytest
 import scipy.stats
 
-from mbrl_jax import environment as env
-from mbrl_jax import replay
+from mbrl_jax import environments as env
 from mbrl_jax.algorithms import training
 from mbrl_jax.config import EnvironmentConfig
 from mbrl_jax.imagination import disagreement
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import fitting, losses
+from mbrl_jax.model.fusion import fuse
 
 STRIDE = 5
 SMALL = 200  # rows
@@ -23,6 +23,26 @@ HELD = np.arange(2_000) % STRIDE == STRIDE - 1
 @functools.cache
 def fitter(ensemble):
     return jax.jit(lambda state, real, key: fitting.fit(ensemble, state, real, key, STRIDE))
+
+
+def those(rows, which):
+    """Some of the rows, as NumPy arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[which], rows)
+
+
+def head(rows, count):
+    return those(rows, slice(count))
+
+
+def with_others(rows, which, change):
+    """Rows of which those that are named are ``change`` of what they were, whatever it is that they hold."""
+
+    def changed(leaf):
+        after = np.array(leaf)
+        after[which] = change(after[which].astype(np.float32)).astype(leaf.dtype)
+        return after
+
+    return jax.tree.map(changed, rows)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +62,7 @@ def fit(begin):
 
     def run(ensemble, real, *, start=None, key=0):
         start = begin(ensemble) if start is None else start
-        return jax.device_get(fitter(ensemble)(start, jnp.asarray(real), jax.random.key(key)))
+        return jax.device_get(fitter(ensemble)(start, jax.tree.map(jnp.asarray, real), jax.random.key(key)))
 
     return run
 
@@ -56,8 +76,8 @@ def assert_different(one, other):
 
 
 def standard(ensemble, normaliser, real):
-    """Network inputs and normalised targets of packed rows."""
-    rows = replay.unpack(jnp.asarray(real))
+    """Network inputs and normalised targets of rows."""
+    rows = jax.tree.map(jnp.asarray, real)
     change = np.asarray(rows.next_observation) - np.asarray(rows.observation)
     if ensemble.config.reward == "learned":
         change = np.concatenate([change, np.asarray(rows.reward)[:, None]], axis=1)
@@ -67,7 +87,7 @@ def standard(ensemble, normaliser, real):
 
 def holdout_errors(ensemble, state, real):
     """[E] squared error and [E] negative log-likelihood of a fitted ensemble."""
-    inputs, targets = standard(ensemble, state.normaliser, np.asarray(real)[HELD[: len(real)]])
+    inputs, targets = standard(ensemble, state.normaliser, those(real, HELD[: len(real.reward)]))
 
     @jax.jit
     def predict(params, bounds):
@@ -133,7 +153,7 @@ def test_the_statistics_are_those_of_the_training_rows(fitted, random_transition
 
 
 def test_inputs_on_the_tasks_scale_are_divided_by_it_and_not_standardised(make_ensemble, fit, real_rows):
-    ensemble = make_ensemble(input_scale="task", kind="deterministic", epochs=20)
+    ensemble = make_ensemble(input_scale="task", prediction="deterministic", epochs=20)
     state, log = fit(ensemble, real_rows)
     np.testing.assert_array_equal(state.normaliser.state_mean, np.zeros(4))
     np.testing.assert_array_equal(state.normaliser.state_std, np.float32(ensemble.spec.observation_scale))
@@ -143,7 +163,7 @@ def test_inputs_on_the_tasks_scale_are_divided_by_it_and_not_standardised(make_e
 
 
 def test_deterministic_members_learn_and_their_likelihood_is_half_the_error(make_ensemble, fit, real_rows):
-    _, log = fit(make_ensemble(kind="deterministic", epochs=25), real_rows)
+    _, log = fit(make_ensemble(prediction="deterministic", epochs=25), real_rows)
     assert (log.holdout_mse[-1] < 0.1 * log.holdout_mse[0]).all()
     np.testing.assert_allclose(log.holdout_nll, 0.5 * log.holdout_mse, rtol=1e-6)
 
@@ -152,8 +172,8 @@ def test_deterministic_members_learn_and_their_likelihood_is_half_the_error(make
 
 
 def test_held_out_rows_never_influence_the_parameters_or_the_statistics(make_ensemble, fit, real_rows):
-    rows = np.asarray(real_rows)[:SMALL]
-    wild = np.where(HELD[:SMALL, None], 100 * rows[::-1] + 7, rows)
+    rows = head(real_rows, SMALL)
+    wild = with_others(rows, HELD[:SMALL], lambda x: 100 * x[::-1] + 7)
     state, log = fit(make_ensemble(), rows)
     other, other_log = fit(make_ensemble(), wild)
     assert_same((state.params, state.bounds, state.optimizer, state.normaliser), other[:4])
@@ -165,11 +185,11 @@ def test_held_out_rows_never_influence_the_parameters_or_the_statistics(make_ens
 def test_members_fitted_to_a_target_that_does_not_vary_imagine_it_as_it_is_and_agree_about_it(
     make_ensemble, fit, real_rows, kind
 ):
-    ensemble = make_ensemble(kind=kind, reward="learned", termination="learned")  # CartPole's reward is 1 at every step
-    rows = replay.unpack(real_rows[:SMALL])
+    ensemble = make_ensemble(prediction=kind, reward="learned", termination="learned")  # CartPole's reward is 1 at every step
+    rows = jax.tree.map(jnp.asarray, head(real_rows, SMALL))
     still = rows.observation.at[:, 1].set(0.001)
     rows = rows._replace(observation=still, next_observation=rows.next_observation.at[:, 1].set(0.001))
-    state, _ = fit(ensemble, replay.pack(rows))
+    state, _ = fit(ensemble, rows)
     members = fitting.members(ensemble, jax.tree.map(jnp.asarray, state))
     assert state.normaliser.target_std.tolist()[1::3] == [0.0, 0.0]
     everyone = jax.jit(lambda: ens.predict_all(ensemble, members, 5 * rows.observation, rows.action))()
@@ -195,19 +215,20 @@ def test_members_fitted_to_a_target_that_does_not_vary_imagine_it_as_it_is_and_a
             measure = disagreement.MEASURES[name]
             np.testing.assert_allclose(measure(everyone, member), measure(alone, member), rtol=1e-5, err_msg=name)
         assert not disagreement.information_loss(everyone, 0.01)[..., 1::3].any()
-        assert np.isfinite(disagreement.fuse(everyone).mean).all()
+        assert np.isfinite(fuse(everyone).mean).all()
 
 
 @pytest.mark.parametrize("row", [0, 3, 5, 100, SMALL - 2])
 def test_a_training_row_influences_the_parameters(make_ensemble, fit, real_rows, row):
-    rows = np.array(real_rows)[:SMALL]
+    rows = head(real_rows, SMALL)
     state, _ = fit(make_ensemble(), rows)
-    rows[row, :8] += 0.5
-    assert_different(state.params, fit(make_ensemble(), rows)[0].params)
+    states = with_others((rows.observation, rows.next_observation), row, lambda x: x + 0.5)
+    other = rows._replace(observation=states[0], next_observation=states[1])
+    assert_different(state.params, fit(make_ensemble(), other)[0].params)
 
 
 def test_one_members_fit_does_not_touch_another_member(make_ensemble, fit, begin, real_rows):
-    ensemble, rows = make_ensemble(), real_rows[:SMALL]
+    ensemble, rows = make_ensemble(), head(real_rows, SMALL)
     start = begin(ensemble)
     changed = start._replace(params=jax.tree.map(lambda leaf: leaf.at[1].multiply(3.0), start.params))
     one, other = fit(ensemble, rows, start=start)[0], fit(ensemble, rows, start=changed)[0]
@@ -219,13 +240,13 @@ def test_one_members_fit_does_not_touch_another_member(make_ensemble, fit, begin
 def test_members_that_begin_alike_part_because_their_orders_differ(make_ensemble, fit, begin, real_rows):
     start = begin(make_ensemble())
     alike = start._replace(params=jax.tree.map(lambda leaf: leaf.at[1].set(leaf[0]), start.params))
-    state, _ = fit(make_ensemble(), real_rows[:SMALL], start=alike)
+    state, _ = fit(make_ensemble(), head(real_rows, SMALL), start=alike)
     kernel = state.params["params"]["Dense_1"]["kernel"]
     assert np.any(kernel[0] != kernel[1])
 
 
 def test_the_bootstrap_draws_other_minibatches_than_the_shuffle(make_ensemble, fit, real_rows):
-    rows = real_rows[:SMALL]
+    rows = head(real_rows, SMALL)
     shuffled, drawn = (fit(make_ensemble(bootstrap=flag), rows)[0] for flag in (False, True))
     assert_same(shuffled.normaliser, drawn.normaliser)
     assert_different(shuffled.params, drawn.params)
@@ -233,7 +254,7 @@ def test_the_bootstrap_draws_other_minibatches_than_the_shuffle(make_ensemble, f
 
 @pytest.mark.parametrize("learn_bounds", [False, True])
 def test_the_bounds_move_only_where_they_are_learned(make_ensemble, fit, real_rows, learn_bounds):
-    state, _ = fit(make_ensemble(learn_bounds=learn_bounds), real_rows[:SMALL])
+    state, _ = fit(make_ensemble(learn_bounds=learn_bounds), head(real_rows, SMALL))
     moved = [bool(np.any(bound != value)) for bound, value in zip(state.bounds, (-10.0, 0.5), strict=True)]
     assert moved == [learn_bounds, learn_bounds]
     if learn_bounds:  # the penalty pulls them together where the likelihood does not object
@@ -242,12 +263,11 @@ def test_the_bounds_move_only_where_they_are_learned(make_ensemble, fit, real_ro
 
 def test_a_fit_is_adam_on_every_members_own_loss(make_ensemble, fit, begin, real_rows):
     ensemble = make_ensemble(batch_size=40, epochs=3, termination="learned", learning_rate=0.02)  # an epoch is one minibatch
-    rows = np.asarray(real_rows)[:50]
+    rows = head(real_rows, 50)
     start = begin(ensemble)
     state, log = fit(ensemble, rows, start=start)
     inputs, targets = standard(ensemble, state.normaliser, rows)
-    ended = np.asarray(replay.unpack(jnp.asarray(rows)).terminated)
-    columns = tuple(jnp.asarray(np.asarray(column)[~HELD[:50]]) for column in (inputs, targets, ended))
+    columns = tuple(jnp.asarray(np.asarray(column)[~HELD[:50]]) for column in (inputs, targets, rows.terminated))
 
     @jax.jit
     def gradient(params, bounds):
@@ -290,9 +310,9 @@ def early_stopping(errors, patience):
 def stopped(make_ensemble, fit, real_rows):
     """A fit with early stopping, the errors of the same one without, and what should have happened to each member."""
     settings = {"members": 4, "epochs": EPOCHS, "learning_rate": RATE}
-    _, free = fit(make_ensemble(**settings), real_rows[:SMALL])
+    _, free = fit(make_ensemble(**settings), head(real_rows, SMALL))
     stopping = make_ensemble(**settings, patience=PATIENCE, elites=3)
-    state, log = fit(stopping, real_rows[:SMALL])
+    state, log = fit(stopping, head(real_rows, SMALL))
     expected = [early_stopping(free.holdout_mse[:, member], PATIENCE) for member in range(4)]
     rests = [last for _, last in expected]
     assert min(rests) < EPOCHS - 2
@@ -307,13 +327,13 @@ def stopped(make_ensemble, fit, real_rows):
 def test_early_stopping_returns_each_members_best_epoch(stopped, real_rows):
     ensemble, state, _, free, expected = stopped
     best = [free.holdout_mse[epoch, member] for member, (epoch, _) in enumerate(expected)]
-    np.testing.assert_allclose(holdout_errors(ensemble, state, real_rows[:SMALL])[0], best, rtol=1e-3)
+    np.testing.assert_allclose(holdout_errors(ensemble, state, head(real_rows, SMALL))[0], best, rtol=1e-3)
 
 
 def test_early_stopping_returns_the_parameters_of_the_best_epoch(stopped, make_ensemble, fit, real_rows):
     _, state, _, _, expected = stopped
     best = expected[0][0]
-    until, _ = fit(make_ensemble(members=4, epochs=best + 1, learning_rate=RATE), real_rows[:SMALL])
+    until, _ = fit(make_ensemble(members=4, epochs=best + 1, learning_rate=RATE), head(real_rows, SMALL))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-5), state.params, until.params)
 
 
@@ -337,42 +357,40 @@ CAPACITY, WRITTEN = 100, 60
 
 @functools.cache
 def refitter(ensemble):
-    return jax.jit(lambda state, real, key: fitting.refit(ensemble, state, real, key, STRIDE))
+    return jax.jit(lambda state, real, size, key: fitting.refit(ensemble, state, real, size, key, STRIDE))
 
 
 def refit(ensemble, state, rows):
-    real = replay.Replay(jnp.asarray(rows), jnp.array(WRITTEN, jnp.int32))
-    return jax.device_get(refitter(ensemble)(state, real, jax.random.key(3)))
+    rows, size = jax.tree.map(jnp.asarray, rows), jnp.array(WRITTEN, jnp.int32)
+    return jax.device_get(refitter(ensemble)(state, rows, size, jax.random.key(3)))
 
 
 @pytest.fixture(scope="module")
 def growing(real_rows):
-    rows = np.array(real_rows)[:CAPACITY]
-    rows[WRITTEN:] = 0
-    return rows
+    return with_others(head(real_rows, CAPACITY), slice(WRITTEN, None), np.zeros_like)
 
 
 def test_a_refit_ignores_places_that_hold_no_data_yet(make_ensemble, begin, growing):
-    ensemble, wild = make_ensemble(refit_batches=20), growing.copy()
-    wild[WRITTEN:] = 1e3
+    ensemble = make_ensemble(refit_batches=20)
+    wild = with_others(growing, slice(WRITTEN, None), lambda x: np.full_like(x, 1e3))
     start = begin(ensemble)
     state, log = refit(ensemble, start, growing)
     assert_same((state, log), refit(ensemble, start, wild))
     assert_different(state.params, start.params)
-    counted = growing[:WRITTEN][~HELD[:WRITTEN]]
-    np.testing.assert_allclose(state.normaliser.state_mean, counted[:, :4].mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(state.normaliser.target_std, (counted[:, 4:8] - counted[:, :4]).std(0), rtol=1e-4)
-    np.testing.assert_allclose(log.holdout_mse, holdout_errors(ensemble, state, growing[:WRITTEN])[0], rtol=1e-3)
+    counted = those(growing, np.flatnonzero(~HELD[:WRITTEN]))
+    np.testing.assert_allclose(state.normaliser.state_mean, counted.observation.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.normaliser.target_std, (counted.next_observation - counted.observation).std(0), rtol=1e-4)
+    np.testing.assert_allclose(log.holdout_mse, holdout_errors(ensemble, state, head(growing, WRITTEN))[0], rtol=1e-3)
 
 
 def test_a_refit_never_trains_on_held_out_rows_and_does_on_the_newest(make_ensemble, begin, growing):
     ensemble = make_ensemble(refit_batches=20)
     start = begin(ensemble)
     state, _ = refit(ensemble, start, growing)
-    held, newest = growing.copy(), growing.copy()
-    held[:WRITTEN][HELD[:WRITTEN]] += 3
+    held = with_others(growing, np.flatnonzero(HELD[:WRITTEN]), lambda x: x + 3)
     assert_same(state[:4], refit(ensemble, start, held)[0][:4])
-    newest[WRITTEN - 2, 8] = 1 - newest[WRITTEN - 2, 8]  # another action, so that the statistics stay
+    action = with_others(growing.action, WRITTEN - 2, lambda x: 1 - x)  # another one, so that the statistics stay
+    newest = growing._replace(action=action)
     assert_different(state.params, refit(ensemble, start, newest)[0].params)
 
 
@@ -396,14 +414,14 @@ def with_heads(make_ensemble):
     def make(kind="deterministic"):
         settings = {"hidden": (24, 24), "batch_size": 32, "epochs": 60, "learning_rate": 2e-3}
         settings["termination_weight"] = 30.0 if kind == "gaussian" else 1.0
-        return make_ensemble(kind=kind, reward="learned", termination="learned", **settings)
+        return make_ensemble(prediction=kind, reward="learned", termination="learned", **settings)
 
     return make
 
 
 def imagined(ensemble, state, real):
     """What every member says of real rows: rewards and termination logits [E, N]."""
-    rows = replay.unpack(jnp.asarray(real))
+    rows = jax.tree.map(jnp.asarray, real)
 
     @jax.jit
     def run(state):
@@ -420,22 +438,23 @@ def imagined(ensemble, state, real):
 @pytest.fixture(scope="module", params=["gaussian", "deterministic"])
 def learned(request, with_heads, fit, real_rows):
     """Members that learned a reward made of the state and the action, and CartPole's own end, asked about held-out rows."""
-    rows = np.array(real_rows)
-    rows[:, 9] = 3 * rows[:, 2] + rows[:, 1] * (2 * rows[:, 8] - 1) + 5
+    rows = head(real_rows, None)
+    push = 2 * rows.action.astype(np.float32) - 1
+    rows = rows._replace(reward=3 * rows.observation[:, 2] + rows.observation[:, 1] * push + 5)
     ensemble = with_heads(request.param)
     state, _ = fit(ensemble, rows)
-    return rows[HELD], *imagined(ensemble, state, rows[HELD])
+    return those(rows, HELD), *imagined(ensemble, state, those(rows, HELD))
 
 
 def test_a_learned_reward_head_learns_the_reward(learned):
     rows, step, _ = learned
     for member in range(2):
-        assert np.mean((step.reward[member] - rows[:, 9]) ** 2) < 0.05 * rows[:, 9].var()
+        assert np.mean((step.reward[member] - rows.reward) ** 2) < 0.05 * rows.reward.var()
 
 
 def test_a_learned_termination_head_tells_ends_from_other_steps(learned):
     rows, step, logit = learned
-    ended = rows[:, 10] > 0.5
+    ended = rows.terminated
     assert ended.sum() >= 10
     for member in range(2):
         pairs = ended.sum() * (~ended).sum()
@@ -459,10 +478,8 @@ def test_a_learned_termination_head_never_learns_the_time_limit(with_heads, fit)
     cut = transitions.truncated & HELD
     assert cut.sum() > 20
     state, _ = fit(ensemble, rows)
-    logit = imagined(ensemble, state, rows[cut])[1]
+    logit = imagined(ensemble, state, those(rows, cut))[1]
     assert (logit < -2).all()
-    shown = rows.copy()
-    shown[:, 10] = transitions.truncated
-    state, _ = fit(ensemble, shown)
-    logit = imagined(ensemble, state, rows[cut])[1]
+    state, _ = fit(ensemble, rows._replace(terminated=transitions.truncated))
+    logit = imagined(ensemble, state, those(rows, cut))[1]
     assert (logit > 0).mean() > 0.8

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import losses
 from mbrl_jax.model.ensemble import Bounds
@@ -77,7 +77,7 @@ def test_the_weight_penalty_is_half_the_sum_of_squared_kernels_without_biases(on
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_members_loss_is_the_sum_of_its_heads_losses(make_ensemble, kind, learned, one_member):
     heads = {"reward": "learned", "termination": "learned", "termination_weight": 2.0} if learned else {}
-    ensemble = make_ensemble(kind=kind, **heads)
+    ensemble = make_ensemble(prediction=kind, **heads)
     params, bounds = one_member(ensemble)
     prediction = predicted(ensemble, params, bounds)
     square = (np.asarray(prediction.mean) - normal(ROWS, ensemble.targets, seed=8)) ** 2

@@ -7,17 +7,18 @@ import numpy as np
 import torch
 
 from mbrl_jax import draws as draws_
-from mbrl_jax import environment as env
-from mbrl_jax import replay
-from mbrl_jax.agents.q_learning import make_q_learner
-from mbrl_jax.algorithms import dyna_q, model_free_q
+from mbrl_jax import environments as env
+from mbrl_jax.agents.q_learning import make_q_learner, q_agent
+from mbrl_jax.algorithms import dyna_q, model_free_q, phases
 from mbrl_jax.algorithms.training import Stream, stream
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig
-from mbrl_jax.environment import EnvironmentState, make_environment
+from mbrl_jax.environments import EnvironmentState, make_environment
+from mbrl_jax.imagination import lanes
 from mbrl_jax.model import fitting, losses
 from mbrl_jax.model.ensemble import Ensemble
 from mbrl_jax.reference import weights
 from mbrl_jax.reference.draws import Draws, LaneDraws
+from mbrl_jax.replay import epoch_minibatches, make_replay
 
 
 def simulator_states(states: EnvironmentState) -> np.ndarray:
@@ -33,6 +34,12 @@ def indices(bits: Any, size: int) -> torch.Tensor:
     return torch.from_numpy((np.asarray(bits) % np.uint32(size)).astype(np.int64))
 
 
+def lane_draws(drawn: lanes.LaneDraws, real_size: int) -> LaneDraws:
+    """The random numbers of one imagined step of K lanes, as the reference wants them; empty where nothing is drawn."""
+    deal, noise = (torch.zeros(0) if x is None else tensor(x) for x in (drawn.model.deal, drawn.model.noise))
+    return LaneDraws(indices(drawn.root, real_size), tensor(drawn.explore), tensor(drawn.action).long(), deal.long(), noise)
+
+
 class PrescribedDraws(Draws):
     """What the JAX run of ``config`` with ``key`` draws, for CartPole."""
 
@@ -44,7 +51,7 @@ class PrescribedDraws(Draws):
         self.fit_keys = jax.random.split(stream(key, Stream.FIT))
 
     @property
-    def world(self) -> Ensemble:
+    def ensemble(self) -> Ensemble:
         assert isinstance(self.settings, DynaQConfig)
         return Ensemble(self.settings.model, self.environment.spec, self.environment.reward, self.environment.terminated)
 
@@ -53,7 +60,7 @@ class PrescribedDraws(Draws):
         network.load_state_dict(weights.q_to_torch(learner.init(stream(self.key, Stream.AGENT)).online))
 
     def initialise_ensemble(self, ensemble: Any) -> None:
-        fresh = fitting.init(self.world, stream(self.key, Stream.MODEL))
+        fresh = fitting.init(self.ensemble, stream(self.key, Stream.MODEL))
         ensemble.load_state_dict(weights.ensemble_to_torch(fresh.params, fresh.bounds.minimum, fresh.bounds.maximum))
 
     def collection(self, n: int) -> Any:
@@ -72,12 +79,12 @@ class PrescribedDraws(Draws):
         return jax.random.split(jax.random.split(self.fit_keys[1], self.settings.model.epochs)[epoch])
 
     def epoch_order(self, epoch: int, members: int, rows: int) -> torch.Tensor:
-        batches = replay.epoch_minibatches(self._epoch(epoch)[0], members, rows, 1)  # batches of one row show the whole order
+        batches = epoch_minibatches(self._epoch(epoch)[0], members, rows, 1)  # batches of one row show the whole order
         return tensor(batches)[:, :, 0].T.long()
 
     def laplacian_signs(self, time: int, epoch: int, probes: int, size: int) -> torch.Tensor:
         key = self._epoch(epoch)[1] if time == 0 else jax.random.split(stream(self.key, Stream.REFIT, time))[1]
-        return tensor(losses.laplacian_directions(self.world, key))[:, :size] * probes**0.5
+        return tensor(losses.laplacian_directions(self.ensemble, key))[:, :size] * probes**0.5
 
     def refit_rows(self, time: int, batches: int, members: int, batch_size: int, rows: int) -> torch.Tensor:
         key = jax.random.split(stream(self.key, Stream.REFIT, time))[0]
@@ -87,23 +94,24 @@ class PrescribedDraws(Draws):
         number, i = divmod(time, self.settings.round_steps)
         if number not in self.rounds:
             key = stream(self.key, Stream.ROUND, number * self.settings.round_steps)
+            agent = q_agent(self.settings.agent, self.environment.spec)
             if isinstance(self.settings, DynaQConfig):
-                drawn: Any = dyna_q.draw(self.settings, self.environment, self.world, key)
+                replay = make_replay(self.environment.spec, self.settings.real_transitions)
+                world = phases.imagination_of(self.settings, self.environment, replay, None).world
+                drawn: Any = dyna_q.draw(self.settings, self.environment, world, agent, key, self.settings.round_steps)
             else:
-                drawn = model_free_q.draw(self.settings, self.environment, key)
+                drawn = model_free_q.draw(self.settings, self.environment, agent, key, self.settings.round_steps)
             self.rounds = {number: jax.tree.map(np.asarray, drawn)}
         return self.rounds[number], i
 
     def real_step(self, time: int) -> tuple[float, int, np.ndarray]:
         drawn, i = self._step(time)
         explore, action, reset = drawn.behaviour
-        return float(explore[i]), int(action[i]), simulator_states(reset)[i]
+        return float(explore[i]), int(action[i]), simulator_states(drawn.pool)[reset[i]]
 
     def lane_step(self, time: int, h: int, real_size: int) -> LaneDraws:
         drawn, i = self._step(time)
-        at = jax.tree.map(lambda x: x[i, h], drawn.lanes)
-        action, deal = tensor(at.action).long(), tensor(at.deal).long()
-        return LaneDraws(indices(at.root, real_size), tensor(at.explore), action, deal, tensor(at.noise))
+        return lane_draws(jax.tree.map(lambda x: x[i, h], drawn.lanes), real_size)
 
     def imagined_minibatch(self, time: int, update: int, count: int, size: int) -> torch.Tensor:
         drawn, i = self._step(time)

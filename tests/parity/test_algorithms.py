@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from mbrl_jax import replay
 from mbrl_jax.algorithms.training import missing_as_nan
 from mbrl_jax.config import (
     DynaQConfig,
@@ -19,8 +18,11 @@ from mbrl_jax.config import (
     QLearningConfig,
     SelectionConfig,
 )
+from mbrl_jax.environments import make_environment
+from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.model.ensemble import Bounds
 from mbrl_jax.reference import weights
+from mbrl_jax.replay import make_replay
 
 from .agreement import Agreement
 from .lockstep import both
@@ -70,8 +72,7 @@ EVERYTHING = {
         "restart": "per_step",
         "steps": 4,
         "capacity": 4_000,
-        "controller": "schedule",
-        "controller_settings": {"start": 0, "end": 400, "first": 1, "last": 4},
+        "controller": controller_settings("schedule", **{"start": 0, "end": 400, "first": 1, "last": 4}),
         "cap": 4,
     },
     "agent": {
@@ -97,8 +98,7 @@ MACURA = {
     "protocol": "interactive",
     "imagination": {
         **ADAPTIVE["imagination"],
-        "controller": "macura",
-        "controller_settings": {"scale": 1.5, "percentile": 90, "memory": 40},
+        "controller": controller_settings("macura", **{"scale": 1.5, "percentile": 90, "memory": 40}),
         "penalty": "mopo",
         "penalty_weight": 0.1,
     },
@@ -109,8 +109,7 @@ INFOPROP = {
     "imagination": {
         **ADAPTIVE["imagination"],
         "sampling": "infoprop",
-        "controller": "infoprop",
-        "controller_settings": {"high": 0.9, "low": 0.8, "length": 6, "resolution": 0.01},
+        "controller": controller_settings("infoprop", **{"high": 0.9, "low": 0.8, "length": 6, "resolution": 0.01}),
         "penalty": "halt",
         "penalty_weight": 1.0,
     },
@@ -121,8 +120,7 @@ STEVE = {
     "environment": {"observation_noise": 0.02},
     "imagination": {
         **ADAPTIVE["imagination"],
-        "controller": "threshold_quantile",
-        "controller_settings": {"quantile": 0.8},
+        "controller": controller_settings("threshold_quantile", **{"quantile": 0.8}),
         "measure": "gjs",
     },
     "agent": {"target": "steve", "target_steps": 2, "members": 2},
@@ -147,7 +145,8 @@ def compare_runs(agree: Agreement, name: str, config: Any, ours: Any, theirs: An
     """All that a run leaves, field by field."""
     state, collected, fit, metrics, outcome = ours
     agree(f"whole run, {name}: returns of random episodes", missing_as_nan(collected), theirs.collected, 0)
-    rows = replay.unpack(state.real.rows)
+    spec = make_environment(config.environment).spec
+    rows, _ = make_replay(spec, config.real_transitions).contents(state.real)
     whole = ("action", "terminated", "weight", "depth")
     agree(f"whole run, {name}: every real action", {n: getattr(rows, n) for n in whole}, {n: theirs.real[n] for n in whole}, 0)
     agree(f"whole run, {name}: every episode's return", outcome.returns_last, theirs.returns_last, 0)
@@ -164,7 +163,7 @@ def compare_runs(agree: Agreement, name: str, config: Any, ours: Any, theirs: An
     agree(f"whole run, {name}: every episode's return", outcome.returns_chosen, theirs.returns_chosen, 0)
     agree(f"whole run, {name}: snapshots chosen", metrics.is_chosen, theirs.metrics["is_chosen"], 0)
     agree(f"whole run, {name}: final action values", outcome.chosen, weights.q_to_flax(theirs.networks["chosen"]), 1e-7)
-    imagined = replay.unpack(state.imagined.rows)
+    imagined, _ = make_replay(spec, config.imagination.capacity).contents(state.imagined)
     kept = {n: getattr(imagined, n) for n in whole}
     agree(f"whole run, {name}: every imagined action", kept, {n: theirs.imagined[n] for n in whole}, 0)
     exact = ("observation", "next_observation", "reward")

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from ensembles import world_of
 from torch.distributions import Independent, Normal, kl_divergence
 
 from mbrl_jax.imagination import diagnosis, disagreement
-from mbrl_jax.model.ensemble import Prediction
+from mbrl_jax.model.fusion import fuse
+from mbrl_jax.model.protocol import Prediction
 from mbrl_jax.reference.imagination import disagreement as reference
 from mbrl_jax.reference.model.ensemble import Prediction as ReferencePrediction
 
@@ -42,7 +44,7 @@ def test_a_measure_is_the_references(rng: np.random.Generator, agree: Agreement,
 
 def test_what_members_know_together_and_lose_is_the_references(rng: np.random.Generator, agree: Agreement) -> None:
     ours, theirs = predictions(rng)
-    fusion, expected = jax.jit(disagreement.fuse)(ours), reference.fuse(theirs)
+    fusion, expected = jax.jit(fuse)(ours), reference.fuse(theirs)
     agree(
         "fusion of members",
         (fusion.mean, fusion.variance, fusion.gain),
@@ -84,7 +86,8 @@ def test_the_real_dynamics_that_errors_are_held_against_are_the_references(rng: 
 
 def test_the_error_of_imagined_states_is_in_deviations_of_the_state_change(rng: np.random.Generator, agree: Agreement) -> None:
     twins = ModelTwins(rng, reward="learned")
+    world, _ = world_of(twins.ensemble, 1)
     imagined, true = rng.normal(size=(7, 3, 4)), rng.normal(size=(7, 3, 4))
-    got = diagnosis.error(jnp.asarray(imagined), jnp.asarray(true), twins.members)
+    got = diagnosis.error(jnp.asarray(imagined), jnp.asarray(true), world.scale(twins.members))
     scaled = torch.from_numpy(imagined - true) / twins.world.normaliser.target_std[:4]
     agree("error of imagined states", got, scaled.square().mean(-1).sqrt(), 1e-12)

@@ -18,10 +18,10 @@ from .agreement import Agreement, tensor
 from .twins import ModelTwins, random_rows
 
 VARIETIES = [
-    {"kind": "gaussian"},
-    {"kind": "deterministic"},
-    {"kind": "gaussian", "learn_bounds": True, "reward": "learned", "termination": "learned"},
-    {"kind": "deterministic", "reward": "learned", "termination": "learned"},
+    {"prediction": "gaussian"},
+    {"prediction": "deterministic"},
+    {"prediction": "gaussian", "learn_bounds": True, "reward": "learned", "termination": "learned"},
+    {"prediction": "deterministic", "reward": "learned", "termination": "learned"},
 ]
 
 
@@ -63,10 +63,8 @@ def test_states_are_normalised_and_actions_encoded_alike(rng: np.random.Generato
 def test_rows_are_prepared_for_fitting_alike(rng: np.random.Generator, agree: Agreement, learned: bool) -> None:
     twins = ModelTwins(rng, reward="learned" if learned else "known", termination="learned" if learned else "known")
     mine, other = random_rows(rng, 60)
-    from mbrl_jax import replay
-
     size, stride = 43, 5
-    normaliser, data = fitting._prepare(twins.ensemble, replay.pack(mine), jnp.asarray(size, jnp.int32), stride)
+    normaliser, data = fitting._prepare(twins.ensemble, mine, jnp.asarray(size, jnp.int32), stride)
     expected = reference_fitting.prepare(twins.reference, type(other)(*(field[:size] for field in other)), stride)
     agree("statistics of the training rows", tuple(normaliser), tuple(expected[0]), 1e-12)
     assert int(data.training_rows) == len(expected[1].inputs)
@@ -88,7 +86,7 @@ def test_predictions_are_the_references(
     predict = jax.jit(lambda *args: ens.predict(twins.ensemble, twins.members, *args))
     ours = predict(jnp.asarray(observation), jnp.asarray(action))
     theirs = reference.predict(twins.world, tensor(observation), tensor(action).long())
-    agree(f"ensemble forward, {settings['kind']}", tuple(ours), tuple(theirs), 1e-12)
+    agree(f"ensemble forward, {settings['prediction']}", tuple(ours), tuple(theirs), 1e-12)
 
 
 def test_log_variances_are_bounded_alike_far_beyond_their_bounds(rng: np.random.Generator, agree: Agreement) -> None:

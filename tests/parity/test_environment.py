@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import environment as env
+from mbrl_jax import environments as env
 from mbrl_jax.config import EnvironmentConfig
 
 from .agreement import Agreement
@@ -171,10 +171,10 @@ def test_a_whole_episode_is_truncated_at_step_500_with_its_true_last_observation
     np.testing.assert_array_equal(run.elapsed, np.arange(500))
 
 
-def test_random_data_and_their_packed_rows_are_the_references(rng: np.random.Generator, agree: Agreement) -> None:
-    from mbrl_jax import replay
-    from mbrl_jax.algorithms import training
+def test_random_data_and_their_rows_are_the_references(rng: np.random.Generator, agree: Agreement) -> None:
+    from mbrl_jax.algorithms import phases, training
     from mbrl_jax.reference import environment as reference
+    from mbrl_jax.replay import make_replay
 
     n = 600
     environment = env.make_environment(EnvironmentConfig(time_limit=25))
@@ -183,9 +183,10 @@ def test_random_data_and_their_packed_rows_are_the_references(rng: np.random.Gen
     drawn = env.draw_collection(environment, training.stream(key, training.Stream.COLLECTION), n)
     states = [np.asarray(x.observation, np.float64) for x in (drawn.first, drawn.resets)]
     rows, finished = reference.collect(simulator, states[0], np.asarray(drawn.actions), states[1])
-    _, ours, returns = jax.jit(lambda key: training.collect_into(replay.create(n, 4), environment, key, n))(key)
-    unpacked = replay.unpack(ours.rows)
+    replay = make_replay(environment.spec, n)
+    _, ours, returns = jax.jit(lambda key: phases.collect(environment, replay, key, n))(key)
+    collected, _ = replay.contents(ours)
     assert (np.asarray(drawn.actions) == rows.action.numpy()).all()
     assert 0 < rows.terminated.double().mean() < np.isfinite(finished).mean()  # some episodes are truncated
-    agree("random collection, rows", unpacked._asdict(), {name: getattr(rows, name) for name in unpacked._fields}, 1e-12)
+    agree("random collection, rows", collected._asdict(), {name: getattr(rows, name) for name in collected._fields}, 1e-12)
     agree("random collection, returns of episodes", training.missing_as_nan(returns), finished, 0)

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+from mbrl_jax.imagination.horizon import controller_settings
+
 from . import (
     test_algorithms,
     test_disagreement,
@@ -87,8 +89,7 @@ def short_run(rng: np.random.Generator, agree: Agreement, protocol: str) -> None
         imagination={
             "capacity": 1_000,
             "cap": 6,
-            "controller": "schedule",
-            "controller_settings": {"start": 0, "end": 80, "first": 1, "last": 6},
+            "controller": controller_settings("schedule", **{"start": 0, "end": 80, "first": 1, "last": 6}),
         },
         agent={"hidden": (8, 8), "batch_size": 16, "real_ratio": 0.5, "learning_rate": 0.01, "learning_rate_decay": 0.5},
         selection={"episodes": 5, "steps": 60},
@@ -103,7 +104,7 @@ predictions = test_ensemble.test_predictions_are_the_references
 imagined_steps = test_ensemble.test_imagined_steps_are_the_references
 bounded = test_ensemble.test_log_variances_are_bounded_alike_far_beyond_their_bounds
 gymnasium_step = test_environment.test_one_step_is_gymnasiums
-random_data = test_environment.test_random_data_and_their_packed_rows_are_the_references
+random_data = test_environment.test_random_data_and_their_rows_are_the_references
 model_loss = test_losses.test_the_loss_and_each_of_its_gradients_are_the_references
 fit = test_fitting.test_a_fit_and_the_refit_after_it_are_the_references
 lanes = test_lanes.test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots
@@ -112,7 +113,7 @@ q_loss = test_q_learning.test_the_loss_and_each_of_its_gradients_are_the_referen
 q_updates = test_q_learning.test_a_thousand_updates_on_the_same_batches_end_at_the_same_networks
 ring = test_replay.test_a_ring_that_is_written_round_holds_and_samples_the_same_rows
 
-GAUSSIAN = {"kind": "gaussian"}
+GAUSSIAN = {"prediction": "gaussian"}
 ALL_OF_THE_PROTOCOL = ("ts1", "streaming", "all of the protocol")
 
 
@@ -124,42 +125,48 @@ def streaming(controller: str) -> tuple[str, str, str]:
 FAULTS = {
     # the environment and the data
     "termination judged on s": Fault(
-        "environment:_cartpole_terminated", "s2[..., 0]", "s[..., 0]", imagined_steps, (GAUSSIAN, "CartPole-v1")
+        "environments.gymnax:_cartpole_terminated", "s2[..., 0]", "s[..., 0]", imagined_steps, (GAUSSIAN, "CartPole-v1")
     ),
     "only the angle ends an episode": Fault(
-        "environment:_cartpole_terminated",
+        "environments.gymnax:_cartpole_terminated",
         "(jnp.abs(s2[..., 0]) > CARTPOLE_X) |",
         "",
         gymnasium_step,
         ("CartPole-v1", 1_000, 1e-6),
     ),
     "a known reward of the wrong sign": Fault(
-        "environment:_minus_one_per_step", "-jnp.ones_like", "jnp.ones_like", gymnasium_step, ("MountainCar-v0", 100, 1e-6)
+        "environments.gymnax:_minus_one_per_step",
+        "-jnp.ones_like",
+        "jnp.ones_like",
+        gymnasium_step,
+        ("MountainCar-v0", 100, 1e-6),
     ),
     "truncation treated as termination": Fault(
         "algorithms.training:real_rows", "=transitions.terminated", "=transitions.terminated | transitions.truncated", random_data
     ),
     "the final observation replaced by the reset one": Fault(
-        "environment:make_environment",
+        "environments.gymnax:_make",
         "next_observation=observation",
         "next_observation=jnp.where(terminated | truncated, fresh.observation, observation)",
         random_data,
     ),
     "an episode that is never truncated": Fault(
-        "environment:make_environment", "terminated | truncated)", "terminated)", random_data
+        "environments.gymnax:_make", "terminated | truncated)", "terminated)", random_data
     ),
-    "returns that run on over resets": Fault("environment:collect", "jnp.where(ended, 0.0, so_far))", "so_far)", random_data),
+    "returns that run on over resets": Fault(
+        "environments.collection:collect", "jnp.where(ended, 0.0, so_far))", "so_far)", random_data
+    ),
     # the replay
-    "a cursor one row ahead": Fault("replay:write", "(replay.written + start) %", "(replay.written + start + 1) %", ring),
+    "a cursor one row ahead": Fault("replay:make_replay", "(state.written + start) %", "(state.written + start + 1) %", ring),
     "sampling of rows not yet written": Fault(
-        "replay:sample", "size(replay).astype(jnp.uint32)", "jnp.uint32(replay.rows.shape[0])", ring
+        "replay:make_replay", "size(state).astype(jnp.uint32)", "jnp.uint32(capacity)", ring
     ),
     "columns swapped in unpacking": Fault(
-        "replay:unpack",
+        "replay:_unpack",
         "reward, terminated, weight, depth =",
         "terminated, reward, weight, depth =",
-        test_replay.test_rows_come_out_of_their_packing_as_they_went_in,
-        (4, 2),
+        test_replay.test_rows_come_out_of_a_replay_as_they_went_in,
+        ("CartPole-v1", 4, 2),
     ),
     # the model
     "ddof 1": Fault("model.ensemble:measure", "axis=0) / total)", "axis=0) / (total - 1))", statistics_of_rows),
@@ -259,7 +266,7 @@ FAULTS = {
     ),
     "epsilon inside Adam's root": Fault(
         "networks:adam_step",
-        "ADAM.update(gradients, optimizer)",
+        "optimiser.update(gradients, optimizer)",
         "optax.scale_by_adam(b1=0.9, b2=0.999, eps=0.0, eps_root=1e-8).update(gradients, optimizer)",
         test_networks.test_a_thousand_steps_of_adam_end_where_torchs_do,
     ),
@@ -284,9 +291,9 @@ FAULTS = {
     ),
     # imagination
     "noise shared by all lanes": Fault(
-        "imagination.lanes:advance",
-        "noise = draw.noise[...,",
-        "noise = (draw.noise[:1] + 0.0 * draw.noise)[...,",
+        "model.sampling:step",
+        "else draw.noise[...,",
+        "else (draw.noise[:1] + 0.0 * draw.noise)[...,",
         lanes,
         ALL_OF_THE_PROTOCOL,
     ),
@@ -328,10 +335,14 @@ FAULTS = {
         "imagination.lanes:advance", "decision.keep & active", "decision.keep", lanes, ("ts1", "per_step", "all of the protocol")
     ),
     "roots taken from next observations": Fault(
-        "imagination.lanes:advance", "draws.root)).observation", "draws.root)).next_observation", lanes, ALL_OF_THE_PROTOCOL
+        "model.worlds:world_of",
+        "sample(data, bits).observation",
+        "sample(data, bits).next_observation",
+        lanes,
+        ALL_OF_THE_PROTOCOL,
     ),
     "predictions handed to other lanes": Fault(
-        "imagination.lanes:_ask", "leaf[place], prediction", "leaf[draw.deal], prediction", lanes, ("ts1", "streaming", "fixed")
+        "model.sampling:_predict", "leaf[place], prediction", "leaf[draw.deal], prediction", lanes, ("ts1", "streaming", "fixed")
     ),
     "a deviation for the mean of lane depths": Fault(
         "imagination.lanes:advance", "(rows.depth + 1)", "rows.depth", lanes, ALL_OF_THE_PROTOCOL
@@ -347,14 +358,14 @@ FAULTS = {
         "imagination.lanes:advance", "depth[None] > edges", "depth[None] >= edges", lanes, ALL_OF_THE_PROTOCOL
     ),
     "a sample that is not corrected": Fault(
-        "imagination.lanes:_fused",
+        "model.sampling:_fused",
         "fusion.gain[..., :size] * (sample",
         "1.0 * (sample",
         lanes,
         ("infoprop", "streaming", "infoprop"),
     ),
     "the fusion of means without their precision": Fault(
-        "imagination.disagreement:fuse",
+        "model.fusion:fuse",
         "together * jnp.mean(apart / each, axis=0)",
         "jnp.mean(apart, axis=0)",
         test_disagreement.test_what_members_know_together_and_lose_is_the_references,
@@ -541,7 +552,7 @@ FAULTS = {
         (np.nan,),
     ),
     "imagined episodes that begin anywhere": Fault(
-        "evaluation:sample_first_observations",
+        "replay:make_replay",
         "(rows.depth == 0)",
         "(rows.depth >= 0)",
         test_evaluation.test_first_observations_are_drawn_from_the_same_episodes,
@@ -567,8 +578,8 @@ FAULTS = {
     ),
     "real rows in place of imagined ones": Fault(
         "algorithms.dyna_q:make_train",
-        "replay.sample(imagined, bits[0]), replay.sample(real, bits[1])",
-        "replay.sample(real, bits[0]), replay.sample(real, bits[1])",
+        "imagined_replay.sample(imagined, drawn[0])",
+        "real_replay.sample(real, drawn[0])",
         short_run,
         ("batch",),
     ),

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import replay
 from mbrl_jax.algorithms.training import Stream, stream
 from mbrl_jax.config import DynaQConfig
 from mbrl_jax.model import fitting
@@ -16,6 +15,7 @@ from mbrl_jax.reference import weights
 from mbrl_jax.reference.model import fitting as reference
 from mbrl_jax.reference.model.ensemble import Normaliser
 from mbrl_jax.reference.model.losses import member_losses
+from mbrl_jax.replay import Rows
 
 from .agreement import Agreement, tensor
 from .lockstep import PrescribedDraws
@@ -23,7 +23,7 @@ from .twins import ModelTwins, random_rows
 
 FITS: dict[str, dict[str, Any]] = {
     "all members": {},
-    "on the task's scale": {"input_scale": "task", "kind": "deterministic"},
+    "on the task's scale": {"input_scale": "task", "prediction": "deterministic"},
     "early stopping, elites, resamples": {"patience": 1, "elites": 3, "bootstrap": True, "learning_rate": 0.03, "epochs": 8},
     "elites without early stopping": {"elites": 2, "termination": "learned", "epochs": 4},
     "Hutchinson's Laplacian": {"laplacian": "hutchinson", "laplacian_probes": 2, "laplacian_rows": 8, "learn_bounds": True},
@@ -36,15 +36,14 @@ def test_a_fit_and_the_refit_after_it_are_the_references(rng: np.random.Generato
     twins = ModelTwins(rng, **{"hidden": (16, 16), "batch_size": 16, "refit_batches": 12, **FITS[name]})
     world, config = twins.ensemble, twins.config
     mine, other = random_rows(rng, REAL)
-    rows = replay.pack(mine)
     key = jax.random.key(int(rng.integers(2**31)))
     first = 100
 
     @jax.jit
-    def ours(rows: jax.Array) -> Any:
-        fitted = fitting.fit(world, fitting.init(world, stream(key, Stream.MODEL)), rows[:first], stream(key, Stream.FIT), STRIDE)
-        grown = replay.Replay(rows, jnp.asarray(SEEN_AT_REFIT, jnp.int32))
-        return fitted, fitting.refit(world, fitted[0], grown, stream(key, Stream.REFIT, TIME), STRIDE)
+    def ours(rows: Rows) -> Any:
+        begun, seen = fitting.init(world, stream(key, Stream.MODEL)), jnp.asarray(SEEN_AT_REFIT, jnp.int32)
+        fitted = fitting.fit(world, begun, jax.tree.map(lambda x: x[:first], rows), stream(key, Stream.FIT), STRIDE)
+        return fitted, fitting.refit(world, fitted[0], rows, seen, stream(key, Stream.REFIT, TIME), STRIDE)
 
     draws = PrescribedDraws(DynaQConfig(model=config, random_transitions=first), key)
     draws.initialise_ensemble(twins.reference)
@@ -61,7 +60,7 @@ def test_a_fit_and_the_refit_after_it_are_the_references(rng: np.random.Generato
     theirs = [now(reference.fit(twins.reference, optimiser, upto(first), STRIDE, config, draws, member_losses))]
     again = reference.refit(twins.reference, optimiser, upto(SEEN_AT_REFIT), STRIDE, config, draws, TIME, member_losses)
     theirs.append(now(again._replace(log=reference.FitLog(*(column[0] for column in again.log)))))
-    for what, (state, log), (learned, normaliser, best, their_log) in zip(("fit", "refit"), ours(rows), theirs, strict=True):
+    for what, (state, log), (learned, normaliser, best, their_log) in zip(("fit", "refit"), ours(mine), theirs, strict=True):
         agree(f"{what}, {name}: members", (state.params, state.bounds), learned, 1e-8)
         agree(f"{what}, {name}: statistics", tuple(state.normaliser), normaliser, 1e-12)
         if config.elites is not None:
@@ -73,7 +72,7 @@ def test_inputs_on_the_tasks_scale_are_not_standardised(rng: np.random.Generator
     twins = ModelTwins(rng, input_scale="task")
     mine, other = random_rows(rng, 60)
     size, stride = 43, 5
-    normaliser, data = fitting._prepare(twins.ensemble, replay.pack(mine), jnp.asarray(size, jnp.int32), stride)
+    normaliser, data = fitting._prepare(twins.ensemble, mine, jnp.asarray(size, jnp.int32), stride)
     expected = reference.prepare(twins.reference, type(other)(*(field[:size] for field in other)), stride)
     assert isinstance(expected[0], Normaliser)
     agree("inputs on the task's scale", normaliser.state_std, np.array(twins.task.input_scale), 0, "the task")

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from ensembles import stored, world_of
 
-from mbrl_jax import replay
 from mbrl_jax.config import ImaginationConfig
 from mbrl_jax.imagination import horizon, lanes
 from mbrl_jax.imagination.horizon.depth import fixed, schedule
-from mbrl_jax.reference.draws import LaneDraws
 from mbrl_jax.reference.imagination import disagreement as reference_disagreement
 from mbrl_jax.reference.imagination import horizon as reference_horizon
 from mbrl_jax.reference.imagination import lanes as reference
 from mbrl_jax.reference.imagination import penalties as reference_penalties
+from mbrl_jax.replay import Rows
 
 from .agreement import Agreement, tensor
-from .lockstep import indices
+from .lockstep import lane_draws
 from .twins import LearnerTwins, ModelTwins, random_rows
 
 STEPS, H = 250, 4
@@ -30,8 +30,8 @@ RESTARTS = ("streaming", "per_step")
 def spread_penalty() -> horizon.HorizonController:
     """A controller that uses all of the protocol: a state, calibration, every member's prediction, keep, stop and penalty."""
 
-    def calibrate(state: Any, ensemble: Any, members: Any, rows: jax.Array, valid: jax.Array) -> Any:
-        seen = jnp.sum(jnp.where(valid[:, None], rows, 0.0)[:, :4]) / jnp.sum(valid.astype(rows.dtype))
+    def calibrate(state: Any, world: Any, params: Any, rows: Rows, valid: jax.Array) -> Any:
+        seen = jnp.sum(jnp.where(valid[:, None], rows.observation, 0.0)) / jnp.sum(valid.astype(rows.reward.dtype))
         return (state[0], 1.2 + 0.1 * jnp.tanh(seen))
 
     def step(state: Any, view: horizon.View) -> tuple[Any, horizon.Decision]:
@@ -139,14 +139,14 @@ def test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots(
     world = model.world._replace(normaliser=type(model.world.normaliser)(*(tensor(x) for x in scale)))
     mine, other = random_rows(rng, 50)
     near = np.array([[0.5, 0.5, 0.08, 0.5]])
-    real = replay.write(replay.create(80, 4), replay.pack(mine._replace(observation=near * mine.observation)))
+    learned, replay = world_of(model.ensemble, 80, by=sampling)
+    real = stored(replay, mine._replace(observation=near * mine.observation))
     other = other._replace(observation=tensor(near) * other.observation)
 
     ours, theirs = CONTROLLERS[controller](world, other)
     if restart == "per_step" and controller == "fixed":
         ours, theirs = fixed(length=H), reference_horizon.Fixed(length=H)
-    valid = jnp.arange(80, dtype=jnp.int32) < 50
-    draws = lanes.draw(config, model.ensemble, jax.random.key(int(rng.integers(2**31))), (STEPS,))
+    draws = lanes.draw(config, model.environment.spec, learned, jax.random.key(int(rng.integers(2**31))), (STEPS,))
 
     def act(observation: Any, explore: Any, random_action: Any) -> Any:
         return learner.learner.act(learner.state.online, observation, config.epsilon, explore, random_action)
@@ -154,12 +154,12 @@ def test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots(
     def step(carry: Any, draw: Any) -> Any:
         state, time = carry
         dynamics = model.environment.dynamics
-        state, rows, log = lanes.advance(config, model.ensemble, ours, state, members, act, real, time, draw, dynamics)
-        return (state, time + 1), (replay.unpack(rows), log)
+        state, rows, log = lanes.advance(config, learned, ours, state, members, act, real, time, draw, dynamics)
+        return (state, time + 1), (rows, log)
 
     def run(draws: Any) -> Any:
-        start = lanes.init(config, ours, model.ensemble)
-        start = start._replace(controller=ours.calibrate(start.controller, model.ensemble, members, real.rows, valid))
+        start = lanes.init(config, ours, learned, members, real)
+        start = lanes.calibrated(start, ours, learned, members, replay, real)
         return jax.lax.scan(step, (start, jnp.zeros((), jnp.int32)), draws)
 
     (end, _), (rows, log) = jax.jit(run)(draws)
@@ -170,8 +170,7 @@ def test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots(
     for t in range(STEPS):
         at, imagined = reference.at_real_step(at, restart), []
         for h in range(H):
-            draw = jax.tree.map(lambda x, i=(t, h): tensor(x[i]), draws)
-            numbers = LaneDraws(indices(draws.root[t, h], 50), draw.explore, draw.action.long(), draw.deal.long(), draw.noise)
+            numbers = lane_draws(jax.tree.map(lambda x, i=(t, h): x[i], draws), 50)
             roots = other.observation[numbers.root]
             at, moved = reference.step(
                 at, world, learner.reference.online, theirs, config, roots, numbers, torch.tensor(t, dtype=torch.float64)
@@ -202,5 +201,5 @@ def test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots(
     )
     columns = {name: torch.stack([getattr(entry, name) for entry in logs]) for name in log._fields}
     agree("logs of imagined steps", log._asdict(), columns, 1e-9)
-    agree("where lanes stand", (end.observation, end.root), (at.observation, at.root), 1e-9)
+    agree("where lanes stand", (end.belief, end.root), (at.observation, at.root), 1e-9)
     agree("where lanes stand, depths", (end.depth, end.idle), (at.depth, at.idle), 0)

@@ -18,23 +18,23 @@ from .agreement import FLOAT64, Agreement, tensor
 from .twins import ModelTwins
 
 TERMS: dict[str, dict[str, Any]] = {
-    "squared error": {"kind": "deterministic"},
-    "likelihood, fixed bounds": {"kind": "gaussian"},
-    "likelihood, learned bounds": {"kind": "gaussian", "learn_bounds": True},
-    "reward head": {"kind": "gaussian", "reward": "learned"},
-    "termination head": {"kind": "deterministic", "termination": "learned", "termination_weight": 0.3},
-    "both heads, likelihood": {"kind": "gaussian", "learn_bounds": True, "reward": "learned", "termination": "learned"},
-    "weight decay": {"kind": "gaussian", "weight_decay": 0.3},
-    "Laplacian, exact": {"kind": "gaussian", "laplacian": "exact", "laplacian_weight": 0.1, "laplacian_rows": 8},
+    "squared error": {"prediction": "deterministic"},
+    "likelihood, fixed bounds": {"prediction": "gaussian"},
+    "likelihood, learned bounds": {"prediction": "gaussian", "learn_bounds": True},
+    "reward head": {"prediction": "gaussian", "reward": "learned"},
+    "termination head": {"prediction": "deterministic", "termination": "learned", "termination_weight": 0.3},
+    "both heads, likelihood": {"prediction": "gaussian", "learn_bounds": True, "reward": "learned", "termination": "learned"},
+    "weight decay": {"prediction": "gaussian", "weight_decay": 0.3},
+    "Laplacian, exact": {"prediction": "gaussian", "laplacian": "exact", "laplacian_weight": 0.1, "laplacian_rows": 8},
     "Laplacian, Hutchinson": {
-        "kind": "deterministic",
+        "prediction": "deterministic",
         "laplacian": "hutchinson",
         "laplacian_probes": 3,
         "laplacian_weight": 0.1,
         "laplacian_rows": 32,
         "activation": "tanh",
     },
-    "Laplacian, chosen by size": {"kind": "gaussian", "laplacian": "auto", "laplacian_weight": 0.1, "laplacian_rows": 16},
+    "Laplacian, chosen by size": {"prediction": "gaussian", "laplacian": "auto", "laplacian_weight": 0.1, "laplacian_rows": 16},
 }
 
 

@@ -33,7 +33,7 @@ def test_an_input_scale_of_ones_own_divides_the_observations(rng: np.random.Gene
 
 
 def test_weights_survive_the_way_to_torch_and_back(rng: np.random.Generator, agree: Agreement) -> None:
-    learner, model = LearnerTwins(rng), ModelTwins(rng, kind="gaussian", reward="learned", termination="learned")
+    learner, model = LearnerTwins(rng), ModelTwins(rng, prediction="gaussian", reward="learned", termination="learned")
     there = weights.q_to_torch(learner.state.online)
     agree("weights there and back", learner.state.online, weights.q_to_flax(there), 0, "themselves")
     there = weights.ensemble_to_torch(model.params, *model.bounds)
@@ -51,7 +51,7 @@ def test_weights_survive_the_way_to_torch_and_back(rng: np.random.Generator, agr
 def test_the_laplacian_is_the_trace_of_the_hessian(
     rng: np.random.Generator, agree: Agreement, activation: str, hidden: tuple[int, ...]
 ) -> None:
-    twins = ModelTwins(rng, members=1, hidden=hidden, activation=activation, kind="deterministic")
+    twins = ModelTwins(rng, members=1, hidden=hidden, activation=activation, prediction="deterministic")
     inputs = rng.normal(size=(7, twins.ensemble.input_size))
     member = jax.tree.map(lambda leaf: leaf[0], twins.params)
     directions = rng.normal(size=(3, twins.ensemble.input_size))

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from ensembles import world_of
 
 from mbrl_jax.config import PlanningConfig
-from mbrl_jax.environment import EnvironmentSpec
+from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.planning.planners import Plan, Planner
-from mbrl_jax.planning.rollouts import returns_of
+from mbrl_jax.planning.rollouts import ParticleDraws, returns_of
 from mbrl_jax.reference import planning as reference
 from mbrl_jax.reference.model.ensemble import Normaliser
 
@@ -43,20 +44,30 @@ def world(rng: np.random.Generator, task: str) -> ModelTwins:
     return twins
 
 
+def planner_of(config: PlanningConfig, twins: ModelTwins) -> Planner:
+    """The planner in the twins' world, in which a particle stays with its member."""
+    return Planner(config, twins.environment.spec, world_of(twins.ensemble, 1, by="ts_infinity")[0])
+
+
+def deal_of(drawn: ParticleDraws) -> torch.Tensor:
+    """The order in which particles are dealt, empty where they stay with their members."""
+    return torch.zeros(0).long() if drawn.deal is None else tensor(drawn.deal).long()
+
+
 @pytest.mark.parametrize(("name", "task"), [*((name, "CartPole-v1") for name in METHODS), ("CEM", "Acrobot-v1")])
 def test_plans_are_the_references(rng: np.random.Generator, agree: Agreement, name: str, task: str) -> None:
     config = PlanningConfig(**{**SIZES, **METHODS[name]})
     twins = world(rng, task)
-    planner = Planner(config, twins.ensemble)
+    planner = planner_of(config, twins)
     mine = planner.init()
     theirs = reference.blank(config, twins.environment.spec.action_count, continuous=False, dtype=torch.float64)
     plan, moved = jax.jit(planner.plan), 0
     for step in range(4):
         observation = 0.05 * rng.normal(size=twins.environment.spec.observation_size)
         drawn = planner.draw(jax.random.key(step), ())
-        uniform, deal, noise = (tensor(x) for x in (drawn.candidates, drawn.particles.deal, drawn.particles.noise))
+        uniform, deal, noise = tensor(drawn.candidates), deal_of(drawn.particles), tensor(drawn.particles.model.noise)
         mine, action, _ = plan(twins.members, mine, jnp.asarray(observation), drawn)
-        theirs, expected = reference.plan(config, twins.world, theirs, tensor(observation), uniform, deal.long(), noise)
+        theirs, expected = reference.plan(config, twins.world, theirs, tensor(observation), uniform, deal, noise)
         agree(f"plans: {name}", mine.centre, theirs.centre, FLOAT64)
         agree(f"planned actions: {name}", action, expected, 0)
         moved += int(np.ptp(np.asarray(mine.centre)) > 0.01)
@@ -67,16 +78,16 @@ def test_plans_are_the_references(rng: np.random.Generator, agree: Agreement, na
 def test_what_candidates_earn_is_the_references(rng: np.random.Generator, agree: Agreement, propagation: Any) -> None:
     config = PlanningConfig(**{**SIZES, "propagation": propagation, "horizon": 12})
     twins = world(rng, "CartPole-v1")
-    planner = Planner(config, twins.ensemble)
+    planner = planner_of(config, twins)
     drawn = planner.draw(jax.random.key(3), ()).particles
     actions, observation = rng.integers(0, 2, (24, 12)), 0.05 * rng.normal(size=4)
 
     def ours(observation: jax.Array, actions: jax.Array) -> jax.Array:
-        return returns_of(config, twins.ensemble, twins.members, observation, actions, drawn)
+        return returns_of(config, planner.world, twins.members, observation, actions, drawn)
 
     found = jax.jit(ours)(jnp.asarray(observation), jnp.asarray(actions, jnp.int32))
     theirs = reference.returns(
-        config, twins.world, tensor(observation), tensor(actions), tensor(drawn.deal).long(), tensor(drawn.noise)
+        config, twins.world, tensor(observation), tensor(actions), deal_of(drawn), tensor(drawn.model.noise)
     )
     assert len(np.unique(found)) > 12
     agree(f"returns of candidates: {propagation}", found, theirs, FLOAT64)
@@ -89,7 +100,7 @@ def test_continuous_candidates_and_what_is_fitted_to_them_are_the_references(
     config = PlanningConfig(**{**SIZES, "method": method, "momentum": 0.2})
     twins = ModelTwins(rng)
     spec = EnvironmentSpec("two numbers", 4, 0, 10, (1.0,) * 4, action_size=2)
-    planner = Planner(config, twins.ensemble._replace(spec=spec))
+    planner = planner_of(config, twins)._replace(spec=spec)
     shape = (config.horizon, 2)
     centre, spread = rng.uniform(-1, 1, shape), rng.uniform(0.1, 1, shape)
     uniform, returns = rng.random((config.candidates, *shape)), rng.normal(size=config.candidates)

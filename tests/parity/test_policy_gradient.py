@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from ensembles import stored, world_of
 
-from mbrl_jax import environment as env
-from mbrl_jax import replay
+from mbrl_jax import environments as env
 from mbrl_jax.agents.policy_gradient import ActorCritic, PGState, PolicyGradient, Segment, segment_of
 from mbrl_jax.config import EnvironmentConfig, LanesConfig, PolicyGradientConfig
 from mbrl_jax.imagination import lanes
@@ -104,24 +104,25 @@ def test_returns_losses_and_gradients_are_the_references(
 def test_the_pathwise_loss_and_its_gradient_are_the_references(
     rng: np.random.Generator, agree: Agreement, task: str, kind: Any
 ) -> None:
-    twins, model = Twins(rng, task, decay=0.8), ModelTwins(rng, task, kind=kind, reward="learned")
+    twins, model = Twins(rng, task, decay=0.8), ModelTwins(rng, task, prediction=kind, reward="learned")
     cap, horizon = 4, fixed(length=100)
     config = LanesConfig(lanes=10, steps=9, cap=cap, sampling="ts_infinity")
     size = model.environment.spec.observation_size
-    drawn = lanes.draw(config, model.ensemble, jax.random.key(0), ())
-    start = lanes.init(config, horizon, model.ensemble)
+    world, replay = world_of(model.ensemble, 64, by="ts_infinity")
+    drawn = lanes.draw(config, model.environment.spec, world, jax.random.key(0), ())
     pool, _ = random_rows(rng, 64, size, model.environment.spec.action_count)
     pool = pool._replace(observation=0.05 * pool.observation)
-    real = replay.write(replay.create(64, size), replay.pack(pool))
+    real = stored(replay, pool)
+    start = lanes.init(config, horizon, world, model.members, real)
 
     def ours(actor: Any) -> Any:
         act = partial(twins.learner.relaxed, actor)
-        _, rows, _ = lanes.advance(config, model.ensemble, horizon, start, model.members, act, real, jnp.int32(0), drawn)
-        return twins.learner.pathwise_loss(actor, twins.state.target.critic, segment_of(rows, config.lanes))
+        _, rows, _ = lanes.advance(config, world, horizon, start, model.members, act, real, jnp.int32(0), drawn)
+        return twins.learner.pathwise_loss(actor, twins.state.target.critic, segment_of(rows))
 
     (loss, entropy), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(twins.state.online.actor)
-    roots = tensor(replay.unpack(replay.sample(real, drawn.root)).observation)
-    noise = tensor(drawn.noise) if kind == "gaussian" else None
+    roots = tensor(replay.sample(real, drawn.root).observation)
+    noise = tensor(drawn.model.noise) if kind == "gaussian" else None
     expected = reference.pathwise_loss(
         twins.reference.actor, twins.reference.target_critic, model.world, roots, tensor(drawn.explore), noise, cap, twins.config
     )

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from ensembles import world_of
 
-from mbrl_jax.imagination.outcomes import expected_outcomes
+from mbrl_jax.agents.outcomes import expected_outcomes
+from mbrl_jax.agents.protocol import Model
 from mbrl_jax.reference import weights
 from mbrl_jax.reference.agents import q_learning as reference
 
@@ -31,11 +33,11 @@ TARGETS: dict[str, dict[str, Any]] = {
 def test_targets_are_the_references(rng: np.random.Generator, agree: Agreement, target: str, learned: str) -> None:
     learner, model = LearnerTwins(rng, **TARGETS[target]), ModelTwins(rng, reward=learned, termination=learned)
     ours, theirs = random_rows(rng, 64)
-    config = learner.config
+    config, (world, _) = learner.config, world_of(model.ensemble, 1)
 
     def targets(state: Any, batch: Any) -> jax.Array:
         greedy = lambda s: learner.learner.greedy(state.online, s)  # noqa: E731
-        outcomes = expected_outcomes(config, model.ensemble, model.members, batch, greedy)
+        outcomes = expected_outcomes(config, Model(world, model.members), batch, greedy)
         return learner.learner.targets(state, batch, outcomes)
 
     expected = reference.targets(learner.reference.online, learner.reference.target, theirs, learner.config, model.world)

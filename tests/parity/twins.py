@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from mbrl_jax import environment as env
+from mbrl_jax import environments as env
 from mbrl_jax import replay
 from mbrl_jax.agents.q_learning import QLearner, QState
 from mbrl_jax.config import EnvironmentConfig, ModelConfig, QLearningConfig

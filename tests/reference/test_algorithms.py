@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mbrl_jax.config import DynaQConfig, ModelFreeQConfig
+from mbrl_jax.config import ControllerConfig, DynaQConfig, ModelFreeQConfig
+from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.reference.algorithms import dyna_q, model_free_q
 from mbrl_jax.reference.draws import Draws
 from mbrl_jax.reference.environment import Simulator, make_task
@@ -53,16 +54,14 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "infoprop": {
         "imagination": {
             "sampling": "infoprop",
-            "controller": "infoprop",
-            "controller_settings": {"high": 0.99, "low": 0.5, "length": 5, "resolution": 0.01},
+            "controller": controller_settings("infoprop", **{"high": 0.99, "low": 0.5, "length": 5, "resolution": 0.01}),
         },
         "model": {"reward": "learned", "termination": "learned"},
     },
     "fused, halted": {
         "imagination": {
             "sampling": "fused",
-            "controller": "threshold_quantile",
-            "controller_settings": {"quantile": 0.5},
+            "controller": controller_settings("threshold_quantile", **{"quantile": 0.5}),
             "measure": "gjs",
             "penalty": "halt",
             "penalty_weight": 3.0,
@@ -70,20 +69,18 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "macura, penalised": {
         "imagination": {
-            "controller": "macura",
-            "controller_settings": {"scale": 1.0, "percentile": 95, "memory": 10},
+            "controller": controller_settings("macura", **{"scale": 1.0, "percentile": 95, "memory": 10}),
             "measure": "one_vs_rest",
             "penalty": "disagreement",
             "penalty_weight": 0.1,
         }
     },
-    "oracle": {"imagination": {"controller": "oracle", "controller_settings": {"mark": 0.5}, "restart": "per_step"}},
+    "oracle": {"imagination": {"controller": controller_settings("oracle", **{"mark": 0.5}), "restart": "per_step"}},
     "three_model": {
         "imagination": {
             "lanes": 3,
             "capacity": 81,
-            "controller": "three_model",
-            "controller_settings": {"low": 0.1, "high": 0.5, "first": 1, "limit": 3},
+            "controller": controller_settings("three_model", **{"low": 0.1, "high": 0.5, "first": 1, "limit": 3}),
         },
         "model": {"members": 3},
         "selection": {"episodes": 3},
@@ -131,11 +128,16 @@ def test_an_episode_is_truncated_at_its_limit_and_goes_on_from_the_reset() -> No
     assert flags == [(False, False), (False, False), (False, True)]
 
 
+class Omniscient(ControllerConfig):
+    """Settings of a controller that the reference does not have."""
+
+    kind = "omniscient"
+
+
 @pytest.mark.parametrize(
     ("group", "settings", "message"),
     [
-        ("imagination", {"controller": "omniscient", "controller_settings": {}}, "imagination.controller: 'omniscient'"),
-        ("imagination", {"controller_settings": {"depth": 3}}, "imagination.controller_settings"),
+        ("imagination", {"controller": Omniscient()}, "imagination.controller: 'omniscient'"),
         ("agent", {"input_scale": (1.0,)}, "agent.input_scale"),
     ],
 )

@@ -76,7 +76,7 @@ def test_the_information_loss_is_the_entropy_of_what_remains(everyone: Predictio
 
 
 def test_what_a_measure_needs_and_does_not_get_is_named(everyone: Prediction) -> None:
-    with pytest.raises(ValueError, match="model.kind: 'deterministic'"):
+    with pytest.raises(ValueError, match="model.prediction: 'deterministic'"):
         disagreement.gjs(everyone._replace(log_variance=None))
     with pytest.raises(ValueError, match="it must be at least 2"):
         disagreement.max_pairwise(Prediction(everyone.mean[:1], None, None))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mbrl_jax.config import ImaginationConfig, ModelConfig
+from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.reference.environment import make_task
 from mbrl_jax.reference.imagination import disagreement
 from mbrl_jax.reference.imagination.horizon import CONTROLLERS, Fixed, View, make_controller
@@ -207,9 +208,9 @@ def test_a_sampler_that_draws_no_member_is_refused_where_one_is_compared(samplin
     config = ImaginationConfig(sampling=sampling, measure="one_vs_rest")
     assert isinstance(controller_of(config), Fixed)  # it compares nobody
     for settings in (
-        {"controller": "threshold", "controller_settings": {"mark": 1.0}},
+        {"controller": controller_settings("threshold", **{"mark": 1.0})},
         {"penalty": "disagreement"},
-        {"controller": "m2ac", "controller_settings": {"length": 3, "penalty": 0.0}, "measure": "std"},
+        {"controller": controller_settings("m2ac", **{"length": 3, "penalty": 0.0}), "measure": "std"},
     ):
         with pytest.raises(ValueError, match=f"imagination.sampling: '{sampling}' draws no member"):
             controller_of(dataclasses.replace(config, **settings))
@@ -218,13 +219,13 @@ def test_a_sampler_that_draws_no_member_is_refused_where_one_is_compared(samplin
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("threshold_quantile", {"quantile": 1.2}, "imagination.controller_settings.quantile: 1.2"),
-        ("macura", {"scale": 1, "percentile": 101, "memory": 3}, "imagination.controller_settings.percentile: 101"),
-        ("macura", {"scale": 1, "percentile": 95, "memory": 0}, "imagination.controller_settings.memory: 0"),
-        ("m2ac", {"length": 0, "penalty": 0}, "imagination.controller_settings.length: 0"),
-        ("infoprop", {"high": 1, "low": 1, "length": 3, "resolution": 0}, "imagination.controller_settings.resolution: 0"),
-        ("three_model", {"low": 1, "high": 0, "first": 1, "limit": 3}, "imagination.controller_settings.low: 1"),
-        ("three_model", {"low": 0, "high": 1, "first": 4, "limit": 3}, "imagination.controller_settings.first: 4"),
+        ("threshold_quantile", {"quantile": 1.2}, "imagination.controller.quantile: 1.2"),
+        ("macura", {"scale": 1, "percentile": 101, "memory": 3}, "imagination.controller.percentile: 101"),
+        ("macura", {"scale": 1, "percentile": 95, "memory": 0}, "imagination.controller.memory: 0"),
+        ("m2ac", {"length": 0, "penalty": 0}, "imagination.controller.length: 0"),
+        ("infoprop", {"high": 1, "low": 1, "length": 3, "resolution": 0}, "imagination.controller.resolution: 0"),
+        ("three_model", {"low": 1, "high": 0, "first": 1, "limit": 3}, "imagination.controller.low: 1"),
+        ("three_model", {"low": 0, "high": 1, "first": 4, "limit": 3}, "imagination.controller.first: 4"),
     ],
 )
 def test_a_controllers_number_that_cannot_work_is_named(name: str, settings: dict[str, float], message: str) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.report import figures, horizon_figures
 from mbrl_jax.runs import results, runner
@@ -12,7 +13,7 @@ from mbrl_jax.runs import results, runner
 
 @pytest.fixture(scope="module")
 def run(tiny):
-    imagination = replace(tiny.imagination, controller="threshold", controller_settings={"mark": 0.05}, cap=12)
+    imagination = replace(tiny.imagination, controller=controller_settings("threshold", **{"mark": 0.05}), cap=12)
     return runner.run(replace(tiny, imagination=imagination), 4, diagnose=True)
 
 

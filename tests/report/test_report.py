@@ -20,10 +20,11 @@ import pytest
 from scipy import stats
 
 from mbrl_jax import report
+from mbrl_jax.agents.protocol import without_memory
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, EnvironmentConfig, ModelFreeQConfig, to_dict
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environments import make_environment, view_of
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.report import entries, measures, overview, rollouts, tasks
 from mbrl_jax.report import returns as returns_section
@@ -41,7 +42,7 @@ needs_browser = pytest.mark.skipif(
 def runs(tiny):
     """A diagnosed batch run, one without a model, and an interactive one with deterministic members."""
     free = ModelFreeQConfig(**{field.name: getattr(tiny, field.name) for field in fields(ModelFreeQConfig)})
-    blunt = replace(tiny, protocol="interactive", model=replace(tiny.model, kind="deterministic"))
+    blunt = replace(tiny, protocol="interactive", model=replace(tiny.model, prediction="deterministic"))
     return {
         "dyna": runner.run(tiny, 4, diagnose=True),
         "free": runner.run(free, 3, base_seed=5),
@@ -177,7 +178,8 @@ def test_the_episode_that_is_shown_follows_the_real_dynamics_and_each_member_its
     task = make_environment(config.environment)
     policy, members = jax.tree.map(lambda leaf: jnp.asarray(leaf[2]), (outcome.chosen, outcome.model))
     shown = rollouts.episode(config, policy, members)
-    learner, ensemble = make_q_learner(config.agent, task.spec), rollouts.ensemble_of(config, task)
+    learner = make_q_learner(config.agent, task.spec)
+    ensemble = ens.Ensemble(config.model, task.spec, task.reward, task.terminated)
     actions = learner.greedy(policy, jnp.asarray(shown.real))
     np.testing.assert_allclose(task.dynamics(jnp.asarray(shown.real[:-1]), actions[:-1]), shown.real[1:], atol=1e-5)
     over = np.asarray(task.terminated(None, None, jnp.asarray(shown.real[1:])))
@@ -205,16 +207,22 @@ def test_what_is_calibrated_is_what_the_members_say_beside_what_followed(runs):
         assert each.mean.shape == each.deviation.shape == (4, config.model.members, rollouts.CALIBRATION_STEPS, 4)
     key = jax.random.split(seed_keys(rollouts.BASE_SEED, 4)[3])[0]
     learner, params = make_q_learner(config.agent, task.spec), jax.tree.map(lambda leaf: jnp.asarray(leaf[3]), outcome.chosen)
-    played = jax.jit(lambda: rollouts.play_on(task, lambda s: learner.greedy(params, s), key, rollouts.CALIBRATION_STEPS))()
-    scale = outcome.model.normaliser
-    change = (np.asarray(played.next_observation - played.observation) - scale.target_mean[3]) / scale.target_std[3]
+    policy = without_memory(learner.greedy)
+    played = jax.jit(lambda: rollouts.play_on(task, policy, params, key, rollouts.CALIBRATION_STEPS))()
+    members = jax.tree.map(lambda leaf: jnp.asarray(leaf[3]), outcome.model)
+    shift, scale = np.asarray(members.normaliser.target_mean), np.asarray(members.normaliser.target_std)
+    change = np.asarray(played.next_observation - played.observation) / scale
     np.testing.assert_allclose(predicted["own policy"].truth[3], change, atol=1e-3)
+    ensemble = ens.Ensemble(config.model, task.spec, task.reward, task.terminated)
+    said = ens.predict_all(ensemble, members, played.observation, played.action)
+    np.testing.assert_allclose(predicted["own policy"].mean[3], np.asarray(said.mean) + shift / scale, atol=1e-3)
+    np.testing.assert_allclose(predicted["own policy"].deviation[3], jnp.exp(0.5 * said.log_variance), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", tasks.TASKS)
+@pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0"])
 def test_a_task_is_shown_by_axes_that_it_has(name):
     spec = make_environment(EnvironmentConfig(name=name)).spec
-    view = tasks.view_of(name, spec.observation_size)
+    view = view_of(name, spec.observation_size)
     assert len(view.axes) == spec.observation_size
     states = np.random.default_rng(0).normal(size=(7, spec.observation_size))
     assert all(curve(states).shape == (7,) for curve in view.curves.values())
@@ -223,7 +231,7 @@ def test_a_task_is_shown_by_axes_that_it_has(name):
 
 
 def test_a_task_without_a_drawing_is_shown_by_lines():
-    view = tasks.view_of("Unheard-v0", 3)
+    view = view_of("Unheard-v0", 3)
     assert (view.drawing, view.axes) == ("lines", ("axis 0", "axis 1", "axis 2"))
     assert tasks.axis_names("Unheard-v0", 2) == ("axis 0", "axis 1")
 
@@ -250,7 +258,7 @@ def test_the_command_is_the_one_that_was_given_or_one_that_reads_the_settings_of
 def test_settings_that_differ_are_those_that_runs_have_and_disagree_about(runs):
     rows, partial = overview.differing([results.flat_settings(run.config) for run in runs.values()])
     assert ["protocol", "batch", "batch", "interactive"] in rows
-    assert ["model.kind", "gaussian", "-", "deterministic"] in rows
+    assert ["model.prediction", "gaussian", "-", "deterministic"] in rows
     assert not any(row[0] == "steps" for row in rows)
     assert "model.members" in partial
 

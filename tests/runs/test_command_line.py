@@ -227,7 +227,7 @@ def test_compare_trains_both_arms_and_prints_one_table(command):
 
 
 def test_sweep_prints_a_row_and_writes_a_folder_for_each_value(command, trained):
-    out, setting = command.folder / "swept", "imagination.controller_settings.length"
+    out, setting = command.folder / "swept", "imagination.controller.length"
     words = ("--grid", f"{setting}=1,3", "--seeds", 2, "--out", out, "--agent.discount", 0.9)
     done = command("sweep", "smoke", *words)
     for word in (setting, "chosen", "last", "depth", "1.00", "2 of 2 combinations in"):
@@ -238,7 +238,7 @@ def test_sweep_prints_a_row_and_writes_a_folder_for_each_value(command, trained)
         folder = out / name
         assert {path.name for path in folder.iterdir()} == RESULTS - {"curves.png"}
         config = settings.load(folder / "config.yaml")
-        assert (config.imagination.controller_settings, config.agent.discount) == ({"length": value}, 0.9)
+        assert (config.imagination.controller.numbers, config.agent.discount) == ({"length": value}, 0.9)
         asked = {"name": name, "settings": {setting: value}, "combinations": 2, "state": "finished"}
         assert arm == {**asked, **json.loads((folder / "summary.json").read_text())}
 

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 
-from mbrl_jax.config import save
+from mbrl_jax.config import MPCConfig, PlanningConfig, save
 from mbrl_jax.runs import keeping, results
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
@@ -30,6 +32,37 @@ def unbroken(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
     keep(tiny, out)
     return arrays(out)
+
+
+@pytest.fixture
+def planner(tiny):
+    """The settings of a planner whose members are chosen seed by seed."""
+    return MPCConfig(
+        environment=tiny.environment,
+        random_transitions=60,
+        steps=20,
+        round_steps=10,
+        metric_steps=5,
+        model=replace(tiny.model, members=4, elites=2),
+        planning=PlanningConfig(candidates=6, horizon=3, particles=2, iterations=2, elites=2),
+        evaluation=tiny.evaluation,
+    )
+
+
+def test_the_policies_of_a_planners_last_checkpoint_are_those_that_its_run_ends_with(planner, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise RuntimeError("the device is lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.np, "savez_compressed", failing)
+        with pytest.raises(RuntimeError, match="the device is lost"):
+            keep(planner, tmp_path / "run")
+    saved = results.load_policies(tmp_path / "run")[1]["last"]
+    keep(planner, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "policies.npz").exists()
+    ended = results.load_policies(tmp_path / "run")[1]["last"]
+    assert jax.tree.leaves(saved)[0].shape[:2] == (2, 2)  # seeds, elites
+    jax.tree.map(np.testing.assert_array_equal, saved, ended)
 
 
 @pytest.mark.parametrize("fails", ["evaluating", "writing"])

@@ -11,7 +11,7 @@ from mbrl_jax.agents.policy_gradient import PolicyGradient
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import ConfigError, EnvironmentConfig, ImaginedPGConfig, ModelFreeQConfig, PolicyGradientConfig
-from mbrl_jax.environment import make_environment
+from mbrl_jax.environments import make_environment
 from mbrl_jax.runs import playing, results, runner
 
 
@@ -25,7 +25,7 @@ def folder(tiny, tmp_path_factory):
 def test_policies_are_loaded_in_one_line_and_act_as_the_learner_does(folder, tiny, cartpole, real_rows):
     policy = mbrl_jax.load_policy(folder)
     assert len(policy) == 3
-    observation = real_rows[:50, :4]
+    observation = real_rows.observation[:50]
     learner = make_q_learner(tiny.agent, cartpole.spec)
     params = results.read(folder).result.outcome.chosen
     for seed in range(3):
@@ -129,15 +129,18 @@ def returns_of_ours_and_of_gymnasium(policy, seed, same_start, steps):
     ``env.step(policy(observation))``, from the same state.
     """
     task = make_environment(policy.config.environment)
-    greedy = algorithm_of(policy.config).greedy(policy.config, task)
+    greedy = algorithm_of(policy.config).policy(policy.config, task)
     params = jax.tree.map(lambda leaf: leaf[seed], policy.params)
     start = task.draw_resets(jax.random.key(3), ())
 
-    def step(state, _):
-        state, transition = task.step(state, greedy(params, state.observation), start)
-        return state, transition.reward
+    def step(carry, _):
+        state, memory = carry
+        memory, action = greedy.act(params, memory, state.observation[None])
+        state, transition = task.step(state, action[0], start)
+        return (state, memory), transition.reward
 
-    ours = float(jax.jit(lambda: jax.lax.scan(step, start, length=steps)[1].sum())())
+    begin = start, greedy.begin(params, jax.random.key(0), 1)
+    ours = float(jax.jit(lambda: jax.lax.scan(step, begin, length=steps)[1].sum())())
     environment = gymnasium.make(policy.config.environment.name)
     environment.reset(seed=0)
     environment.unwrapped.state = same_start(start.inner)

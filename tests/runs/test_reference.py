@@ -62,3 +62,12 @@ def test_impossible_arguments_are_refused(tiny, arguments, message):
 def test_bad_settings_are_refused_before_anything_runs(tiny):
     with pytest.raises(ConfigError, match=r"imagination\.lanes: 3"):
         reference.run(replace(tiny, imagination=replace(tiny.imagination, lanes=3)), 1)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"), [("agent", "gradient_clip", 1.0), ("model", "loss", "squared"), ("selection", "choose", False)]
+)
+def test_settings_that_the_reference_would_do_without_are_refused(tiny, group, name, value):
+    config = replace(tiny, **{group: replace(getattr(tiny, group), **{name: value})})
+    with pytest.raises(ConfigError, match=rf"{group}\.{name}: {value!r} does not fit; the reference has .* only"):
+        reference.run(config, 1)

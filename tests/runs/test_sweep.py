@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.imagination.horizon import make_controller
+from mbrl_jax.imagination.horizon import controller_settings, make_controller
 from mbrl_jax.runs import execution, runner, sweep
 from mbrl_jax.runs.run import mean_depth
 
-LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
+LENGTH, RATE = "imagination.controller.length", "agent.learning_rate"
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def swept(tiny):
 
 @pytest.mark.parametrize(("place", "length", "cap", "rate"), [(0, 1.0, 2, 1e-3), (1, 3.0, 3, 1e-2)])
 def test_each_value_of_a_sweep_has_the_numbers_of_a_run_of_its_own(tiny, swept, place, length, cap, rate):
-    imagination = replace(tiny.imagination, controller_settings={"length": length}, cap=cap)
+    imagination = replace(tiny.imagination, controller=controller_settings("fixed", length=length), cap=cap)
     config = replace(tiny, imagination=imagination, agent=replace(tiny.agent, learning_rate=rate))
     alone = runner.run(config, 3, base_seed=4)
     assert swept[place].config == config
-    assert type(swept[place].config.imagination.controller_settings["length"]) is float
+    assert type(swept[place].config.imagination.controller.length) is float
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), swept[place].result, alone.result)
 
 
@@ -81,11 +81,11 @@ def test_a_batch_of_agents_on_a_device_gives_the_same_numbers(tiny, swept, monke
         ({"imagination.lanes": [4, 8]}, "imagination.lanes: 4 is static, so it compiles anew and must be run apart"),
         ({"imagination": [1]}, "imagination: it is a group of settings; name one of imagination.lanes"),
         ({RATE: []}, r"agent.learning_rate: \[\] has no values"),
-        ({RATE: [1e-3, 1e-2], LENGTH: [1]}, "agent.learning_rate has 2, imagination.controller_settings.length has 1 values"),
+        ({RATE: [1e-3, 1e-2], LENGTH: [1]}, "agent.learning_rate has 2, imagination.controller.length has 1 values"),
         ({RATE: [1e-3, -1.0]}, "agent.learning_rate: -1.0 is out of range"),
         ({"imagination.cap": [2, 2.5]}, "imagination.cap: 2.5 must be of type int"),
         ({RATE: [1e-3, True]}, "agent.learning_rate: True must be a number"),
-        ({LENGTH: [1, 0]}, "length: 0.0 is out of range for 'fixed'"),
+        ({LENGTH: [1, 0]}, "imagination.controller.length: 0.0 is out of range; it must be at least 1"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_compiles(tiny, compiled, values, message):
@@ -104,7 +104,7 @@ def test_a_setting_that_acts_on_how_a_run_begins_is_swept_as_well(tiny):
 
 
 def test_a_controller_object_takes_the_place_of_the_one_that_is_named(tiny):
-    def init(lanes, ensemble):
+    def init(lanes, spec):
         raise ConfigError("mine")
 
     controller = make_controller("fixed", {"length": 1})

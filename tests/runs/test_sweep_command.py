@@ -13,7 +13,7 @@ from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
 from mbrl_jax.report import sweep_figures
 from mbrl_jax.runs import command_line, results, runner, sweep
 
-LENGTH, RATE = "imagination.controller_settings.length", "agent.learning_rate"
+LENGTH, RATE = "imagination.controller.length", "agent.learning_rate"
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_static_settings_of_every_type_are_put_in(tiny):
         (["agent.learning_rate=0.1", "agent.learning-rate=0.2"], "agent.learning_rate is given twice"),
         (["agent.learning_rate=0.1,1e-1"], "agent.learning_rate=0.1 is given twice"),
         (["agent.speed=1"], "agent.speed: there is no such setting"),
-        (["agent=1"], "agent: it is a group of settings; name one of agent.hidden"),
-        (["imagination.controller_settings.mark=1"], "mark: there is no such setting"),
+        (["agent=1"], "agent: it is a group of settings; name one of agent.kind, agent.hidden"),
+        (["imagination.controller.mark=1"], "mark: there is no such setting"),
         (["agent.learning_rate=0.1,two"], "agent.learning_rate: 'two' must be a number"),
         (["agent.learning_rate=-1"], "agent.learning_rate: -1.0 is out of range"),
         ([LENGTH + "=0"], "length: 0.0 is out of range"),

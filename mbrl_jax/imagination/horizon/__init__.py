@@ -2,17 +2,20 @@
 
 A controller is three pure functions over its own state, made inside the compiled program from its numbers, which may therefore be
 tracers. To write one, write a function from keyword numbers to a :class:`HorizonController` in a file of its own, and pass it to
-``make_train(config, controller=…)``, or name it in :data:`CONTROLLERS` so that a preset can ask for it.
+``make_train(config, controller=…)``, or :func:`register` it so that a preset can ask for it.
 """
 
+import dataclasses
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax import Array
 
-from mbrl_jax.config import ConfigError, LanesConfig
+from mbrl_jax import config as config_
+from mbrl_jax.config import ConfigError, ControllerConfig, LanesConfig
 from mbrl_jax.imagination.horizon.depth import fixed, schedule
 from mbrl_jax.imagination.horizon.infoprop import infoprop
 from mbrl_jax.imagination.horizon.m2ac import m2ac
@@ -22,20 +25,85 @@ from mbrl_jax.imagination.horizon.penalties import penalised
 from mbrl_jax.imagination.horizon.protocol import Decision, HorizonController, View
 from mbrl_jax.imagination.horizon.three_model import three_model
 from mbrl_jax.imagination.horizon.threshold import accumulated, threshold, threshold_quantile
-from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.model.protocol import ModelSpec
 
-CONTROLLERS: dict[str, Callable[..., HorizonController]] = {
-    "fixed": fixed,
-    "schedule": schedule,
-    "threshold": threshold,
-    "threshold_quantile": threshold_quantile,
-    "accumulated": accumulated,
-    "macura": macura,
-    "m2ac": m2ac,
-    "infoprop": infoprop,
-    "three_model": three_model,
-    "oracle": oracle,
-}
+CONTROLLERS: dict[str, Callable[..., HorizonController]] = {}
+"""Horizon controllers by name; :func:`register` adds one."""
+
+
+def register(name: str, make: Callable[..., HorizonController]) -> None:
+    """Let presets and commands name a horizon controller.
+
+    Its numbers become the settings of ``imagination.controller`` of that kind.
+
+    Args:
+      name: its kind.
+      make: from keyword numbers to the controller; :func:`mbrl_jax.imagination.horizon.protocol.limits` says which they may be.
+        One that takes ``measure`` gets ``imagination.measure``.
+
+    Raises:
+      ConfigError: the name is taken.
+
+    """
+    limits = getattr(make, "limits", {})
+    numbers = [number for number in inspect.signature(make).parameters if number != "measure"]
+    fields = [
+        (number, float, dataclasses.field(metadata={"traced": True, "limits": limits.get(number, config_.Limits())}))
+        for number in numbers
+    ]
+    plain = type(
+        f"{name.title().replace('_', '')}Settings",
+        (ControllerConfig,),
+        {"__annotations__": {}, "__doc__": make.__doc__, "__reduce__": lambda self: (_restored, (self.kind, self.numbers))},
+    )
+    for number, hint, field in fields:
+        plain.__annotations__[number] = hint
+        setattr(plain, number, field)
+    config_.CONTROLLERS.register(name, config_.settings(plain))
+    CONTROLLERS[name] = make
+
+
+def _restored(kind: str, numbers: dict[str, Any]) -> ControllerConfig:
+    """Settings that another process sent: their class is found by its kind."""
+    return typing.cast(ControllerConfig, config_.CONTROLLERS.of(kind)(**numbers))
+
+
+for _make in (
+    fixed,
+    schedule,
+    threshold,
+    threshold_quantile,
+    accumulated,
+    macura,
+    m2ac,
+    infoprop,
+    three_model,
+    oracle,
+):
+    register(_make.__name__, _make)
+
+
+def controller_settings(name: str, **numbers: Any) -> ControllerConfig:
+    """The settings of the registered controller of that name, as ``imagination.controller`` has them.
+
+    Raises:
+      ConfigError: no such controller, or numbers other than those it takes.
+
+    """
+    cls = config_.CONTROLLERS.of(name)
+    takes = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if set(numbers) != takes:
+        raise ConfigError(
+            f"imagination.controller: {sorted(numbers)!r} do not fit; {name!r} takes exactly {', '.join(sorted(takes))}"
+        )
+    made: ControllerConfig = cls(
+        **{  # type: ignore[assignment]
+            number: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+            for number, value in numbers.items()
+        }
+    )
+    return made
+
 
 __all__ = [
     "CONTROLLERS",
@@ -44,8 +112,10 @@ __all__ = [
     "View",
     "check_controller",
     "controller_of",
+    "controller_settings",
     "make_controller",
     "penalised",
+    "register",
 ]
 
 
@@ -62,17 +132,17 @@ def make_controller(name: str, numbers: Mapping[str, Array | float], measure: st
 
     """
     if name not in CONTROLLERS:
-        raise ConfigError(f"imagination.controller: {name!r} is not known; it must be one of {', '.join(CONTROLLERS)}")
+        raise ConfigError(f"imagination.controller.kind: {name!r} is not known; it must be one of {', '.join(CONTROLLERS)}")
     parameters = set(inspect.signature(CONTROLLERS[name]).parameters)
     takes = parameters - {"measure"}
     if set(numbers) != takes:
         raise ConfigError(
-            f"imagination.controller_settings: {sorted(numbers)!r} do not fit; {name!r} takes exactly {', '.join(sorted(takes))}"
+            f"imagination.controller: {sorted(numbers)!r} do not fit; {name!r} takes exactly {', '.join(sorted(takes))}"
         )
     for number, limits in getattr(CONTROLLERS[name], "limits", {}).items():
         if isinstance(numbers[number], int | float) and not limits.admit(numbers[number]):
             raise ConfigError(
-                f"imagination.controller_settings.{number}: {numbers[number]!r} is out of range for {name!r}; it must be {limits}"
+                f"imagination.controller.{number}: {numbers[number]!r} is out of range for {name!r}; it must be {limits}"
             )
     return CONTROLLERS[name](**numbers, **({"measure": measure} if "measure" in parameters else {}))
 
@@ -85,35 +155,37 @@ def controller_of(config: LanesConfig, controller: HorizonController | None = No
 
     """
     if controller is None:
-        controller = make_controller(config.controller, config.controller_settings, config.measure)
+        controller = make_controller(config.controller.kind, config.controller.numbers, config.measure)
     return penalised(controller, penalty=config.penalty, weight=config.penalty_weight, measure=config.measure)
 
 
 def check_controller(
-    controller: HorizonController, config: LanesConfig, ensemble: Ensemble, dynamics: Callable[..., Any] | None
+    controller: HorizonController, config: LanesConfig, spec: ModelSpec, dynamics: Callable[..., Any] | None
 ) -> None:
     """Refuse a controller that asks for what there is not, before anything compiles.
 
     Args:
       controller: to be used.
       config: the lanes' settings.
-      ensemble: the shape of the world model.
+      spec: of the world model.
       dynamics: the task's real ones, none if they are not known.
 
     Raises:
       ConfigError: naming the setting that does not give what it needs.
 
     """
-    members, kind, name = ensemble.sampling_members, ensemble.config.kind, config.controller
-    if controller.needs_members and members < 2:
-        raise ConfigError(f"model.members: {members!r} imagine, which does not fit; {name!r} goes by how members differ")
-    if controller.needs_variance and kind != "gaussian":
-        raise ConfigError(f"model.kind: {kind!r} does not fit; {name!r} goes by predicted variances, so it must be 'gaussian'")
-    if controller.needs_drawn and config.sampling in ("mean", "fused"):
+    name = config.controller.kind
+    if controller.needs_members and spec.members < 2:
+        raise ConfigError(f"model.members: {spec.members!r} imagine, which does not fit; {name!r} goes by how members differ")
+    if controller.needs_variance and not spec.has_variance:
+        raise ConfigError(
+            f"model.prediction: 'deterministic' does not fit; {name!r} goes by predicted variances, so it must be 'gaussian'"
+        )
+    if controller.needs_drawn and not spec.one_mover:
         raise ConfigError(
             f"imagination.sampling: {config.sampling!r} does not fit; {name!r} needs one member that moved the lane: "
             "'ts1', 'ts_infinity' or 'infoprop'"
         )
     if controller.needs_truth and dynamics is None:
-        raise ConfigError(f"environment.name: {ensemble.spec.name!r} does not fit; {name!r} needs known real dynamics")
-    jax.eval_shape(lambda: controller.init(config.lanes, ensemble))
+        raise ConfigError(f"environment.name: {spec.name!r} does not fit; {name!r} needs known real dynamics")
+    jax.eval_shape(lambda: controller.init(config.lanes, spec))

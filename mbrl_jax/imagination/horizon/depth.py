@@ -46,7 +46,7 @@ def schedule(*, start: Array | float, end: Array | float, first: Array | float, 
 
     """
     if isinstance(start, int | float) and isinstance(end, int | float) and not end > start:
-        raise ConfigError(f"imagination.controller_settings.end: {end!r} does not fit; it must be above start ({start!r})")
+        raise ConfigError(f"imagination.controller.end: {end!r} does not fit; it must be above start ({start!r})")
 
     def step(state: tuple[()], view: View) -> tuple[tuple[()], Decision]:
         share = (view.time.astype(view.reward.dtype) - start) / (end - start)

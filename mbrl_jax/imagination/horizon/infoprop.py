@@ -1,16 +1,24 @@
 """Infoprop: a rollout ends when it has lost too much information (Frauenknecht et al. 2025, arXiv:2501.16918)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax import replay
 from mbrl_jax.config import Limits
 from mbrl_jax.imagination.disagreement import information_loss, quantile_of_valid
-from mbrl_jax.imagination.horizon.protocol import Decision, HorizonController, View, limits, predictions, since_root, stop_where
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.imagination.horizon.protocol import (
+    Decision,
+    HorizonController,
+    View,
+    limits,
+    predictions,
+    predictions_at,
+    since_root,
+    stop_where,
+)
+from mbrl_jax.model.protocol import ModelSpec, WorldModel
+from mbrl_jax.replay import Rows
 
 
 class State(NamedTuple):
@@ -35,13 +43,12 @@ def infoprop(*, high: Array | float, low: Array | float, length: Array | float, 
 
     """
 
-    def init(lanes: int, ensemble: Ensemble) -> State:
-        targets = ensemble.targets
+    def init(lanes: int, spec: ModelSpec) -> State:
+        targets = spec.targets
         return State(jnp.zeros((lanes, targets)), jnp.full(targets, jnp.inf), jnp.full(targets, jnp.inf))
 
-    def calibrate(state: State, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> State:
-        real = replay.unpack(rows, ensemble.spec.action_size)
-        loss = information_loss(ens.predict_all(ensemble, members, real.observation, real.action), resolution)
+    def calibrate(state: State, world: WorldModel, params: Any, rows: Rows, valid: Array) -> State:
+        loss = information_loss(predictions_at(world, params, rows), resolution)
         step_limit = quantile_of_valid(loss, valid, high)
         return state._replace(step_limit=step_limit, rollout_limit=length * quantile_of_valid(loss, valid, low))
 

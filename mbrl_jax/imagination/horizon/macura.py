@@ -8,7 +8,7 @@ from jax import Array
 from mbrl_jax.config import Limits
 from mbrl_jax.imagination.disagreement import gjs, quantile_of_valid
 from mbrl_jax.imagination.horizon.protocol import Decision, HorizonController, View, limits, predictions, uncalibrated
-from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.model.protocol import ModelSpec
 
 ROOTS_PER_LANE = 4  # of how many roots the percentile is taken
 
@@ -36,7 +36,7 @@ def macura(*, scale: Array | float, percentile: Array | float, memory: Array | f
 
     """
 
-    def init(lanes: int, ensemble: Ensemble) -> State:
+    def init(lanes: int, spec: ModelSpec) -> State:
         return State(jnp.zeros(ROOTS_PER_LANE * lanes), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
     def step(state: State, view: View) -> tuple[State, Decision]:

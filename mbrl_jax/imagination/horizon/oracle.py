@@ -1,11 +1,14 @@
 """The oracle: stops by the true error of what is imagined. An upper bound for research, never a method."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax.config import Limits
 from mbrl_jax.imagination.horizon.protocol import Decision, HorizonController, View, limits, stop_where
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.model.protocol import ModelSpec, WorldModel
+from mbrl_jax.replay import Rows
 
 
 @limits(mark=Limits(minimum=0))
@@ -18,11 +21,11 @@ def oracle(*, mark: Array | float) -> HorizonController:
 
     """
 
-    def init(lanes: int, ensemble: Ensemble) -> Array:
-        return jnp.ones(ensemble.spec.observation_size)
+    def init(lanes: int, spec: ModelSpec) -> Array:
+        return jnp.ones(spec.feature_size)
 
-    def calibrate(scale: Array, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> Array:
-        return members.normaliser.target_scale[: ensemble.spec.observation_size]
+    def calibrate(scale: Array, world: WorldModel, params: Any, rows: Rows, valid: Array) -> Array:
+        return world.scale(params)
 
     def step(scale: Array, view: View) -> tuple[Array, Decision]:
         assert view.truth is not None, "asked for by needs_truth"

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax.config import Limits
-from mbrl_jax.model.ensemble import Ensemble, Members, Prediction
+from mbrl_jax.config import ConfigError, Limits
+from mbrl_jax.model.protocol import ModelSpec, Prediction, WorldModel
+from mbrl_jax.replay import Rows
 
 Make = TypeVar("Make", bound=Callable[..., "HorizonController"])
 
@@ -43,9 +45,9 @@ class HorizonController(NamedTuple):
     """A rule for the length of imagined rollouts.
 
     Attributes:
-      init: ``(lanes, ensemble) -> state``; any pytree of arrays.
-      calibrate: ``(state, ensemble, members, rows [N, 2 D + 5], valid [N] bool) -> state``, called after every fit of the model
-        with the packed real rows, those that hold data marked.
+      init: ``(lanes, ModelSpec) -> state``; any pytree of arrays.
+      calibrate: ``(state, world, params, rows [N], valid [N] bool) -> state``, called after every fit of the world model with the
+        real rows, those that hold data marked.
       step: ``(state, View) -> (state, Decision)``.
       needs_members: whether ``view.everyone`` must be there; asking costs a forward pass of every member on every lane.
       needs_variance: whether the members must predict variances.
@@ -54,8 +56,8 @@ class HorizonController(NamedTuple):
 
     """
 
-    init: Callable[[int, Ensemble], Any]
-    calibrate: Callable[[Any, Ensemble, Members, Array, Array], Any]
+    init: Callable[[int, ModelSpec], Any]
+    calibrate: Callable[[Any, WorldModel, Any, Rows, Array], Any]
     step: Callable[[Any, View], tuple[Any, Decision]]
     needs_members: bool = False
     needs_variance: bool = False
@@ -73,12 +75,12 @@ def limits(**numbers: Limits) -> Callable[[Make], Make]:
     return mark
 
 
-def nothing(lanes: int, ensemble: Ensemble) -> tuple[()]:
+def nothing(lanes: int, spec: ModelSpec) -> tuple[()]:
     """The state of a controller that remembers nothing."""
     return ()
 
 
-def uncalibrated(state: Any, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> Any:
+def uncalibrated(state: Any, world: WorldModel, params: Any, rows: Rows, valid: Array) -> Any:
     """The state as it is, for controllers that do not look at the fitted model."""
     return state
 
@@ -97,6 +99,19 @@ def since_root(view: View, used: Array, now: Array) -> Array:
     """[K, ...] the sum of ``now`` [K, ...] along each rollout, ``used`` [K, ...] being that of the steps before."""
     begins = (view.depth == 0).reshape((-1,) + (1,) * (now.ndim - 1))
     return jnp.where(begins, 0.0, used) + now
+
+
+def predictions_at(world: WorldModel, params: Any, rows: Rows) -> Prediction:
+    """Every member's prediction [M, N, ...] at real rows [N], for a controller that goes by them."""
+    if world.belief is None:
+        raise ConfigError(
+            f"imagination.controller: it goes by predictions at real states, and features of the model of {world.spec.name!r} do "
+            "not tell where a rollout stands; name another controller"
+        )
+    asked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (world.spec.members, *leaf.shape)), rows)
+    said = world.expect(params, world.belief(asked.observation), asked.action).everyone
+    assert said is not None, "expect tells what every member says"
+    return said
 
 
 def predictions(view: View) -> Prediction:

@@ -18,7 +18,7 @@ from mbrl_jax.imagination.horizon.protocol import (
     stop_where,
     uncalibrated,
 )
-from mbrl_jax.model.ensemble import Ensemble
+from mbrl_jax.model.protocol import ModelSpec
 
 MODELS = 3
 
@@ -44,10 +44,10 @@ def three_model(*, low: Array | float, high: Array | float, first: Array | float
 
     """
 
-    def init(lanes: int, ensemble: Ensemble) -> State:
-        if ensemble.sampling_members < MODELS:
+    def init(lanes: int, spec: ModelSpec) -> State:
+        if spec.members < MODELS:
             raise ConfigError(
-                f"model.members: {ensemble.sampling_members!r} imagine, which does not fit; 'three_model' asks the first {MODELS}"
+                f"model.members: {spec.members!r} imagine, which does not fit; 'three_model' asks the first {MODELS}"
             )
         return State(jnp.asarray(first, jnp.zeros(()).dtype), jnp.full((), -1, jnp.int32), jnp.zeros(()), jnp.zeros(()))
 

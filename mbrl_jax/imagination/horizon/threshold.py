@@ -1,9 +1,10 @@
 """Rollouts that end where the members disagree by more than a mark, at one step or summed over the rollout."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax import replay
 from mbrl_jax.config import Limits
 from mbrl_jax.imagination.disagreement import GAUSSIAN_MEASURES, MEASURES, quantile_of_valid
 from mbrl_jax.imagination.horizon.protocol import (
@@ -13,12 +14,13 @@ from mbrl_jax.imagination.horizon.protocol import (
     limits,
     nothing,
     predictions,
+    predictions_at,
     since_root,
     stop_where,
     uncalibrated,
 )
-from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model.ensemble import Ensemble, Members
+from mbrl_jax.model.protocol import ModelSpec, WorldModel
+from mbrl_jax.replay import Rows
 
 
 @limits(mark=Limits(minimum=0))
@@ -48,14 +50,12 @@ def threshold_quantile(*, quantile: Array | float, measure: str = "std") -> Hori
 
     """
 
-    def init(lanes: int, ensemble: Ensemble) -> Array:
+    def init(lanes: int, spec: ModelSpec) -> Array:
         return jnp.full((), jnp.inf)
 
-    def calibrate(mark: Array, ensemble: Ensemble, members: Members, rows: Array, valid: Array) -> Array:
-        real = replay.unpack(rows, ensemble.spec.action_size)
-        member = jnp.arange(rows.shape[0], dtype=jnp.int32) % ensemble.sampling_members
-        everyone = ens.predict_all(ensemble, members, real.observation, real.action)
-        return quantile_of_valid(MEASURES[measure](everyone, member), valid, quantile)
+    def calibrate(mark: Array, world: WorldModel, params: Any, rows: Rows, valid: Array) -> Array:
+        member = jnp.arange(rows.reward.shape[0], dtype=jnp.int32) % world.spec.members
+        return quantile_of_valid(MEASURES[measure](predictions_at(world, params, rows), member), valid, quantile)
 
     def step(mark: Array, view: View) -> tuple[Array, Decision]:
         return mark, stop_where(MEASURES[measure](predictions(view), view.member) > mark, view)
@@ -73,7 +73,7 @@ def accumulated(*, budget: Array | float, measure: str = "std") -> HorizonContro
 
     """
 
-    def init(lanes: int, ensemble: Ensemble) -> Array:
+    def init(lanes: int, spec: ModelSpec) -> Array:
         return jnp.zeros(lanes)
 
     def step(used: Array, view: View) -> tuple[Array, Decision]:

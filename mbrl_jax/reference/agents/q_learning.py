@@ -24,6 +24,8 @@ class Learner:
     """The networks and their optimiser, changed in place by :func:`update`."""
 
     def __init__(self, online: QFunction, config: "QLearningConfig") -> None:
+        if config.gradient_clip is not None:
+            raise ValueError(f"agent.gradient_clip: {config.gradient_clip!r} does not fit; the reference does not clip gradients")
         self.online = online
         self.target = copy.deepcopy(online).requires_grad_(False)
         self.parameters = list(online.parameters())

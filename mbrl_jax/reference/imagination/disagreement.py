@@ -26,7 +26,9 @@ def variances(everyone: Prediction) -> Tensor:
 
     """
     if everyone.log_variance is None:
-        raise ValueError("model.kind: 'deterministic' predicts no variances, which are asked for here; it must be 'gaussian'")
+        raise ValueError(
+            "model.prediction: 'deterministic' predicts no variances, which are asked for here; it must be 'gaussian'"
+        )
     return everyone.log_variance.exp()
 
 

@@ -79,9 +79,10 @@ def controller_of(config: "LanesConfig") -> Controller:
       ValueError: a name or a number does not fit, or a drawn member is asked for where none is drawn.
 
     """
-    controller = make_controller(config.controller, config.controller_settings, config.measure)
-    measured = config.controller in MEASURED or config.penalty == "disagreement"
-    asks = config.controller if config.controller == "m2ac" else config.measure
+    name = config.controller.kind
+    controller = make_controller(name, config.controller.numbers, config.measure)
+    measured = name in MEASURED or config.penalty == "disagreement"
+    asks = name if name == "m2ac" else config.measure
     if config.sampling in UNDRAWN and (asks == "m2ac" or (measured and asks == "one_vs_rest")):
         raise ValueError(
             f"imagination.sampling: {config.sampling!r} draws no member, which {asks!r} compares with the rest; "

@@ -106,7 +106,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.task = task
         self.scaled_by_task = config.input_scale == "task"
-        self.gaussian = config.kind == "gaussian"
+        self.gaussian = config.prediction == "gaussian"
         self.learned_reward = config.reward == "learned"
         self.learned_termination = config.termination == "learned"
         self.targets = task.observation_size + self.learned_reward

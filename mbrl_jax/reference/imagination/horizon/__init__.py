@@ -64,4 +64,4 @@ def make_controller(name: str, settings: Mapping[str, float], measure: str = "st
     try:
         return CONTROLLERS[name](**settings, **chosen)
     except TypeError as error:
-        raise ValueError(f"imagination.controller_settings: {dict(settings)!r} does not fit {name!r}: {error}") from error
+        raise ValueError(f"imagination.controller: {dict(settings)!r} does not fit {name!r}: {error}") from error

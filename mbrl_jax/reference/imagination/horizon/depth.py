@@ -22,7 +22,7 @@ class Schedule(Stateless):
 
     def __init__(self, *, start: float, end: float, first: float, last: float) -> None:
         if start == end:
-            raise ValueError(f"imagination.controller_settings: start and end must differ, not both be {start}")
+            raise ValueError(f"imagination.controller: start and end must differ, not both be {start}")
         self.start, self.end, self.first, self.last = start, end, first, last
 
     def length(self, time: Tensor) -> Tensor:

@@ -109,4 +109,4 @@ def require(holds: bool, name: str, value: float, right: str) -> None:
 
     """
     if not holds:
-        raise ValueError(f"imagination.controller_settings.{name}: {value!r} does not fit; it must be {right}")
+        raise ValueError(f"imagination.controller.{name}: {value!r} does not fit; it must be {right}")

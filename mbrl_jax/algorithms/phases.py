@@ -1,0 +1,220 @@
+"""The phases that training loops share, each a pure function over a loop's state.
+
+A state is a NamedTuple with, as far as a phase needs them, ``time``, ``key``, ``episode`` and ``real``; with a model ``model``,
+with lanes ``lanes``, with an agent ``agent``, and with a choice among its policies ``chosen``.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mbrl_jax import draws as draws_
+from mbrl_jax.agents.protocol import Agent, Policy
+from mbrl_jax.algorithms import selection, training
+from mbrl_jax.algorithms.selection import Snapshot
+from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, stream
+from mbrl_jax.config import ImaginingConfig, RunConfig, holdout_stride
+from mbrl_jax.environments import Environment, EnvironmentState, draw_collection, from_pool
+from mbrl_jax.environments import collect as collect_transitions
+from mbrl_jax.evaluation import play, play_with_memory
+from mbrl_jax.imagination import diagnosis
+from mbrl_jax.imagination import lanes as lanes_
+from mbrl_jax.imagination.diagnosis import Diagnosis
+from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
+from mbrl_jax.model.protocol import FitLog, WorldModel
+from mbrl_jax.model.worlds import make_world
+from mbrl_jax.networks import Params
+from mbrl_jax.replay import Replay, ReplayState
+
+
+class Imagination(NamedTuple):
+    """What imagines: made once of a configuration's numbers in each function of a loop."""
+
+    world: WorldModel
+    judge: WorldModel  # the same world, in which a rollout stays with its member; it scores policies
+    controller: HorizonController
+
+
+def imagination_of(
+    hyper: ImaginingConfig, task: Environment, replay: Replay, controller: HorizonController | None
+) -> Imagination:
+    """The world and the horizon controller that ``hyper`` names, or ``controller`` in its place.
+
+    Raises:
+      ConfigError: they do not fit together.
+
+    """
+    make = partial(make_world, hyper.model, task, replay, first_rows=hyper.random_transitions, stride=holdout_stride(hyper))
+    world = make(by=hyper.imagination.sampling)
+    horizon = controller_of(hyper.imagination, controller)
+    check_controller(horizon, hyper.imagination, world.spec, task.dynamics)
+    return Imagination(world, make(by="ts_infinity"), horizon)
+
+
+# ------------------------------------------------------------------------------------------------ in the real environment
+
+
+def collect(
+    task: Environment, replay: Replay, key: Array, transitions: int, noise: Array | float = 0.0
+) -> tuple[EnvironmentState, ReplayState, Array]:
+    """Fill a new replay with random transitions, measured with ``noise`` as in :func:`mbrl_jax.algorithms.training.noisy`.
+
+    Returns:
+      The episode in progress, the replay, and the returns as :func:`mbrl_jax.environments.collect` gives them.
+
+    """
+    drawn = draw_collection(task, stream(key, Stream.COLLECTION), transitions)
+    state, collected, returns = collect_transitions(task, drawn)
+    if isinstance(noise, Array) or noise != 0:
+        key1, key2 = jax.random.split(stream(key, Stream.OBSERVATION_NOISE))
+        before, after = (draws_.normal(each, collected.observation.shape) for each in (key1, key2))
+        collected = training.noisy(collected, noise, task.spec.observation_scale, before, after)
+    return state, replay.write(replay.init(), training.real_rows(collected)), returns
+
+
+def act(
+    task: Environment,
+    agent: Agent,
+    replay: Replay,
+    episode: EnvironmentState,
+    real: ReplayState,
+    params: Params,
+    exploration: Array | float,
+    drawn: BehaviourDraws,
+    pool: EnvironmentState,
+) -> tuple[EnvironmentState, ReplayState]:
+    """Take one real step by the agent's policy, and store it; an episode that ends goes on from the pool of resets."""
+    action = agent.act(params, episode.observation, exploration, drawn.explore, drawn.action)
+    episode, transition = task.step(episode, action, from_pool(pool, drawn.reset))
+    return episode, replay.write(real, training.real_rows(transition))
+
+
+def curve_return(config: RunConfig, task: Environment, mode: Any, params: Params, key: Array, time: Array) -> Array:
+    """[] mean return of the learning curve's greedy episodes, which are drawn apart from everything that is learned from."""
+    starts = task.draw_resets(stream(key, Stream.CURVE, time), (config.evaluation.curve_episodes,))
+    return jnp.mean(play(task, partial(mode, params), starts))
+
+
+def final_starts(config: RunConfig, task: Environment, key: Array) -> EnvironmentState:
+    """[episodes] where the episodes begin that judge a final policy."""
+    return task.draw_resets(stream(key, Stream.FINAL_EVALUATION), (config.evaluation.episodes,))
+
+
+def finish(
+    config: RunConfig, task: Environment, agent: Agent, state: Any, *, chosen: Snapshot | None = None, model: Any = None
+) -> Outcome:
+    """Play the last policy and, if there is one, the chosen policy, from the same starts."""
+    starts = final_starts(config, task, state.key)
+
+    def returns_of(params: Params) -> Array:
+        return play(task, partial(agent.mode, params), starts)
+
+    last, frozen, updates = agent.judged(state.agent), state.agent.frozen, state.agent.updates
+    best = None if chosen is None else chosen.params
+    returns_chosen = None if best is None else returns_of(best)
+    return Outcome(last, best, returns_of(last), returns_chosen, frozen, updates, model)
+
+
+def play_policy(task: Environment, policy: Policy, params: Params, starts: EnvironmentState, key: Array) -> Array:
+    """[n] returns of real episodes from the starts [n] by a policy with a memory."""
+    begin = policy.begin(params, key, starts.observation.shape[0])
+    return play_with_memory(task, partial(policy.act, params), begin, starts)
+
+
+# ------------------------------------------------------------------------------------------------------------- the model
+
+
+def fit(world: WorldModel, state: Any) -> tuple[Any, FitLog]:
+    """Fit the model for the first time."""
+    model, log = world.fit(state.model, state.real, stream(state.key, Stream.FIT))
+    return state._replace(model=model), log
+
+
+def refit(world: WorldModel, state: Any) -> tuple[Any, FitLog]:
+    """Fit the model again, to all real transitions so far."""
+    model, log = world.refit(state.model, state.real, stream(state.key, Stream.REFIT, state.time))
+    return state._replace(model=model), log
+
+
+def calibrate(imagination: Imagination, replay: Replay, state: Any) -> Any:
+    """Let the horizon controller see the model that has just been fitted."""
+    world, params = imagination.world, imagination.world.acting(state.model)
+    return state._replace(lanes=lanes_.calibrated(state.lanes, imagination.controller, world, params, replay, state.real))
+
+
+def choose(config: ImaginingConfig, judge: WorldModel, agent: Agent, state: Any, *, anew: bool) -> tuple[Any, Array, Array]:
+    """Keep the better of the chosen snapshot and the present policy, as imagination scores them.
+
+    Returns:
+      The state, the present policy's score [], and whether it is the one chosen [].
+
+    """
+    chosen, score, is_chosen = selection.choose(
+        config.selection,
+        judge,
+        judge.acting(state.model),
+        agent.mode,
+        agent.judged(state.agent),
+        state.chosen,
+        state.real,
+        stream(state.key, Stream.SELECTION, state.time),
+        anew=anew,
+    )
+    return state._replace(chosen=chosen), score, is_chosen
+
+
+class RoundEnd(NamedTuple):
+    """What the end of a round tells."""
+
+    curve_return: Array  # []
+    score: Array | None  # [], none where no policy is chosen
+    chosen_score: Array | None  # []
+    is_chosen: Array | None  # [] bool
+    refit: FitLog | None
+
+
+def end_of_round(
+    config: ImaginingConfig, task: Environment, replay: Replay, imagination: Imagination, agent: Agent, state: Any
+) -> tuple[Any, RoundEnd]:
+    """Refit the model where the agent has acted, choose among policies in imagination, and draw a point of the learning curve."""
+    log, interactive, now = None, config.protocol == "interactive", state
+    if interactive:
+        now, log = refit(imagination.world, now)
+        now = calibrate(imagination, replay, now)
+    score = chosen_score = is_chosen = None
+    if config.selection.choose:
+        now, score, is_chosen = choose(config, imagination.judge, agent, now, anew=interactive)
+        chosen_score = now.chosen.score
+    curve = curve_return(config, task, agent.mode, agent.judged(now.agent), now.key, now.time)
+    return now, RoundEnd(curve, score, chosen_score, is_chosen, log)
+
+
+def diagnose(
+    hyper: ImaginingConfig, task: Environment, imagination: Imagination, agent: Agent, exploration: Array | float, state: Any
+) -> Diagnosis:
+    """How wrong the model is along the rollouts that would come next, and over the state space."""
+    acting = agent.acting(state.agent)
+
+    def policy(features: Array, explore: Array, random_action: Array) -> Array:
+        return agent.act(acting, features, exploration, explore, random_action)
+
+    return diagnosis.diagnose(
+        hyper.imagination,
+        task,
+        imagination.world,
+        imagination.controller,
+        state.lanes,
+        imagination.world.acting(state.model),
+        policy,
+        state.real,
+        state.time,
+        stream(state.key, Stream.DIAGNOSIS),
+    )
+
+
+def first_snapshot(config: ImaginingConfig, params: Params) -> Snapshot | None:
+    """What is chosen before anything has been scored, none where no policy is chosen."""
+    return Snapshot(params, jnp.full((), -jnp.inf)) if config.selection.choose else None

@@ -1,0 +1,52 @@
+"""Environments: tasks as pure functions, by name or of one's own."""
+
+from mbrl_jax.environments import gymnax  # noqa: F401, it registers its tasks
+from mbrl_jax.environments.collection import (
+    CollectionDraws,
+    collect,
+    draw_actions,
+    draw_collection,
+    draw_pool,
+    from_pool,
+)
+from mbrl_jax.environments.protocol import (
+    Environment,
+    EnvironmentSpec,
+    EnvironmentState,
+    Transition,
+    check_environment,
+    in_units,
+    restart,
+)
+from mbrl_jax.environments.registry import (
+    TaskView,
+    environment_of,
+    make_environment,
+    register,
+    registered,
+    success_marks,
+    view_of,
+)
+
+__all__ = [
+    "CollectionDraws",
+    "Environment",
+    "EnvironmentSpec",
+    "EnvironmentState",
+    "TaskView",
+    "Transition",
+    "check_environment",
+    "collect",
+    "draw_actions",
+    "draw_collection",
+    "draw_pool",
+    "environment_of",
+    "from_pool",
+    "in_units",
+    "make_environment",
+    "register",
+    "registered",
+    "restart",
+    "success_marks",
+    "view_of",
+]
