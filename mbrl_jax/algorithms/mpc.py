@@ -19,10 +19,9 @@ from mbrl_jax.agents.protocol import Agent, Policy
 from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner, q_agent
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.training import Outcome, Stream, Train, stream
-from mbrl_jax.config import ConfigError, MPCConfig, check, holdout_stride
+from mbrl_jax.config import ConfigError, MPCConfig, check
 from mbrl_jax.environments import Environment, EnvironmentState, draw_pool, environment_of, from_pool
-from mbrl_jax.model.protocol import FitLog
-from mbrl_jax.model.worlds import make_world
+from mbrl_jax.model.protocol import FitLog, belief_at
 from mbrl_jax.networks import Params, all_finite
 from mbrl_jax.planning.planners import Plan, PlanDraws, PlanLog, Planner, sequences
 from mbrl_jax.planning.rollouts import Value
@@ -85,11 +84,7 @@ def policy_params(model: Any, agent: QState | None) -> Params:
 
 def planner_of(config: MPCConfig, task: Environment) -> Planner:
     """The planner of a run in its learned world."""
-    real = make_replay(task.spec, config.real_transitions)
-    world = make_world(
-        config.model, task, real, first_rows=config.random_transitions, stride=holdout_stride(config), by="ts_infinity"
-    )
-    return Planner(config.planning, task.spec, world)
+    return Planner(config.planning, task.spec, phases.world_of(config, task))
 
 
 def policy_of(config: MPCConfig, task: Environment) -> Policy:
@@ -156,8 +151,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
         planner, agent = planner_of(hyper, task), agent_of(hyper)
         world = planner.world
         model = world.acting(state.model)
-        assert world.belief is not None, "_check_task refuses worlds that cannot be planned in from an observation"
-        at = world.belief
+        at = belief_at(world, "a planner")
 
         def step(carry: Any, draws: Draws) -> tuple[Any, tuple[PlanLog, UpdateLog | None]]:
             time, episode, real, plan, learner = carry

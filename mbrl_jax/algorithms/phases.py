@@ -27,7 +27,7 @@ from mbrl_jax.imagination.horizon import HorizonController, check_controller, co
 from mbrl_jax.model.protocol import FitLog, WorldModel
 from mbrl_jax.model.worlds import make_world
 from mbrl_jax.networks import Params
-from mbrl_jax.replay import Replay, ReplayState
+from mbrl_jax.replay import Replay, ReplayState, make_replay
 
 
 class Imagination(NamedTuple):
@@ -52,6 +52,13 @@ def imagination_of(
     horizon = controller_of(hyper.imagination, controller)
     check_controller(horizon, hyper.imagination, world.spec, task.dynamics)
     return Imagination(world, make(by="ts_infinity"), horizon)
+
+
+def world_of(config: Any, task: Environment) -> WorldModel:
+    """The world model of a run, in which a rollout stays with its member."""
+    real = make_replay(task.spec, config.real_transitions)
+    stride = holdout_stride(config)
+    return make_world(config.model, task, real, first_rows=config.random_transitions, stride=stride, by="ts_infinity")
 
 
 # ------------------------------------------------------------------------------------------------ in the real environment

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+from mbrl_jax.algorithms.phases import world_of
 from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import (
     DynaQConfig,
@@ -14,12 +15,10 @@ from mbrl_jax.config import (
     ModelFreeQConfig,
     MPCConfig,
     RunConfig,
-    holdout_stride,
 )
 from mbrl_jax.environments import Environment
-from mbrl_jax.model.protocol import WorldModel
-from mbrl_jax.model.worlds import make_world
-from mbrl_jax.replay import make_replay
+
+__all__ = ["ALGORITHMS", "TD", "Algorithm", "algorithm_of", "world_of"]
 
 
 class Algorithm(NamedTuple):
@@ -56,10 +55,3 @@ ALGORITHMS: dict[type[RunConfig], Algorithm] = {
 def algorithm_of(config: RunConfig) -> Algorithm:
     """The algorithm that ``config`` configures."""
     return ALGORITHMS[type(config)]
-
-
-def world_of(config: Any, task: Environment) -> WorldModel:
-    """The world model of a run, in which a rollout stays with its member."""
-    real = make_replay(task.spec, config.real_transitions)
-    stride = holdout_stride(config)
-    return make_world(config.model, task, real, first_rows=config.random_transitions, stride=stride, by="ts_infinity")

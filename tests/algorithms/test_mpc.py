@@ -10,7 +10,7 @@ import pytest
 from algorithms import worlds
 from ensembles import rows_of
 
-from mbrl_jax.algorithms import mpc
+from mbrl_jax.algorithms import mpc, phases
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import (
@@ -257,3 +257,13 @@ def test_settings_that_cannot_work_are_refused(config, message):
 def test_planners_that_do_not_suit_the_task_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         mpc.make_train(config)
+
+
+def test_a_world_whose_features_do_not_tell_where_a_rollout_stands_cannot_be_planned_in(monkeypatch):
+    config = MPCConfig(protocol="interactive", random_transitions=60, steps=2, round_steps=2, metric_steps=2)
+    real_world = phases.world_of
+    monkeypatch.setattr(phases, "world_of", lambda *arguments: real_world(*arguments)._replace(belief=None))
+    train = mpc.make_train(config)
+    state, _ = jax.eval_shape(train.init, jax.random.key(0))
+    with pytest.raises(ConfigError, match="does not fit a planner, which needs features that tell where a rollout stands"):
+        jax.eval_shape(lambda state: train.advance(state, config), state)
