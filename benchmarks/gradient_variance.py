@@ -140,6 +140,8 @@ class Laboratory(NamedTuple):
     def real(self, s: Array, a: Array, drawn: None) -> tuple[Array, Array, Array]:
         """A step of the real dynamics."""
         assert self.task.dynamics is not None
+        assert self.task.reward is not None
+        assert self.task.terminated is not None
         after = self.task.dynamics(s, a)
         return after, self.task.reward(s, a, after), self.task.terminated(s, a, after)
 

@@ -46,10 +46,11 @@ class ModelConfig(WorldConfig):
     """A member's loss, by its registered name: the negative log-likelihood, for deterministic members the squared error."""
     learn_bounds: bool = static(False)
     """Whether the log-variance bounds (0.5 and -10) are learned."""
-    reward: Literal["known", "learned"] = static("known")
-    """Whether imagination takes the reward from the task's known function or from a head of the model."""
-    termination: Literal["known", "learned"] = static("known")
-    """Whether imagination takes termination from the task's known function or from a head of the model."""
+    reward: Literal["auto", "known", "learned"] = static("auto")
+    """Whether imagination takes the reward from the task's known function or from a head of the model; auto takes the function
+    where the task has one."""
+    termination: Literal["auto", "known", "learned"] = static("auto")
+    """The same of termination."""
     termination_weight: float = traced(100.0, minimum=0)
     """Weight of a learned termination's cross-entropy; beside the likelihood of precise Gaussian members 1 is lost, beside
     deterministic ones 1 will do."""

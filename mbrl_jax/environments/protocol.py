@@ -73,8 +73,9 @@ class Environment(NamedTuple):
       spec: sizes and limits.
       draw_resets: ``(key, shape) -> EnvironmentState``, freshly reset states with leading axes ``shape``.
       step: ``(state, action, fresh) -> (state, Transition)``; the state that comes back is ``fresh`` where the episode ended.
-      reward: ``(s [..., D], a [...], s' [..., D]) -> [...]``, the task's known reward.
-      terminated: ``(s [..., D], a [...], s' [..., D]) -> [...] bool``, the task's known termination, judged on s'.
+      reward: ``(s [..., D], a [...], s' [..., D]) -> [...]``, the task's known reward; none where it is no known function of
+        these, so that a world model learns it.
+      terminated: ``(s [..., D], a [...], s' [..., D]) -> [...] bool``, the task's known termination, judged on s'; none as above.
       dynamics: ``(s [..., D], a [...]) -> s' [..., D]``, the real dynamics, which can be differentiated if actions are
         continuous. To measure a model with and for an oracle that bounds what a horizon controller can reach; a method that
         asked it would no longer be one. None where an observation does not tell the state.
@@ -84,8 +85,8 @@ class Environment(NamedTuple):
     spec: EnvironmentSpec
     draw_resets: Callable[[Array, tuple[int, ...]], EnvironmentState]
     step: Callable[[EnvironmentState, Array, EnvironmentState], tuple[EnvironmentState, Transition]]
-    reward: Callable[[Array, Array, Array], Array]
-    terminated: Callable[[Array, Array, Array], Array]
+    reward: Callable[[Array, Array, Array], Array] | None = None
+    terminated: Callable[[Array, Array, Array], Array] | None = None
     dynamics: Callable[[Array, Array], Array] | None = None
 
 
@@ -170,8 +171,10 @@ def _check_functions(environment: "Environment") -> None:
     for field in ("terminated", "truncated"):
         require(f"{field} of step", getattr(transition, field), (), bool)
     require("elapsed of step", transition.elapsed, (), jnp.integer)
-    require("reward", jax.eval_shape(environment.reward, seen, actions, seen), (3,), jnp.floating)
-    require("terminated", jax.eval_shape(environment.terminated, seen, actions, seen), (3,), bool)
+    if environment.reward is not None:
+        require("reward", jax.eval_shape(environment.reward, seen, actions, seen), (3,), jnp.floating)
+    if environment.terminated is not None:
+        require("terminated", jax.eval_shape(environment.terminated, seen, actions, seen), (3,), bool)
     if environment.dynamics is not None:
         found = jax.eval_shape(environment.dynamics, seen, actions)
         require("dynamics", found, (3, spec.observation_size), jnp.floating)
@@ -202,12 +205,12 @@ def _flattened(environment: "Environment") -> "Environment":
         seen = {name: vector(getattr(transition, name)) for name in ("observation", "next_observation")}
         return after._replace(observation=vector(after.observation)), transition._replace(**seen)
 
-    dynamics = environment.dynamics
+    reward, terminated, dynamics = environment.reward, environment.terminated, environment.dynamics
     return Environment(
         spec,
         draw_resets,
         step,
-        lambda s, a, s2: environment.reward(shaped(s), a, shaped(s2)),
-        lambda s, a, s2: environment.terminated(shaped(s), a, shaped(s2)),
+        None if reward is None else lambda s, a, s2: reward(shaped(s), a, shaped(s2)),
+        None if terminated is None else lambda s, a, s2: terminated(shaped(s), a, shaped(s2)),
         None if dynamics is None else lambda s, a: vector(dynamics(shaped(s), a)),
     )

@@ -73,6 +73,8 @@ def diagnose(
     """
     if task.dynamics is None:
         raise ConfigError(f"environment.name: {task.spec.name!r} does not fit; a diagnosis needs known real dynamics")
+    if task.terminated is None:
+        raise ConfigError(f"environment.name: {task.spec.name!r} does not fit; a diagnosis needs a known termination function")
     rows = roll(config, task.spec, world, controller, state, params, act, real, time, key, task.dynamics)
     return Diagnosis(judge(task, world, params, rows), error_map(task, world, params))
 
@@ -115,8 +117,9 @@ def judge(task: Environment, world: WorldModel, params: Any, rows: Rows) -> ByDe
 
     A lane whose real twin has terminated has no compounded error until its next root.
     """
-    dynamics, scale = task.dynamics, world.scale(params)
+    dynamics, terminated, scale = task.dynamics, task.terminated, world.scale(params)
     assert dynamics is not None, "a diagnosis needs known real dynamics"
+    assert terminated is not None, "a diagnosis needs a known termination"
     everyone = predictions_at(world, params, rows)
     one_step = error(rows.next_observation, dynamics(rows.observation, rows.action), scale)
 
@@ -127,7 +130,7 @@ def judge(task: Environment, world: WorldModel, params: Any, rows: Rows) -> ByDe
         after = dynamics(twin, row.action)
         over = over & ~begins
         told = (error(row.next_observation, after, scale), ~over)
-        return (after, over | task.terminated(twin, row.action, after)), told
+        return (after, over | terminated(twin, row.action, after)), told
 
     start = (rows.observation[0], jnp.zeros(rows.reward.shape[1:], bool))
     _, (compounded, running) = jax.lax.scan(follow, start, rows)

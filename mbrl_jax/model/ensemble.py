@@ -69,25 +69,35 @@ class Ensemble(NamedTuple):
     Attributes:
       config: the model's settings.
       spec: the task's sizes.
-      reward: the task's known reward function, used unless the reward is learned.
-      terminated: the task's known termination function, used unless termination is learned.
+      reward: the task's known reward function, used unless the reward is learned; none where there is no such function.
+      terminated: the task's known termination function, used unless termination is learned; none where there is none.
 
     """
 
     config: ModelConfig
     spec: EnvironmentSpec
-    reward: Callable[[Array, Array, Array], Array]
-    terminated: Callable[[Array, Array, Array], Array]
+    reward: Callable[[Array, Array, Array], Array] | None
+    terminated: Callable[[Array, Array, Array], Array] | None
+
+    @property
+    def learns_reward(self) -> bool:
+        """Whether the reward is a head of the members."""
+        return self.config.reward == "learned" or (self.config.reward == "auto" and self.reward is None)
+
+    @property
+    def learns_termination(self) -> bool:
+        """Whether termination is a head of the members."""
+        return self.config.termination == "learned" or (self.config.termination == "auto" and self.terminated is None)
 
     @property
     def targets(self) -> int:
         """D', the regression targets: every axis of the state change, and the reward if it is learned."""
-        return self.spec.observation_size + (self.config.reward == "learned")
+        return self.spec.observation_size + self.learns_reward
 
     @property
     def network(self) -> MLP:
         """One member."""
-        outputs = self.targets * (2 if self.config.prediction == "gaussian" else 1) + (self.config.termination == "learned")
+        outputs = self.targets * (2 if self.config.prediction == "gaussian" else 1) + self.learns_termination
         return MLP(hidden=self.config.hidden, outputs=outputs, activation=self.config.activation)
 
     @property
@@ -157,7 +167,7 @@ def silence(ensemble: Ensemble, members: Members) -> Members:
     layer, so that a prediction costs what it did; of targets that vary, every prediction stays as it is.
     """
     still = members.normaliser.target_std == 0
-    termination = [jnp.zeros(1, bool)] if ensemble.config.termination == "learned" else []
+    termination = [jnp.zeros(1, bool)] if ensemble.learns_termination else []
     variance = [still] if ensemble.config.prediction == "gaussian" else []
     outputs = jnp.concatenate([still, *termination, *variance])
     name, layers = f"Dense_{len(ensemble.config.hidden)}", members.params["params"]
@@ -197,7 +207,7 @@ def split_outputs(ensemble: Ensemble, outputs: Array, bounds: Bounds) -> Predict
 
     ``bounds`` are those of one member [D'], or of every row's [B, D'].
     """
-    targets, learned = ensemble.targets, ensemble.config.termination == "learned"
+    targets, learned = ensemble.targets, ensemble.learns_termination
     log_variance = None
     if ensemble.config.prediction == "gaussian":
         by_row = Bounds(*(bound.reshape(-1, targets) for bound in bounds))
@@ -292,12 +302,14 @@ def decode(
     if ensemble.spec.observation_limits is not None:
         limits = jnp.asarray(ensemble.spec.observation_limits, next_observation.dtype).reshape(last)
         next_observation = jnp.clip(next_observation, -limits, limits)
-    if ensemble.config.reward == "learned":
+    if ensemble.learns_reward:
         reward = normaliser.target_mean[size] + normaliser.target_std[size] * prediction.mean[..., size]
     else:
+        assert ensemble.reward is not None, "make_world refuses a known reward that there is not"
         reward = ensemble.reward(observation, action, next_observation)
     if prediction.termination_logit is not None:
         terminated = prediction.termination_logit > 0
     else:
+        assert ensemble.terminated is not None, "make_world refuses a known termination that there is not"
         terminated = ensemble.terminated(observation, action, next_observation)
     return Decoded(next_observation, reward, terminated)

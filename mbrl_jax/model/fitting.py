@@ -125,7 +125,7 @@ def _prepare(ensemble: Ensemble, rows: Rows, size: Array | int, stride: int) -> 
     """Statistics of the training rows among the first ``size``, and all rows encoded with them."""
     count = rows.reward.shape[0]
     targets = rows.next_observation - rows.observation
-    if ensemble.config.reward == "learned":
+    if ensemble.learns_reward:
         targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)
     number = jnp.arange(count, dtype=jnp.int32)
     is_holdout = number % stride == stride - 1

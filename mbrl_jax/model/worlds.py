@@ -74,6 +74,12 @@ def make_world(
 
 def _make_ensemble(config: ModelConfig, task: Environment, data: Learns, by: str) -> WorldModel:
     losses.check_loss(config)
+    for name, function in (("reward", task.reward), ("termination", task.terminated)):
+        if getattr(config, name) == "known" and function is None:
+            raise ConfigError(
+                f"model.{name}: 'known' does not fit; {task.spec.name} has no known {name} function, so it must be 'learned' or "
+                "'auto'"
+            )
     ensemble = Ensemble(config, task.spec, task.reward, task.terminated)
     return world_of(ensemble, data.real, first_rows=data.first_rows, stride=data.stride, by=by)
 
@@ -105,7 +111,7 @@ def world_of(ensemble: Ensemble, real: Replay, *, first_rows: int, stride: int, 
             members=ensemble.sampling_members,
             targets=ensemble.targets,
             has_variance=ensemble.config.prediction == "gaussian",
-            reward_known=ensemble.config.reward == "known",
+            reward_known=not ensemble.learns_reward,
             one_mover=by not in sampling.UNDIVIDED,
         ),
         init=partial(fitting.init, ensemble),

@@ -79,7 +79,7 @@ def standard(ensemble, normaliser, real):
     """Network inputs and normalised targets of rows."""
     rows = jax.tree.map(jnp.asarray, real)
     change = np.asarray(rows.next_observation) - np.asarray(rows.observation)
-    if ensemble.config.reward == "learned":
+    if ensemble.learns_reward:
         change = np.concatenate([change, np.asarray(rows.reward)[:, None]], axis=1)
     targets = (change - normaliser.target_mean) / normaliser.target_std
     return ens.encode(ensemble, jax.tree.map(jnp.asarray, normaliser), rows.observation, rows.action), targets
