@@ -148,7 +148,7 @@ def make_train(
         state, log = phases.fit(imagination.world, state)
         return phases.calibrate(imagination, real_replay, state), log
 
-    def advance(state: State, hyper: DynaQConfig) -> tuple[State, Metrics]:
+    def learn(state: State, hyper: DynaQConfig, steps: int) -> tuple[State, tuple[UpdateLog, LaneLog]]:
         agent, imagination = agent_of(hyper), imagination_of(hyper)
         world, _, horizon = imagination
         model = Model(world, world.acting(state.model))
@@ -184,8 +184,12 @@ def make_train(
 
         drawing, key = partial(draw, config, task, world, agent), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.real, state.imagined, state.lanes, state.agent)
-        (time, episode, real, imagined, lanes, learner), logs = training.scan_round(step, carry, drawing, key, config.round_steps)
+        (time, episode, real, imagined, lanes, learner), logs = training.scan_round(step, carry, drawing, key, steps)
         state = state._replace(time=time, episode=episode, real=real, imagined=imagined, lanes=lanes, agent=learner)
+        return state, logs
+
+    def close(state: State, hyper: DynaQConfig, logs: tuple[UpdateLog, LaneLog]) -> tuple[State, Metrics]:
+        agent, imagination = agent_of(hyper), imagination_of(hyper)
         state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
         return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
@@ -200,4 +204,4 @@ def make_train(
     def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
         return phases.diagnose(hyper, task, imagination_of(hyper), agent_of(hyper), hyper.imagination.epsilon, state)
 
-    return training.assemble(config, init, fit, advance, finish, policies, AXES, diagnose)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose)

@@ -142,7 +142,7 @@ def make_train(
         state, log = phases.fit(imagination.world, state)
         return phases.calibrate(imagination, real_replay, state), log
 
-    def advance(state: State, hyper: ImaginedPGConfig) -> tuple[State, Metrics]:
+    def learn(state: State, hyper: ImaginedPGConfig, steps: int) -> tuple[State, tuple[PolicyGradientLog, LaneLog]]:
         agent, imagination = agent_of(hyper), imagination_of(hyper)
         learner, (world, _, horizon) = PolicyGradient(hyper.agent, task.spec), imagination
         model = world.acting(state.model)
@@ -182,8 +182,11 @@ def make_train(
 
         drawing, key = partial(draw, config, task, world), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.real, state.lanes, state.agent)
-        (time, episode, real, lanes, now), logs = training.scan_round(step, carry, drawing, key, config.round_steps)
-        state = state._replace(time=time, episode=episode, real=real, lanes=lanes, agent=now)
+        (time, episode, real, lanes, now), logs = training.scan_round(step, carry, drawing, key, steps)
+        return state._replace(time=time, episode=episode, real=real, lanes=lanes, agent=now), logs
+
+    def close(state: State, hyper: ImaginedPGConfig, logs: tuple[PolicyGradientLog, LaneLog]) -> tuple[State, Metrics]:
+        agent, imagination = agent_of(hyper), imagination_of(hyper)
         state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
         return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
@@ -198,4 +201,4 @@ def make_train(
     def diagnose(state: State, hyper: ImaginedPGConfig) -> Diagnosis:
         return phases.diagnose(hyper, task, imagination_of(hyper), agent_of(hyper), 0.0, state)
 
-    return training.assemble(config, init, fit, advance, finish, policies, AXES, diagnose)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose)

@@ -53,7 +53,6 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
     """
     check(config, ModelFreePGConfig)
     task = environment_of(config.environment, environment)
-    segments = config.round_steps // config.segment_steps
 
     def agent_of(hyper: ModelFreePGConfig) -> Agent:
         return make_agent(hyper.agent, task.spec)
@@ -66,9 +65,9 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
     def fit(state: State, hyper: ModelFreePGConfig) -> tuple[State, tuple[()]]:
         return state, ()
 
-    def advance(state: State, hyper: ModelFreePGConfig) -> tuple[State, Metrics]:
-        agent = agent_of(hyper)
-        draws, pool = training.draw_behaviour(task, stream(state.key, Stream.ROUND, state.time), config.round_steps)
+    def learn(state: State, hyper: ModelFreePGConfig, steps: int) -> tuple[State, PolicyGradientLog]:
+        agent, segments = agent_of(hyper), steps // config.segment_steps
+        draws, pool = training.draw_behaviour(task, stream(state.key, Stream.ROUND, state.time), steps)
 
         def one_segment(carry: Any, draws: BehaviourDraws) -> tuple[Any, PolicyGradientLog]:
             time, episode, learner = carry
@@ -88,10 +87,13 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
 
         draws = jax.tree.map(lambda leaf: leaf.reshape(segments, config.segment_steps, *leaf.shape[1:]), draws)
         (time, episode, learner), log = jax.lax.scan(one_segment, (state.time, state.episode, state.agent), draws)
-        state = State(time, state.key, episode, learner)
-        curve = phases.curve_return(config, task, agent.mode, agent.judged(learner), state.key, time)
+        return State(time, state.key, episode, learner), log
+
+    def close(state: State, hyper: ModelFreePGConfig, log: PolicyGradientLog) -> tuple[State, Metrics]:
+        agent = agent_of(hyper)
+        curve = phases.curve_return(config, task, agent.mode, agent.judged(state.agent), state.key, state.time)
         log = training.average_blocks(log, config.metric_steps // config.segment_steps)
-        return state, Metrics(log, curve, learner.frozen)
+        return state, Metrics(log, curve, state.agent.frozen)
 
     def finish(state: State, hyper: ModelFreePGConfig) -> Outcome:
         return phases.finish(config, task, agent_of(hyper), state)
@@ -99,4 +101,4 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
     def policies(state: State) -> tuple[Any, None]:
         return agent_of(config).judged(state.agent), None
 
-    return training.assemble(config, init, fit, advance, finish, policies, AXES)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES)

@@ -98,7 +98,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     def fit(state: State, hyper: ModelFreeQConfig) -> tuple[State, tuple[()]]:
         return state, ()
 
-    def advance(state: State, hyper: ModelFreeQConfig) -> tuple[State, Metrics]:
+    def learn(state: State, hyper: ModelFreeQConfig, steps: int) -> tuple[State, UpdateLog]:
         agent = agent_of(hyper)
 
         def step(carry: Any, draws: Draws) -> tuple[Any, Any]:
@@ -120,10 +120,13 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
 
         drawing, key = partial(draw, config, task, agent), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.real, state.agent)
-        (time, episode, real, learner), log = training.scan_round(step, carry, drawing, key, config.round_steps)
-        state = State(time, state.key, episode, real, learner)
-        curve = phases.curve_return(config, task, agent.mode, agent.judged(learner), state.key, time)
-        return state, Metrics(training.average_blocks(log, config.metric_steps), curve, learner.frozen)
+        (time, episode, real, learner), log = training.scan_round(step, carry, drawing, key, steps)
+        return State(time, state.key, episode, real, learner), log
+
+    def close(state: State, hyper: ModelFreeQConfig, log: UpdateLog) -> tuple[State, Metrics]:
+        agent = agent_of(hyper)
+        curve = phases.curve_return(config, task, agent.mode, agent.judged(state.agent), state.key, state.time)
+        return state, Metrics(training.average_blocks(log, config.metric_steps), curve, state.agent.frozen)
 
     def finish(state: State, hyper: ModelFreeQConfig) -> Outcome:
         return phases.finish(config, task, agent_of(hyper), state)
@@ -131,4 +134,4 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     def policies(state: State) -> tuple[Any, None]:
         return agent_of(config).judged(state.agent), None
 
-    return training.assemble(config, init, fit, advance, finish, policies, AXES)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES)

@@ -147,7 +147,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
     def fit(state: State, hyper: MPCConfig) -> tuple[State, FitLog]:
         return phases.fit(planner_of(hyper, task).world, state)
 
-    def advance(state: State, hyper: MPCConfig) -> tuple[State, Metrics]:
+    def learn(state: State, hyper: MPCConfig, steps: int) -> tuple[State, tuple[PlanLog, UpdateLog | None]]:
         planner, agent = planner_of(hyper, task), agent_of(hyper)
         world = planner.world
         model = world.acting(state.model)
@@ -180,12 +180,13 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
 
         drawing, key = partial(draw, config, task, planner), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.real, state.plan, state.agent)
-        (time, episode, real, plan, learner), logs = training.scan_round(step, carry, drawing, key, config.round_steps)
+        (time, episode, real, plan, learner), logs = training.scan_round(step, carry, drawing, key, steps)
+        return State(time, state.key, episode, real, state.model, plan, learner), logs
 
-        # the round's end: refit, evaluate
-        state, refit_log = phases.refit(world, State(time, state.key, episode, real, state.model, plan, learner))
-        starts = task.draw_resets(stream(state.key, Stream.CURVE, time), (config.evaluation.curve_episodes,))
-        curve = jnp.mean(returns_from(state, hyper, starts, stream(state.key, Stream.PLANNING, time)))
+    def close(state: State, hyper: MPCConfig, logs: tuple[PlanLog, UpdateLog | None]) -> tuple[State, Metrics]:
+        state, refit_log = phases.refit(planner_of(hyper, task).world, state)
+        starts = task.draw_resets(stream(state.key, Stream.CURVE, state.time), (config.evaluation.curve_episodes,))
+        curve = jnp.mean(returns_from(state, hyper, starts, stream(state.key, Stream.PLANNING, state.time)))
         plan_log, update_log = training.average_blocks(logs, config.metric_steps)
         return state, Metrics(plan_log, update_log, curve, refit_log, frozen(state))
 
@@ -209,7 +210,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
     def policies(state: State) -> tuple[Params, None]:
         return policy_params(planner_of(config, task).world.acting(state.model), state.agent), None
 
-    return training.assemble(config, init, fit, advance, finish, policies, AXES)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES)
 
 
 def _check_task(config: MPCConfig, task: Environment) -> None:

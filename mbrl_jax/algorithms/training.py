@@ -51,7 +51,9 @@ class Train(NamedTuple):
     Attributes:
       init: ``(key, hyper=None) -> (state, collected)``: fresh networks and random transitions; ``collected`` as in ``Result``.
       fit: ``(state, hyper) -> (state, log)``: the model's first fit; nothing and () without a model.
-      advance: ``(state, hyper) -> (state, metrics)``: one round.
+      learn: ``(state, hyper, steps) -> (state, logs)``: successive steps of a round, whose logs have a leading axis of time.
+      close: ``(state, hyper, logs) -> (state, metrics)``: the round's end, from the logs of all its steps.
+      advance: ``(state, hyper) -> (state, metrics)``: one round, ``learn`` and ``close``.
       finish: ``(state, hyper) -> Outcome``.
       train: ``(key, hyper=None) -> Result``: all of it.
       rounds: rounds of a run.
@@ -63,6 +65,8 @@ class Train(NamedTuple):
 
     init: Callable[..., tuple[Any, Array]]
     fit: Callable[[Any, Any], tuple[Any, Any]]
+    learn: Callable[[Any, Any, int], tuple[Any, Any]]
+    close: Callable[[Any, Any, Any], tuple[Any, Any]]
     advance: Callable[[Any, Any], tuple[Any, Any]]
     finish: Callable[[Any, Any], Outcome]
     train: Callable[..., Result]
@@ -76,7 +80,8 @@ def assemble(
     config: RunConfig,
     init: Callable[..., tuple[Any, Array]],
     fit: Callable[[Any, Any], tuple[Any, Any]],
-    advance: Callable[[Any, Any], tuple[Any, Any]],
+    learn: Callable[[Any, Any, int], tuple[Any, Any]],
+    close: Callable[[Any, Any, Any], tuple[Any, Any]],
     finish: Callable[[Any, Any], Outcome],
     policies: Callable[[Any], tuple[Params, Params | None]],
     axes: Any,
@@ -91,6 +96,10 @@ def assemble(
         _check_hyper(hyper, config)
         return init(key, hyper)
 
+    def advance(state: Any, hyper: Any) -> tuple[Any, Any]:
+        state, logs = learn(state, hyper, config.round_steps)
+        return close(state, hyper, logs)
+
     def train(key: Array, hyper: Any = None) -> Result:
         hyper = config if hyper is None else hyper
         state, collected = begin(key, hyper)
@@ -98,17 +107,28 @@ def assemble(
         state, metrics = jax.lax.scan(lambda state, _: advance(state, hyper), state, None, length=rounds)
         return Result(finish(state, hyper), collected, fit_log, metrics)
 
-    def checked(function: Callable[[Any, Any], T]) -> Callable[[Any, Any], T]:
+    def checked(function: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(function)
-        def call(state: Any, hyper: Any) -> T:
+        def call(state: Any, hyper: Any, *more: Any) -> T:
             _check_hyper(hyper, config)
-            return function(state, hyper)
+            return function(state, hyper, *more)
 
         return precise(call)
 
     precise = functools.partial(_with_precision, config.precision)
-    looked = None if diagnose is None else checked(diagnose)
-    return Train(precise(begin), checked(fit), checked(advance), checked(finish), precise(train), rounds, policies, axes, looked)
+    return Train(
+        init=precise(begin),
+        fit=checked(fit),
+        learn=checked(learn),
+        close=checked(close),
+        advance=checked(advance),
+        finish=checked(finish),
+        train=precise(train),
+        rounds=rounds,
+        policies=policies,
+        axes=axes,
+        diagnose=None if diagnose is None else checked(diagnose),
+    )
 
 
 def _check_key(key: Any) -> None:
