@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("report", "serving"),
     ("runs",),
     ("algorithms",),
-    ("agents", "imagination", "planning", "evaluation", "reference", "cuda"),
+    ("agents", "imagination", "planning", "evaluation", "engine", "reference", "cuda"),
     ("model",),
     ("replay", "networks", "products", "environments"),
     ("config",),

@@ -25,7 +25,8 @@ from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import DynaQConfig, check
+from mbrl_jax.config import ConfigError, DynaQConfig, check
+from mbrl_jax.engine import PLAIN, Loop, MakeEngine
 from mbrl_jax.environments import Environment, EnvironmentState, environment_of
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
@@ -98,7 +99,11 @@ def draw(config: DynaQConfig, task: Environment, world: WorldModel, agent: Agent
 
 
 def make_train(
-    config: DynaQConfig, *, environment: Environment | None = None, controller: HorizonController | None = None
+    config: DynaQConfig,
+    *,
+    environment: Environment | None = None,
+    controller: HorizonController | None = None,
+    engine: MakeEngine | None = None,
 ) -> Train:
     """Build the algorithm. ``jax.jit(jax.vmap(make_train(config).train))(keys)`` trains one agent for each key.
 
@@ -106,9 +111,10 @@ def make_train(
       config: its settings.
       environment: a task in place of the one that ``config.environment`` names.
       controller: a horizon controller in place of the one that ``config.imagination`` names.
+      engine: makes what computes parts of the loop in place of the functions here; none leaves all of it to XLA.
 
     Raises:
-      ConfigError: the settings cannot work.
+      ConfigError: the settings cannot work, or the engine does not cover them.
 
     """
     check(config, DynaQConfig)
@@ -123,6 +129,9 @@ def make_train(
         return make_agent(hyper.agent, task.spec)
 
     agent_of(config), imagination_of(config)  # refuse what does not fit the task
+    if engine is not None and controller is not None:
+        raise ConfigError("engine: one does not fit a controller of one's own; leave out one of the two")
+    parts = PLAIN if engine is None else engine(config, task)
 
     def init(key: Array, hyper: DynaQConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
@@ -145,7 +154,7 @@ def make_train(
 
     def fit(state: State, hyper: DynaQConfig) -> tuple[State, FitLog]:
         imagination = imagination_of(hyper)
-        state, log = phases.fit(imagination.world, state)
+        state, log = phases.fit(imagination.world, state, None if parts.fit is None else partial(parts.fit, hyper))
         return phases.calibrate(imagination, real_replay, state), log
 
     def learn(state: State, hyper: DynaQConfig, steps: int) -> tuple[State, tuple[UpdateLog, LaneLog]]:
@@ -154,8 +163,8 @@ def make_train(
         model = Model(world, world.acting(state.model))
         mixed = agent.minibatches is not None and agent.minibatches.real_rows > 0
 
-        def step(carry: Any, draws: Draws) -> tuple[Any, tuple[Any, LaneLog]]:
-            time, episode, real, imagined, lanes, learner = carry
+        def step(loop: Loop, draws: Draws) -> tuple[Loop, tuple[Any, LaneLog]]:
+            time, episode, real, imagined, lanes, learner = loop
             progress, acting = training.progress(time, config.steps), agent.acting(learner)
 
             # act in the real environment
@@ -180,23 +189,23 @@ def make_train(
                 return agent.update(learner, batch, drawn[2], progress, model)
 
             learner, log = jax.lax.scan(update, learner, (draws.imagined, draws.real, draws.update), unroll=True)
-            return (time + 1, episode, real, imagined, lanes, learner), (jax.tree.map(jnp.mean, log), lane_log)
+            return Loop(time + 1, episode, real, imagined, lanes, learner), (jax.tree.map(jnp.mean, log), lane_log)
 
         drawing, key = partial(draw, config, task, world, agent), stream(state.key, Stream.ROUND, state.time)
-        carry = (state.time, state.episode, state.real, state.imagined, state.lanes, state.agent)
-        (time, episode, real, imagined, lanes, learner), logs = training.scan_round(step, carry, drawing, key, steps)
-        state = state._replace(time=time, episode=episode, real=real, imagined=imagined, lanes=lanes, agent=learner)
-        return state, logs
+        loop = Loop(state.time, state.episode, state.real, state.imagined, state.lanes, state.agent)
+        block = None if parts.advance is None else partial(parts.advance, hyper, model.params)
+        loop, logs = training.scan_round(step, loop, drawing, key, steps, block)
+        return state._replace(**loop._asdict()), logs
 
     def close(state: State, hyper: DynaQConfig, logs: tuple[UpdateLog, LaneLog]) -> tuple[State, Metrics]:
         agent, imagination = agent_of(hyper), imagination_of(hyper)
-        state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state)
+        state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state, parts)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
         return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
 
     def finish(state: State, hyper: DynaQConfig) -> Outcome:
         model = imagination_of(hyper).world.acting(state.model)
-        return phases.finish(config, task, agent_of(hyper), state, chosen=state.chosen, model=model)
+        return phases.finish(config, task, agent_of(hyper), state, chosen=state.chosen, model=model, engine=parts)
 
     def policies(state: State) -> tuple[Params, Params | None]:
         return agent_of(config).judged(state.agent), None if state.chosen is None else state.chosen.params

@@ -4,6 +4,7 @@ A state is a NamedTuple with, as far as a phase needs them, ``time``, ``key``, `
 with lanes ``lanes``, with an agent ``agent``, and with a choice among its policies ``chosen``.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from mbrl_jax.algorithms import selection, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, stream
 from mbrl_jax.config import ImaginingConfig, RunConfig, holdout_stride
+from mbrl_jax.engine import PLAIN, Engine
 from mbrl_jax.environments import Environment, EnvironmentState, draw_collection, from_pool
 from mbrl_jax.environments import collect as collect_transitions
 from mbrl_jax.evaluation import play, play_with_memory
@@ -99,10 +101,17 @@ def act(
     return episode, replay.write(real, training.real_rows(transition))
 
 
-def curve_return(config: RunConfig, task: Environment, mode: Any, params: Params, key: Array, time: Array) -> Array:
+def curve_return(
+    config: RunConfig, task: Environment, mode: Any, params: Params, key: Array, time: Array, engine: Engine = PLAIN
+) -> Array:
     """[] mean return of the learning curve's greedy episodes, which are drawn apart from everything that is learned from."""
     starts = task.draw_resets(stream(key, Stream.CURVE, time), (config.evaluation.curve_episodes,))
-    return jnp.mean(play(task, partial(mode, params), starts))
+    return jnp.mean(greedy_returns(task, mode, params, starts, engine))
+
+
+def greedy_returns(task: Environment, mode: Any, params: Params, starts: EnvironmentState, engine: Engine = PLAIN) -> Array:
+    """[n] returns of greedy real episodes from the starts [n]."""
+    return play(task, partial(mode, params), starts) if engine.play is None else engine.play(params, starts)
 
 
 def final_starts(config: RunConfig, task: Environment, key: Array) -> EnvironmentState:
@@ -111,13 +120,20 @@ def final_starts(config: RunConfig, task: Environment, key: Array) -> Environmen
 
 
 def finish(
-    config: RunConfig, task: Environment, agent: Agent, state: Any, *, chosen: Snapshot | None = None, model: Any = None
+    config: RunConfig,
+    task: Environment,
+    agent: Agent,
+    state: Any,
+    *,
+    chosen: Snapshot | None = None,
+    model: Any = None,
+    engine: Engine = PLAIN,
 ) -> Outcome:
     """Play the last policy and, if there is one, the chosen policy, from the same starts."""
     starts = final_starts(config, task, state.key)
 
     def returns_of(params: Params) -> Array:
-        return play(task, partial(agent.mode, params), starts)
+        return greedy_returns(task, agent.mode, params, starts, engine)
 
     last, frozen, updates = agent.judged(state.agent), state.agent.frozen, state.agent.updates
     best = None if chosen is None else chosen.params
@@ -134,9 +150,9 @@ def play_policy(task: Environment, policy: Policy, params: Params, starts: Envir
 # ------------------------------------------------------------------------------------------------------------- the model
 
 
-def fit(world: WorldModel, state: Any) -> tuple[Any, FitLog]:
-    """Fit the model for the first time."""
-    model, log = world.fit(state.model, state.real, stream(state.key, Stream.FIT))
+def fit(world: WorldModel, state: Any, how: Callable[..., tuple[Any, FitLog]] | None = None) -> tuple[Any, FitLog]:
+    """Fit the model for the first time; ``how`` stands for the world's own ``fit``."""
+    model, log = (world.fit if how is None else how)(state.model, state.real, stream(state.key, Stream.FIT))
     return state._replace(model=model), log
 
 
@@ -152,7 +168,9 @@ def calibrate(imagination: Imagination, replay: Replay, state: Any) -> Any:
     return state._replace(lanes=lanes_.calibrated(state.lanes, imagination.controller, world, params, replay, state.real))
 
 
-def choose(config: ImaginingConfig, judge: WorldModel, agent: Agent, state: Any, *, anew: bool) -> tuple[Any, Array, Array]:
+def choose(
+    config: ImaginingConfig, judge: WorldModel, agent: Agent, state: Any, *, anew: bool, engine: Engine = PLAIN
+) -> tuple[Any, Array, Array]:
     """Keep the better of the chosen snapshot and the present policy, as imagination scores them.
 
     Returns:
@@ -169,6 +187,7 @@ def choose(config: ImaginingConfig, judge: WorldModel, agent: Agent, state: Any,
         state.real,
         stream(state.key, Stream.SELECTION, state.time),
         anew=anew,
+        play=engine.score,
     )
     return state._replace(chosen=chosen), score, is_chosen
 
@@ -184,7 +203,13 @@ class RoundEnd(NamedTuple):
 
 
 def end_of_round(
-    config: ImaginingConfig, task: Environment, replay: Replay, imagination: Imagination, agent: Agent, state: Any
+    config: ImaginingConfig,
+    task: Environment,
+    replay: Replay,
+    imagination: Imagination,
+    agent: Agent,
+    state: Any,
+    engine: Engine = PLAIN,
 ) -> tuple[Any, RoundEnd]:
     """Refit the model where the agent has acted, choose among policies in imagination, and draw a point of the learning curve."""
     log, interactive, now = None, config.protocol == "interactive", state
@@ -193,9 +218,9 @@ def end_of_round(
         now = calibrate(imagination, replay, now)
     score = chosen_score = is_chosen = None
     if config.selection.choose:
-        now, score, is_chosen = choose(config, imagination.judge, agent, now, anew=interactive)
+        now, score, is_chosen = choose(config, imagination.judge, agent, now, anew=interactive, engine=engine)
         chosen_score = now.chosen.score
-    curve = curve_return(config, task, agent.mode, agent.judged(now.agent), now.key, now.time)
+    curve = curve_return(config, task, agent.mode, agent.judged(now.agent), now.key, now.time, engine)
     return now, RoundEnd(curve, score, chosen_score, is_chosen, log)
 
 

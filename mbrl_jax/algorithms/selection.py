@@ -35,6 +35,7 @@ def choose(
     key: Array,
     *,
     anew: bool,
+    play: Callable[[Any, Params, Any, Any], Array] | None = None,
 ) -> tuple[Snapshot, Array, Array]:
     """The better of the snapshot chosen so far and the present policy, as imagination scores them.
 
@@ -50,6 +51,8 @@ def choose(
       anew: score the incumbent again beside its challenger, from the same starts and with the same noise, as it must be where the
         model has been refitted: another world scores. An incumbent that stays although this world is not finite for it keeps its
         old score, so that it is scored again in the next world.
+      play: ``(model, policy, start [n, ...], draws [steps, n, ...]) -> returns [n]``, in place of
+        :func:`mbrl_jax.evaluation.play_imagined`.
 
     Returns:
       The snapshot, the present policy's score, and whether it is the one chosen.
@@ -59,6 +62,9 @@ def choose(
     first = world.first(model, real, draws.bits(key_start, (config.episodes,)))
 
     def score_of(params: Params) -> Array:
+        if play is not None:
+            drawn = world.draw(key_noise, key_noise, (config.steps, config.episodes))
+            return jnp.mean(play(model, params, first, drawn))
         return jnp.mean(play_imagined(world, model, lambda s: greedy(params, s), first, key_noise, config.steps))
 
     challenger, score = Snapshot(params, score_of(params)), incumbent.score

@@ -272,7 +272,12 @@ def noisy(transitions: Transition, noise: Array | float, scale: tuple[float, ...
 
 
 def scan_round(
-    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, draw: Callable[[Array, int], Any], key: Array, steps: int
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    draw: Callable[[Array, int], Any],
+    key: Array,
+    steps: int,
+    block: Callable[[Any, Any], tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Any]:
     """Scan ``step`` over the random numbers of a round, drawn at once or, where that takes too many bytes, block by block.
 
@@ -282,6 +287,7 @@ def scan_round(
       draw: ``(key, T) -> draws``, a NamedTuple of leaves [T, ...] that may have a ``pool``, which all steps share.
       key: of the round.
       steps: T of the round.
+      block: ``(carry, draws) -> (carry, logs)`` of all steps that the draws are for, in place of scanning ``step`` over them.
 
     Returns:
       The last carry, and the logs [T, ...].
@@ -290,6 +296,8 @@ def scan_round(
 
     def scan(carry: Any, key: Array, count: int) -> tuple[Any, Any]:
         draws = draw(key, count)
+        if block is not None:
+            return block(carry, draws)
         if "pool" not in draws._fields:
             return jax.lax.scan(step, carry, draws)
         pool = draws.pool
