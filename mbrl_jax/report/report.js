@@ -65,7 +65,23 @@
       disc(c, w / 2, h / 2, 4);
     },
   };
-  const drawings = { cartpole, acrobot, mountain_car: mountainCar, pendulum };
+  const cartpoleSwingup = {
+    scene(c, w, h) {
+      const unit = w / 5.6, floor = h * 0.55;
+      c.strokeStyle = "#999";
+      line(c, [[0, floor], [w, floor]], 1);
+      for (const end of [-1.8, 1.8]) line(c, [[w / 2 + end * unit, floor - 8], [w / 2 + end * unit, floor + 8]], 2);
+    },
+    state(c, w, h, [x, cos, sin], ghost) {
+      const unit = w / 5.6, floor = h * 0.55, place = w / 2 + x * unit, length = Math.min(unit, h * 0.38);
+      const box = [place - 0.2 * unit, floor - 0.1 * unit, 0.4 * unit, 0.2 * unit];
+      if (!ghost) c.fillRect(...box);
+      else c.strokeRect(...box);
+      line(c, [[place, floor], [place + length * sin, floor - length * cos]], ghost ? 2.5 : 5);
+      disc(c, place, floor, 3);
+    },
+  };
+  const drawings = { cartpole, acrobot, mountain_car: mountainCar, pendulum, cartpole_swingup: cartpoleSwingup };
 
   /** Every axis up to the present step, each on its own height, for a task that has no drawing. */
   const drawLines = (c, w, h, data, step) => {
