@@ -171,19 +171,32 @@ def advance(
         return after, (rows, decision.stop & active, imagined.terminated & active, ended & active)
 
     lanes, (rows, stopped, terminated, ended) = jax.lax.scan(imagine, lanes, (draws, roots), unroll=min(config.steps, 4))
-    kept, depth = jnp.sum(rows.weight), (rows.depth + 1).astype(rows.weight.dtype)
+    return lanes, rows, log_of(rows.weight, rows.depth, stopped, terminated, ended)
+
+
+def log_of(weight: Array, depth: Array, stopped: Array, terminated: Array, ended: Array) -> LaneLog:
+    """Sum up one real step.
+
+    Args:
+      weight: [H, K] 1 where the row is kept, else 0.
+      depth: [H, K] int32, of the row, 0 at a root.
+      stopped: [H, K] bool, the controller ended the lane.
+      terminated: [H, K] bool, the imagined episode terminated.
+      ended: [H, K] bool, the rollout ended, for whatever reason.
+
+    """
+    kept, depth = jnp.sum(weight), (depth + 1).astype(weight.dtype)
     edges = jnp.asarray(DEPTH_EDGES, depth.dtype)
-    deeper = jnp.sum(rows.weight[None] * (depth[None] > edges[:, None, None]).astype(depth.dtype), axis=(1, 2))  # than each edge
+    deeper = jnp.sum(weight[None] * (depth[None] > edges[:, None, None]).astype(depth.dtype), axis=(1, 2))  # than each edge
     at_least = jnp.concatenate([kept[None], deeper, jnp.zeros_like(kept)[None]])
-    log = LaneLog(
-        depth=jnp.sum(rows.weight * depth) / jnp.maximum(kept, 1.0),
-        kept=kept / rows.weight.size,
+    return LaneLog(
+        depth=jnp.sum(weight * depth) / jnp.maximum(kept, 1.0),
+        kept=kept / weight.size,
         stopped=jnp.mean(stopped.astype(depth.dtype)),
         terminated=jnp.mean(terminated.astype(depth.dtype)),
         ended=jnp.mean(ended.astype(depth.dtype)),
-        histogram=(at_least[:-1] - at_least[1:]) / rows.weight.size,
+        histogram=(at_least[:-1] - at_least[1:]) / weight.size,
     )
-    return lanes, rows, log
 
 
 def _where(mask: Array, chosen: Any, other: Any) -> Any:

@@ -4,6 +4,8 @@ Every ``stride``-th real row is held out, never trained on and not counted in th
 seen so far stays as it is while data come in.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +59,14 @@ def members(ensemble: Ensemble, state: ModelState) -> Members:
     return ens.silence(ensemble, Members(*learned, state.normaliser))
 
 
-def fit(ensemble: Ensemble, state: ModelState, real: Rows, key: Array, stride: int) -> tuple[ModelState, FitLog]:
+Pass = Callable[[Any, FitData, Array, Array, Array | None], tuple[Any, FitLog]]
+"""``((params, bounds, optimizer), data, minibatches [n, E, B], Laplacian directions, members that rest [E] or none)`` to the same
+after n steps of Adam, with the mean loss over the minibatches and the holdout errors after them, leaves [E]."""
+
+
+def fit(
+    ensemble: Ensemble, state: ModelState, real: Rows, key: Array, stride: int, pass_over: Pass | None = None
+) -> tuple[ModelState, FitLog]:
     """Fit from the present parameters by ``config.epochs`` passes over a fixed data set.
 
     With ``config.patience`` each member ends at the parameters of its own best holdout epoch, and rests once that many epochs
@@ -69,9 +78,11 @@ def fit(ensemble: Ensemble, state: ModelState, real: Rows, key: Array, stride: i
       real: [N] rows, all of them data.
       key: consumed.
       stride: every how manieth row is held out.
+      pass_over: what descends over an epoch's minibatches, in place of the functions here.
 
     """
     config = ensemble.config
+    pass_over = partial(_pass_over, ensemble) if pass_over is None else pass_over
     rows = real.reward.shape[0]
     normaliser, data = _prepare(ensemble, real, rows, stride)
     training_rows = rows - rows // stride
@@ -88,14 +99,14 @@ def fit(ensemble: Ensemble, state: ModelState, real: Rows, key: Array, stride: i
             batches = own_rows[jnp.arange(config.members, dtype=jnp.int32)[None, :, None], batches]
         directions = losses.laplacian_directions(ensemble, key_probes)
         resting = None if patience is None else stale >= patience
-        after, loss = _descend(ensemble, now, data, batches, directions, resting)
-        mse, nll = _holdout_errors(ensemble, after[:2], data)
+        after, log = pass_over(now, data, batches, directions, resting)
+        mse = log.holdout_mse
         if patience is not None:
             better = mse < best_error
             best = _per_member(~better, best, after)
             best_error = jnp.where(better, mse, best_error)
             stale = jnp.where(better, 0, stale + 1)
-        return (after, best, best_error, stale), FitLog(loss, mse, nll)
+        return (after, best, best_error, stale), log
 
     carry = (start, start, jnp.full(config.members, jnp.inf), jnp.zeros(config.members, jnp.int32))
     (now, best, best_error, _), log = jax.lax.scan(epoch, carry, jax.random.split(key_epochs, config.epochs))
@@ -115,10 +126,9 @@ def refit(ensemble: Ensemble, state: ModelState, real: Rows, size: Array, key: A
     shape = (config.refit_batches, config.members, config.batch_size)
     batches = (draws.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
     directions = losses.laplacian_directions(ensemble, key_probes)
-    now, loss = _descend(ensemble, (state.params, state.bounds, state.optimizer), data, batches, directions)
-    mse, nll = _holdout_errors(ensemble, now[:2], data)
+    now, log = _pass_over(ensemble, (state.params, state.bounds, state.optimizer), data, batches, directions)
     params, bounds, optimizer = now
-    return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, mse)), FitLog(loss, mse, nll)
+    return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, log.holdout_mse)), log
 
 
 def _prepare(ensemble: Ensemble, rows: Rows, size: Array | int, stride: int) -> tuple[Normaliser, FitData]:
@@ -146,6 +156,14 @@ def _columns(ensemble: Ensemble, table: Array) -> tuple[Array, Array, Array]:
     """Inputs, targets and termination flags of table rows."""
     split = (ensemble.input_size, ensemble.input_size + ensemble.targets)
     return table[..., : split[0]], table[..., split[0] : split[1]], table[..., -1] > 0.5
+
+
+def _pass_over(
+    ensemble: Ensemble, start: Any, data: FitData, batches: Array, directions: Array, resting: Array | None = None
+) -> tuple[Any, FitLog]:
+    """A :data:`Pass` as XLA compiles it."""
+    after, loss = _descend(ensemble, start, data, batches, directions, resting)
+    return after, FitLog(loss, *_holdout_errors(ensemble, after[:2], data))
 
 
 def _descend(
