@@ -35,13 +35,12 @@ from rich.console import Console
 from rich.table import Table
 from start import starts
 
-from mbrl_jax import packages, strict_json
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
 from mbrl_jax.config.files import parse
 from mbrl_jax.environments import make_environment
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, runner
+from mbrl_jax.runs import execution, results, runner, strict_json
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed"
@@ -401,9 +400,9 @@ def main() -> None:
                 "points": points,
                 "repetitions": given.repetitions,
                 "compiler_options": execution.COMPILER_OPTIONS.get(jax.local_devices()[0].platform, {}),
-                "versions": packages.versions(execution.PACKAGES),
+                "versions": results.versions(execution.PACKAGES),
                 "device": execution.device(),
-                "git": packages.git_revision(),
+                "git": results.git_revision(),
             }
             strict_json.write(given.out, content)
             if any("failed" not in each for each in points):

@@ -14,14 +14,11 @@ import yaml
 
 import mbrl_jax
 from mbrl_jax import config as settings
-from mbrl_jax.algorithms import columns
-from mbrl_jax.config import presets
 from mbrl_jax.config.fields import convert
 from mbrl_jax.environments import registry as environments
 from mbrl_jax.imagination.horizon import CONTROLLERS
 from mbrl_jax.model import losses
-from mbrl_jax.runs import command_line, listing, runner
-from mbrl_jax.serving import playing
+from mbrl_jax.runs import command_line, listing, metrics, results, runner
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -32,7 +29,7 @@ PAGES = (
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PRESETS = presets()
+PRESETS = command_line.presets()
 
 # What a test makes smaller, and nothing else: the presets, all to these sizes, and on each page some numbers.
 SIZES = {
@@ -54,6 +51,7 @@ NUMBERS = {
     "docs/train.md": {"--seeds 64": "--seeds 4", "--episodes 50": "--episodes 2", "seeds=64": "seeds=4"},
     "docs/compare.md": {"--seeds 64": "--seeds 4"},
     "docs/sweep.md": {"--seeds 64": "--seeds 1", "cells, seeds=64": "cells, seeds=1", "seeds=64": "seeds=2"},
+    "docs/tune.md": {"--trials 256": "--trials 4 --rungs 1 --factor 2", "--seeds 8": "--seeds 2"},
     "docs/controllers.md": {"seeds=64": "seeds=2"},
     "docs/environments.md": {"seeds=8": "seeds=2"},
     "docs/guests.md": {"seeds=8": "seeds=2"},
@@ -69,6 +67,7 @@ RUN = {
         "sweep cartpole_batch_model_free --grid agent.learning_rate=3e-4,1e-3 --grid 'agent.hidden=[64,64],[32]' --seeds 64 "
         "--out runs/grid --agent.target max"
     ],
+    "docs/tune.md": ["tune cartpole_batch_model_free --space space.yaml --trials 256 --seeds 8 --out runs/search"],
 }
 # What stands for something in a command.
 PLACEHOLDERS = {
@@ -81,6 +80,7 @@ PLACEHOLDERS = {
     "PATH=V1,V2": "agent.learning_rate=1e-3,1e-2",
     "PROJECT": "a-project",
     "FILE.html": "new.html",
+    "--space FILE": "--space space.yaml",
     "BASE": "7",
     "DIR": "new",
     r"batch\|interactive": "interactive",
@@ -147,10 +147,19 @@ def small_configs(tmp_path_factory):
     return folder
 
 
+def write_files(folder):
+    """Write the YAML files that pages show with their name."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.kind == "yaml" and (named := re.match(r"# (\S+\.yaml)\n", block.text)):
+                (folder / named[1]).write_text(block.text, encoding="utf-8")
+
+
 @pytest.fixture
 def small(small_configs, tmp_path, monkeypatch):
     """A working directory where the presets are small, and a command line that knows those; what is registered is forgotten."""
     (tmp_path / "configs").symlink_to(small_configs)
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "presets", lambda: {path.stem: path for path in small_configs.rglob("*.yaml")})
     kinds = (settings.AGENTS, settings.MODELS, settings.CONTROLLERS)
@@ -203,8 +212,9 @@ class Reached(BaseException):
 @pytest.fixture
 def only_parsed(tmp_path, monkeypatch):
     """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
-    from mbrl_jax import reference_run, report
-    from mbrl_jax.runs import launch, shards
+    from mbrl_jax import report
+    from mbrl_jax.runs import launch, reference, shards
+    from mbrl_jax.tuning import search
 
     def work(*_, **__):
         raise Reached
@@ -212,10 +222,9 @@ def only_parsed(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     for path in PRESETS.values():
         (tmp_path / "configs" / path.name).write_bytes(path.read_bytes())
-    for page in PAGES:
-        for block in blocks(page):
-            if block.kind == "yaml" and (named := re.match(r"# (\S+\.yaml)\n", block.text)):
-                (tmp_path / named[1]).write_text(block.text, encoding="utf-8")
+    (tmp_path / "runs" / "search").mkdir(parents=True)
+    (tmp_path / "runs" / "search" / "best.yaml").write_bytes(PRESETS["smoke"].read_bytes())
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     for module, name in (
         (runner, "prepare"),  # train, compare
@@ -224,8 +233,9 @@ def only_parsed(tmp_path, monkeypatch):
         (shards, "command"),  # join
         (listing, "find"),
         (report, "write"),
-        (playing, "load_policies"),  # evaluate
-        (reference_run, "run"),
+        (results, "load_policies"),  # evaluate
+        (reference, "run"),
+        (search, "search"),
     ):
         monkeypatch.setattr(module, name, work)
 
@@ -260,7 +270,10 @@ def test_a_command_with_a_flag_that_there_is_not_would_be_found(only_parsed):
 
 
 def test_every_flag_that_the_documentation_names_is_one(capsys):
-    asked = [[*words.split(), "--help"] for words in ("train smoke", "train cartpole_pg", "sweep smoke", "compare", "evaluate")]
+    asked = [
+        [*words.split(), "--help"]
+        for words in ("train smoke", "train cartpole_pg", "sweep smoke", "tune smoke", "compare", "evaluate")
+    ]
     asked += [["report", "--help"], ["join", "--help"], ["reference", "smoke", "--help"]]
     for words in asked:
         with pytest.raises(SystemExit):
@@ -378,7 +391,7 @@ def hint_of(path):
 def test_every_setting_that_the_documentation_names_exists_and_may_have_the_value():
     groups = "environment|agent|exploration|evaluation|model|imagination|selection"
     found = [re.fullmatch(rf"((?:{groups})\.[a-z_.]+)(?:: (\S+))?", code) for page in PAGES for code in inline(page)]
-    named = [each.groups() for each in found if each and each[1] not in columns.COLUMNS]
+    named = [each.groups() for each in found if each and each[1] not in metrics.COLUMNS]
     named = [(path, value) for path, value in named if not path.endswith((".npz", ".png", ".py"))]
     assert len(named) > 15
     for path, value in named:
@@ -395,7 +408,7 @@ def test_every_choice_that_a_table_names_exists():
 
 def test_the_columns_of_the_table_are_those_that_the_file_has_with_their_units_and_meanings():
     rows = re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|$", section("docs/train.md", "Read it back"), re.MULTILINE)
-    assert {name: columns.Column(unit, told) for name, unit, told in rows} == columns.COLUMNS
+    assert {name: metrics.Column(unit, told) for name, unit, told in rows} == metrics.COLUMNS
 
 
 def test_what_a_controller_answers_and_asks_for_is_told():

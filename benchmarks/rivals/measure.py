@@ -33,8 +33,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import packages, statistics, strict_json
+from mbrl_jax import statistics
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, load, to_dict
+from mbrl_jax.runs import results, strict_json
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "rivals.json"
@@ -297,11 +298,11 @@ def as_content(contestants: Mapping[str, Contestant], given: argparse.Namespace)
         "repetitions": max((len(one.runs) for one in contestants.values()), default=0),
         "rivals": rivals,
         "best_pytorch": best,
-        "versions": packages.versions(("jax", "numpy")),
+        "versions": results.versions(("jax", "numpy")),
         "device": next((one.told["device"] for one in contestants.values() if "device" in one.told), given.device),
         "cores": len(os.sched_getaffinity(0)),
         "precision": "float32, matrix products in full",
-        "git": packages.git_revision(),
+        "git": results.git_revision(),
     }
 
 

@@ -7,6 +7,7 @@ What a person gives, a path above all, is printed as it is (:mod:`mbrl_jax.runs.
 import contextlib
 import dataclasses
 import logging
+import os
 import shlex
 import sys
 import time
@@ -16,11 +17,25 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+import mbrl_jax
 from mbrl_jax import config as settings
-from mbrl_jax import statistics, strict_json
-from mbrl_jax.config import ConfigError, RunConfig, expand, presets, read_preset
+from mbrl_jax import statistics
+from mbrl_jax.config import ConfigError, RunConfig, expand
 from mbrl_jax.environments import success_marks
-from mbrl_jax.runs import execution, folder, interruption, keeping, launch, listing, results, runner, shards, sweep, terminal
+from mbrl_jax.runs import (
+    execution,
+    folder,
+    interruption,
+    keeping,
+    launch,
+    listing,
+    results,
+    runner,
+    shards,
+    strict_json,
+    sweep,
+    terminal,
+)
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping
@@ -51,6 +66,9 @@ USAGE = """usage: mbrl-jax COMMAND …
       [--any.other.setting VALUE …] [--resume] [--combinations 0:3,7] [--launcher slurm|ray --shards N]
       train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be;
       --resume trains what an earlier call has left undone
+  tune CONFIG --space FILE --trials N --seeds N --out DIR [--batch 64] [--rungs 2] [--factor 3] [--measure final|curve]
+      [--sampler tpe|random] [--storage URL --study NAME] [--resume] [--devices all|N] [--memory GB] [--any.setting VALUE …]
+      search for the best settings: trials in batches of one compiled program, pruned on their learning curves (extra `tune`)
   compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume]
       train the model-based and the model-free arm on the same real data, and set them side by side
   runs DIR
@@ -89,6 +107,7 @@ def _run(words: list[str]) -> None:
         "train": _train,
         "join": _join,
         "sweep": _sweep,
+        "tune": _tune,
         "compare": _compare,
         "runs": _runs,
         "report": _write_report,
@@ -111,6 +130,30 @@ def _show_usage(words: list[str]) -> NoReturn:
     asked = bool(words) and words[0] in ("-h", "--help")
     print(USAGE.format(presets=", ".join(sorted(presets()))), file=sys.stdout if asked else sys.stderr)
     raise SystemExit(0 if asked else 2)
+
+
+def presets() -> dict[str, Path]:
+    """The shipped presets by name."""
+    package = Path(mbrl_jax.__file__).parent
+    for place in (package / "configs", package.parent / "configs"):  # installed, or a checkout
+        if place.is_dir():
+            return {path.stem: path for path in place.rglob("*.yaml")}
+    return {}
+
+
+def read_preset(name: str) -> RunConfig:
+    """The settings in a YAML file, or of a shipped preset. A file comes before a preset of that name, a folder does not.
+
+    Raises ConfigError: there is neither, or it is bad.
+    """
+    path = expand(name)
+    if os.path.exists(path) and not os.path.isdir(path):
+        return settings.load(path)
+    if name not in presets():
+        kind = "a folder, " if os.path.isdir(path) else ""
+        known = ", ".join(sorted(presets()))
+        raise ConfigError(f"config: {name!r} is {kind}neither a file nor a shipped preset; there are {known}")
+    return settings.load(presets()[name])
 
 
 def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
@@ -158,18 +201,25 @@ def _train(words: list[str]) -> None:
     train(asked, given.out, keep, shlex.join(["mbrl-jax", "train", *words]), launcher)
 
 
-def _machine(given: Any) -> tuple[int | None, int | None, Launcher | None]:
-    """How many bytes and devices may be used, none for all, and what launches shards."""
-    memory, devices, launcher = given.memory, given.devices, None
+def _memory_and_devices(given: Any) -> tuple[int | None, int | None]:
+    """How many bytes and devices may be used, none for all."""
+    memory, devices = given.memory, given.devices
     if memory is not None and memory <= 0:
         raise ConfigError(f"memory: {memory!r} is out of range; it must be a positive number of GB")
     if devices != "all" and not devices.isdecimal():
         raise ConfigError(f"devices: {devices!r} does not fit; it must be all or a number")
+    return None if memory is None else max(1, int(1e9 * memory)), None if devices == "all" else int(devices)
+
+
+def _machine(given: Any) -> tuple[int | None, int | None, Launcher | None]:
+    """The same, and what launches shards."""
+    memory, devices = _memory_and_devices(given)
+    launcher = None
     if given.launcher is not None and given.shards is not None:
         launcher = Launcher(given.launcher, given.shards, work, given.retries, given.launcher_option)
     elif given.launcher is not None or given.shards is not None:
         raise ConfigError("launcher: --launcher and --shards go together; without them this process trains all seeds")
-    return None if memory is None else max(1, int(1e9 * memory)), None if devices == "all" else int(devices), launcher
+    return memory, devices, launcher
 
 
 def work(words: list[str]) -> int:
@@ -268,10 +318,55 @@ def _sweep(words: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _tune(words: list[str]) -> None:
+    from mbrl_jax.tuning import search, space
+    from mbrl_jax.tuning.study import Asked, Measure, Sampler
+
+    given = _parse(
+        "tune",
+        words,
+        ("space", Path),
+        ("trials", int),
+        ("batch", int, 64),
+        ("rungs", int, 2),
+        ("factor", float, 3.0),
+        ("measure", Measure, "final"),
+        ("sampler", Sampler, "tpe"),
+        ("storage", str | None, None),
+        ("study", str, "tune"),
+        ("resume", bool, False),
+        *MACHINE[:2],
+    )
+    memory, devices = _memory_and_devices(given)
+    execution.use_all_cores()
+    execution.check_jax()
+    found = space.read(given.space, given.config)
+    asked = Asked(given.config, found, given.seeds, given.seed, given.rungs, given.factor, given.measure, given.sampler)
+    started = time.perf_counter()
+    with Display.standard("tune") as display:
+        summary = search.search(
+            asked,
+            given.out,
+            given.trials,
+            batch=given.batch,
+            storage=given.storage,
+            name=given.study,
+            resume=given.resume,
+            display=display,
+            devices=devices,
+            memory=memory,
+        )
+    terminal.show(search.as_table(summary), f"{time.perf_counter() - started:.0f} s; written to {given.out}")
+    if summary["best"] is None:
+        raise SystemExit(1)
+    other = shlex.join(["mbrl-jax", "train", str(given.out / search.BEST), "--seeds", "64", "--seed", str(given.seed + 1)])
+    terminal.show(f"the best of many trials is partly luck; measure it on other seeds: {other} --out DIR")
+
+
 def _reference(words: list[str]) -> None:
     options = (("compile", bool, False), ("processes", int, 1), ("device", str, "cpu"))
     given = _parse("reference", words, *options)
-    from mbrl_jax import reference_run
+    from mbrl_jax.runs import reference
 
     execution.find_devices()
     runner.make_train(given.config)  # refuses what cannot work before a folder is made
@@ -279,7 +374,7 @@ def _reference(words: list[str]) -> None:
     if given.seeds.start:
         raise ConfigError(f"seeds: {given.seeds.start}:{given.seeds.stop} does not fit; the reference trains seeds from 0 on")
     with results.new_folder(given.out) as out, Display.standard(title) as display:
-        run = reference_run.run(
+        run = reference.run(
             given.config,
             len(given.seeds),
             base_seed=given.seed,
@@ -296,7 +391,7 @@ def _print(run: Run, summary: Mapping[str, Any], out: Path) -> None:
     """Print the figures of a run."""
     marks, rows = summary["fraction_at_least"], []
     for arm in ("chosen", "last"):
-        iqm = statistics.Estimate.from_json(summary["iqm"][arm])
+        iqm = results.read_estimate(summary["iqm"][arm])
         if iqm is not None:
             shares = (f"{share[arm]:.0%}" for share in marks.values())
             rows.append((arm, str(iqm), *shares))
@@ -417,15 +512,15 @@ def _evaluate(words: list[str]) -> None:
             seed: of the initial states
 
         """
-        from mbrl_jax.serving import playing
+        from mbrl_jax.runs import playing
 
         execution.find_devices()
-        config, policies = playing.load_policies(directory)
+        config, policies = results.load_policies(directory)
         marks, rows = success_marks(config.environment.name), []
         for name, params in policies.items():
             returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
             shares = (statistics.fraction_at_least(mark)(returns) for mark in marks)
-            iqm = str(statistics.estimate(returns))
+            iqm = str(results.estimate(returns))
             average = (f"{returns.mean():.1f}", f"{statistics.median(returns):.1f}")
             rows.append((name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares)))
         columns = ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in marks))

@@ -12,8 +12,7 @@ from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import ConfigError, EnvironmentConfig, ImaginedPGConfig, ModelFreeQConfig, PolicyGradientConfig
 from mbrl_jax.environments import make_environment
-from mbrl_jax.runs import results, runner
-from mbrl_jax.serving import playing
+from mbrl_jax.runs import playing, results, runner
 
 
 @pytest.fixture(scope="module")

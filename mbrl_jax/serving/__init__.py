@@ -1,1 +1,0 @@
-"""Policies of saved runs, for whoever plays or ships them."""
