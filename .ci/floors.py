@@ -14,18 +14,18 @@ PUBLIC = "__init__"  # how "" is shown
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("command", "runs.command_line"),
     ("",),
-    ("report", "serving", "tuning"),
+    ("report", "serving", "reference_run", "tuning"),
     ("runs",),
     ("algorithms",),
     ("agents", "imagination", "planning", "evaluation", "engine", "reference", "cuda"),
     ("model",),
     ("replay", "networks", "products", "environments"),
     ("config",),
-    ("draws", "trees", "statistics", "packages"),
+    ("draws", "trees", "statistics", "packages", "strict_json"),
 )
 # The only room that may import torch, and the modules outside it that may import torch or that room.
 TORCH_ROOM = "reference"
-TORCH_GUESTS = frozenset({"runs.reference"})
+TORCH_GUESTS = frozenset({"reference_run"})
 # (module, what it imports): arrows that break a rule today. One that has gone must be deleted here: the list only shrinks.
 EXCEPTIONS: frozenset[tuple[str, str]] = frozenset()
 

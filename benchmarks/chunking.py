@@ -20,9 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mbrl_jax import packages, strict_json
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import load
-from mbrl_jax.runs import execution, folder, results, runner, strict_json
+from mbrl_jax.runs import execution, folder, runner
 from mbrl_jax.runs.callbacks import Callback, Checkpoints
 from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.folder import Asked
@@ -116,10 +117,10 @@ def main() -> None:
         "ratio": {
             name: {"median": float(np.median(r)), "low": float(r.min()), "high": float(r.max())} for name, r in ratios.items()
         },
-        "versions": results.versions(execution.PACKAGES),
+        "versions": packages.versions(execution.PACKAGES),
         "device": execution.device(),
         "precision": "float32",
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
     }
     OUT.mkdir(parents=True, exist_ok=True)
     strict_json.write(OUT / "chunking.json", content)

@@ -56,7 +56,7 @@ from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import draws, statistics
+from mbrl_jax import draws, packages, statistics, strict_json
 from mbrl_jax.agents.policy_gradient import PolicyGradient, lambda_returns
 from mbrl_jax.algorithms import imagined_pg
 from mbrl_jax.algorithms.training import seed_keys
@@ -67,7 +67,7 @@ from mbrl_jax.model.worlds import make_world
 from mbrl_jax.networks import Params
 from mbrl_jax.replay import AXES, Replay, make_replay
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, results, strict_json
+from mbrl_jax.runs import execution
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "gradient_variance"
@@ -364,10 +364,10 @@ def measure(stage: str, seeds: int, count: int, batches: int) -> dict[str, Any]:
         "true_steps": lab.reach,
         "truths": truths,
         "points": points,
-        "versions": results.versions(("jax", "gymnax")),
+        "versions": packages.versions(("jax", "gymnax")),
         "device": jax.devices()[0].device_kind,
         "precision": config.precision,
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
     }
 
 

@@ -35,12 +35,12 @@ import scipy.stats
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics
+from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, load, to_dict
 from mbrl_jax.report import horizon_figures
-from mbrl_jax.runs import execution, results, runner, strict_json
+from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Run, frozen_seeds
 from mbrl_jax.runs.sweep import sweep, vary
@@ -173,9 +173,9 @@ def plain(value: Any) -> Any:
 def circumstances(seeds: int) -> dict[str, Any]:
     return {
         "seeds": seeds,
-        "versions": results.versions(execution.PACKAGES),
+        "versions": packages.versions(execution.PACKAGES),
         "device": execution.device(),
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
         "precision": "float32",
     }
 

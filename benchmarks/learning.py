@@ -24,10 +24,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics
+from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, load, to_dict
 from mbrl_jax.report import comparison, figures
-from mbrl_jax.runs import execution, results, runner, strict_json
+from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Run, chosen_so_far
 

@@ -19,11 +19,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import dyna_q, seed_keys, statistics
+from mbrl_jax import dyna_q, packages, seed_keys, statistics, strict_json
 from mbrl_jax.algorithms.registry import world_of
 from mbrl_jax.config import DynaQConfig, load
 from mbrl_jax.environments import Environment, EnvironmentState, make_environment
-from mbrl_jax.runs import execution, results, strict_json
+from mbrl_jax.runs import execution
 
 ROOT = Path(__file__).parent.parent
 PLACES = {"|x| < 0.2": (0.0, 0.2), "0.5 to 1.2": (0.5, 1.2), "1.5 to 2.3": (1.5, 2.3)}  # metres
@@ -96,9 +96,9 @@ def main() -> None:
         told = {place: statistics.bootstrap(found[:, i]) for i, place in enumerate(PLACES)}
         rows.append({"inputs": name, **settings, "iqm_low_high": {place: list(x) for place, x in told.items()}})
         table.add_row(name, *(f"{x.value:.4f} [{x.low:.4f}, {x.high:.4f}]" for x in told.values()))
-    content = {"stage": "reach", "seeds": given.seeds, "rows": rows, "versions": results.versions(execution.PACKAGES)}
+    content = {"stage": "reach", "seeds": given.seeds, "rows": rows, "versions": packages.versions(execution.PACKAGES)}
     content |= {"device": execution.device(), "precision": f"float32, matrix products {preset.precision}"}
-    content |= {"git": results.git_revision()}
+    content |= {"git": packages.git_revision()}
     given.out.mkdir(parents=True, exist_ok=True)
     strict_json.write(given.out / "reach.json", content)
     Console(width=140).print(table)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mbrl_jax.runs import results, strict_json
+from mbrl_jax import packages, strict_json
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "gymnasium", "torch", "scipy", "numpy")
@@ -96,9 +96,9 @@ def main() -> None:
         "faults": {"planted": gatherer.planted, "caught": gatherer.caught},
         "comparisons": len(gatherer.entries),
         "rows": rows,
-        "versions": results.versions(PACKAGES),
+        "versions": packages.versions(PACKAGES),
         "precision": "float64, matrix products highest, unless a row names float32",
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     strict_json.write(arguments.out / "table.json", content)

@@ -19,10 +19,10 @@ import scipy.stats
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics
+from mbrl_jax import reference_run, statistics, strict_json
 from mbrl_jax.config import DynaQConfig, load
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, reference, results, runner, strict_json
+from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Run
 
@@ -134,7 +134,7 @@ def main() -> None:
     for name in given.arms or ARMS:
         config = load(ROOT / "configs" / f"{name}.yaml")
         with Display.standard(f"{name}, reference") as display:
-            theirs = reference.run(config, given.reference_seeds, processes=given.processes, display=display)
+            theirs = reference_run.run(config, given.reference_seeds, processes=given.processes, display=display)
         with Display.standard(f"{name}, JAX") as display:
             ours = runner.run(config, given.jax_seeds, display=display)
         content = strict_json.dumps(measure(name, ours, theirs), indent=1) + "\n"

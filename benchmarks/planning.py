@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from mbrl_jax import statistics
+from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.algorithms import mpc
 from mbrl_jax.config import MPCConfig, RunConfig, load
 from mbrl_jax.environments import make_environment
 from mbrl_jax.replay import make_replay
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, results, runner, strict_json
+from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -197,10 +197,10 @@ def measure_speed(out: Path) -> None:
         "first_call_seconds": first_call,
         "median_ratios": ratios,
         "threads": {"torch": torch.get_num_threads()},
-        "versions": results.versions(("jax", "jaxlib", "torch")),
+        "versions": packages.versions(("jax", "jaxlib", "torch")),
         "device": jax.devices()[0].device_kind,
         "precision": "float32",
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
     }
     strict_json.write(out / "speed.json", content)
 

@@ -19,10 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics
+from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import ImaginedPGConfig, RunConfig, load
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, results, runner, strict_json
+from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Run
 

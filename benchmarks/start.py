@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mbrl_jax import packages, strict_json
 from mbrl_jax.config import RunConfig, load, save
-from mbrl_jax.runs import execution, results, strict_json
+from mbrl_jax.runs import execution
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "start.json"
@@ -29,7 +30,7 @@ from mbrl_jax.runs import command_line, execution, runner
 execution.use_all_cores()
 execution.use_compilation_cache()
 imported = time.perf_counter()
-runner.prepare([command_line.read_preset(sys.argv[1])], int(sys.argv[2]))
+runner.prepare([read_preset(sys.argv[1])], int(sys.argv[2]))
 print(time.perf_counter() - imported)
 """
 
@@ -75,9 +76,9 @@ def main() -> None:
     content = {
         "stage": "start",
         "rows": rows,
-        "versions": results.versions(execution.PACKAGES),
+        "versions": packages.versions(execution.PACKAGES),
         "device": execution.device(),
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     strict_json.write(given.out, content)

@@ -35,12 +35,13 @@ from rich.console import Console
 from rich.table import Table
 from start import starts
 
+from mbrl_jax import packages, strict_json
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, from_dict, holdout_stride, load, to_dict
 from mbrl_jax.config.files import parse
 from mbrl_jax.environments import make_environment
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, results, runner, strict_json
+from mbrl_jax.runs import execution, runner
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed"
@@ -400,9 +401,9 @@ def main() -> None:
                 "points": points,
                 "repetitions": given.repetitions,
                 "compiler_options": execution.COMPILER_OPTIONS.get(jax.local_devices()[0].platform, {}),
-                "versions": results.versions(execution.PACKAGES),
+                "versions": packages.versions(execution.PACKAGES),
                 "device": execution.device(),
-                "git": results.git_revision(),
+                "git": packages.git_revision(),
             }
             strict_json.write(given.out, content)
             if any("failed" not in each for each in points):

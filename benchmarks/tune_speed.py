@@ -21,8 +21,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from mbrl_jax import packages, strict_json
 from mbrl_jax.config import from_dict, load, save, to_dict
-from mbrl_jax.runs import execution, results, strict_json
+from mbrl_jax.runs import execution
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "tune.json"
@@ -107,9 +108,9 @@ def main() -> None:
         "seconds": rows,
         "times_as_fast": {label: TRIALS * one / spent for label, spent in rows.items()},
         "precision": config.precision,
-        "versions": results.versions((*execution.PACKAGES, "optuna")),
+        "versions": packages.versions((*execution.PACKAGES, "optuna")),
         "device": execution.device(),
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     strict_json.write(given.out, content)

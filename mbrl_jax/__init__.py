@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     )
     from mbrl_jax.environments import Environment, make_environment
     from mbrl_jax.imagination.horizon import Decision, HorizonController, View
-    from mbrl_jax.runs.playing import Policy, load_policy
     from mbrl_jax.runs.results import read as load_run
     from mbrl_jax.runs.runner import Run, run
+    from mbrl_jax.serving.playing import Policy, load_policy
 
 __all__ = [
     "ConfigError",
@@ -71,7 +71,7 @@ _MODULES = {
     "config": "ConfigError DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig load save",
     "environments": "Environment make_environment",
     "imagination.horizon": "Decision HorizonController View",
-    "runs.playing": "Policy load_policy",
+    "serving.playing": "Policy load_policy",
     "runs.results": "load_run",
     "runs.runner": "Run run",
 }

@@ -1,7 +1,7 @@
 """Statistics over seeds: robust averages with intervals, never the best seed (Agarwal et al. 2021, arXiv:2108.13264)."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,17 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         """As ``492.2 [474.5, 499.3]``, a dash where there is no number."""
         return "-" if np.isnan(self.value) else f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in ``summary.json`` and ``comparison.json``."""
+        return {"value": self.value, "ci95": [self.low, self.high]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any] | None) -> Self | None:
+        """The estimate that :meth:`as_json` gave, NaN where a number is null; none where there is no estimate at all."""
+        if content is None:
+            return None
+        return cls(*(np.nan if number is None else number for number in (content["value"], *content["ci95"])))
 
 
 def interquartile_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -89,6 +100,11 @@ def paired_difference(
 
     """
     return bootstrap(_differences(ours, theirs), statistic, resamples=resamples, seed=seed)
+
+
+def estimate(scores: NDArray[np.float64], statistic: Statistic = interquartile_mean) -> Estimate:
+    """A statistic over scores [seeds] with its 95 % interval, NaN in every place if a score is not finite."""
+    return bootstrap(scores, statistic) if np.all(np.isfinite(scores)) else Estimate(np.nan, np.nan, np.nan)
 
 
 def _differences(ours: ArrayLike, theirs: ArrayLike) -> NDArray[np.float64]:

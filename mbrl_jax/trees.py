@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -39,3 +40,21 @@ def like(template: Any, nested: Mapping[str, Any]) -> Any:
             place = place[name]
         leaves.append(place[""] if isinstance(place, Mapping) and "" in place else place)
     return jax.tree.unflatten(structure, leaves)
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree by their path, names joined by slashes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The nested dictionaries whose leaves :func:`flatten` named."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *inner, leaf = path.split("/")
+        place = tree
+        for name in inner:
+            place = place.setdefault(name, {})
+        place[leaf] = array
+    return tree

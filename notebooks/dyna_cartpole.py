@@ -52,14 +52,13 @@ from mbrl_jax import environments, statistics
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms import training
 from mbrl_jax.algorithms.training import Stream, stream
-from mbrl_jax.config import holdout_stride
+from mbrl_jax.config import holdout_stride, read_preset
 from mbrl_jax.imagination import diagnosis, lanes
 from mbrl_jax.imagination.horizon import controller_of, controller_settings
 from mbrl_jax.model.worlds import make_world
 from mbrl_jax.replay import make_replay
 from mbrl_jax.report import comparison, figures
 from mbrl_jax.runs import execution, results, runner
-from mbrl_jax.runs.command_line import read_preset
 
 SEEDS = 32
 PRESET = "cartpole_batch"

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 
 import mbrl_jax
 from mbrl_jax import statistics
+from mbrl_jax.config import read_preset
 from mbrl_jax.imagination import disagreement
 from mbrl_jax.report import figures
 from mbrl_jax.runs import execution, results, runner
-from mbrl_jax.runs.command_line import read_preset
 
 SEEDS = 64
 PRESET = "horizon_study"

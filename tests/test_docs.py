@@ -14,11 +14,14 @@ import yaml
 
 import mbrl_jax
 from mbrl_jax import config as settings
+from mbrl_jax.algorithms import columns
+from mbrl_jax.config import presets
 from mbrl_jax.config.fields import convert
 from mbrl_jax.environments import registry as environments
 from mbrl_jax.imagination.horizon import CONTROLLERS
 from mbrl_jax.model import losses
-from mbrl_jax.runs import command_line, listing, metrics, results, runner
+from mbrl_jax.runs import command_line, listing, runner
+from mbrl_jax.serving import playing
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -29,7 +32,7 @@ PAGES = (
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PRESETS = command_line.presets()
+PRESETS = presets()
 
 # What a test makes smaller, and nothing else: the presets, all to these sizes, and on each page some numbers.
 SIZES = {
@@ -212,8 +215,8 @@ class Reached(BaseException):
 @pytest.fixture
 def only_parsed(tmp_path, monkeypatch):
     """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
-    from mbrl_jax import report
-    from mbrl_jax.runs import launch, reference, shards
+    from mbrl_jax import reference_run, report
+    from mbrl_jax.runs import launch, shards
     from mbrl_jax.tuning import search
 
     def work(*_, **__):
@@ -233,8 +236,8 @@ def only_parsed(tmp_path, monkeypatch):
         (shards, "command"),  # join
         (listing, "find"),
         (report, "write"),
-        (results, "load_policies"),  # evaluate
-        (reference, "run"),
+        (playing, "load_policies"),  # evaluate
+        (reference_run, "run"),
         (search, "search"),
     ):
         monkeypatch.setattr(module, name, work)
@@ -391,7 +394,7 @@ def hint_of(path):
 def test_every_setting_that_the_documentation_names_exists_and_may_have_the_value():
     groups = "environment|agent|exploration|evaluation|model|imagination|selection"
     found = [re.fullmatch(rf"((?:{groups})\.[a-z_.]+)(?:: (\S+))?", code) for page in PAGES for code in inline(page)]
-    named = [each.groups() for each in found if each and each[1] not in metrics.COLUMNS]
+    named = [each.groups() for each in found if each and each[1] not in columns.COLUMNS]
     named = [(path, value) for path, value in named if not path.endswith((".npz", ".png", ".py"))]
     assert len(named) > 15
     for path, value in named:
@@ -408,7 +411,7 @@ def test_every_choice_that_a_table_names_exists():
 
 def test_the_columns_of_the_table_are_those_that_the_file_has_with_their_units_and_meanings():
     rows = re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|$", section("docs/train.md", "Read it back"), re.MULTILINE)
-    assert {name: metrics.Column(unit, told) for name, unit, told in rows} == metrics.COLUMNS
+    assert {name: columns.Column(unit, told) for name, unit, told in rows} == columns.COLUMNS
 
 
 def test_what_a_controller_answers_and_asks_for_is_told():

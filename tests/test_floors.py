@@ -87,7 +87,7 @@ def test_rooms_that_import_each_other_are_found_where_no_two_modules_do(violatio
 def test_torch_and_its_twin_are_for_the_reference_alone(violations):
     assert violations(
         model__losses="import torch.nn",
-        runs__reference="def run():\n    import torch\n    from mbrl_jax.reference import loop",
+        reference_run="def run():\n    import torch\n    from mbrl_jax.reference import loop",
         runs__runner="from mbrl_jax.reference import loop",
         reference__loop="from torch import nn",
     ) == ["runs.runner imports reference.loop, the PyTorch twin", "model.losses imports torch"]

@@ -18,6 +18,7 @@ from mbrl_jax.environments import check_environment, make_environment
 from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.report import comparison, horizon_figures
 from mbrl_jax.runs import command_line, results
+from mbrl_jax.serving import playing
 
 ROOT = Path(__file__).parents[1]
 RUN = {
@@ -82,7 +83,7 @@ def test_a_guest_is_saved_stopped_resumed_read_played_and_reported(guest, tmp_pa
     words = ["train", str(preset), "--seeds", "2", "--out", str(folder), "--checkpoint-every", "0"]
     with mock.patch.object(results, "write", side_effect=RuntimeError("lost")), pytest.raises(RuntimeError, match="lost"):
         command_line.main(words)
-    saved = results.load_policies(folder)[1]["last"]  # of the last checkpoint
+    saved = playing.load_policies(folder)[1]["last"]  # of the last checkpoint
     command_line.main([*words, "--resume"])
     read, trained = mbrl_jax.load_run(folder), mbrl_jax.run(config, 2)
     jax.tree.map(np.testing.assert_array_equal, saved, read.result.outcome.last)

@@ -1,6 +1,7 @@
 import importlib.metadata
 import json
 
+from mbrl_jax import packages
 from mbrl_jax.packages import version_of
 from mbrl_jax.report import page
 from mbrl_jax.runs import folder, results
@@ -17,7 +18,7 @@ def test_where_the_metadata_are_missing_every_version_that_is_written_is_unknown
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     assert version_of("mbrl-jax") == "unknown"
-    versions = results.versions(("jax",))
+    versions = packages.versions(("jax",))
     assert (versions["mbrl-jax"], versions["jax"]) == ("unknown", "unknown")
     folder.begin(tmp_path, Asked(tiny, 1, 0, False), "")
     assert json.loads((tmp_path / "run.json").read_text())["versions"]["mbrl-jax"] == "unknown"

@@ -84,7 +84,7 @@ def test_the_names_that_a_contributor_is_sent_to_are_there():
         "mbrl_jax/model/worlds.py": ("def register",),
         "mbrl_jax/agents/protocol.py": ("class Agent",),
         "mbrl_jax/agents/registry.py": ("def register",),
-        "mbrl_jax/runs/metrics.py": ("COLUMNS",),
+        "mbrl_jax/algorithms/columns.py": ("COLUMNS",),
         "mbrl_jax/config/schema.py": ("class ModelConfig", "ALGORITHMS"),
         "mbrl_jax/algorithms/registry.py": ("ALGORITHMS", "class Algorithm"),
         "tests/conftest.py": ("def tiny",),

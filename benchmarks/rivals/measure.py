@@ -33,9 +33,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics
+from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.config import ConfigError, DynaQConfig, ModelFreeQConfig, load, to_dict
-from mbrl_jax.runs import results, strict_json
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "rivals.json"
@@ -298,11 +297,11 @@ def as_content(contestants: Mapping[str, Contestant], given: argparse.Namespace)
         "repetitions": max((len(one.runs) for one in contestants.values()), default=0),
         "rivals": rivals,
         "best_pytorch": best,
-        "versions": results.versions(("jax", "numpy")),
+        "versions": packages.versions(("jax", "numpy")),
         "device": next((one.told["device"] for one in contestants.values() if "device" in one.told), given.device),
         "cores": len(os.sched_getaffinity(0)),
         "precision": "float32, matrix products in full",
-        "git": results.git_revision(),
+        "git": packages.git_revision(),
     }
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mbrl_jax import reference_run
 from mbrl_jax.config import ModelFreeQConfig, from_dict
-from mbrl_jax.runs import reference
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -19,7 +19,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, An
     def run(request: dict[str, Any]) -> dict[str, Any]:
         torch.compiler.reset()  # every run has networks of its own, and compiling for them has a limit
         number = request["go"] * job["processes"] + job["number"]
-        result, told = reference.train(config, 0, number, job["compiled"], job["device"])
+        result, told = reference_run.train(config, 0, number, job["compiled"], job["device"])
         seconds = told._asdict()
         outcome = result.outcome
         return {

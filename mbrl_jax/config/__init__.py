@@ -10,10 +10,12 @@ mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, 
 """
 
 from mbrl_jax.config.checks import check, check_kind, check_seeds, check_whole, holdout_stride
+from mbrl_jax.config.dotted import flat_settings, setting, traced_settings, with_settings
 from mbrl_jax.config.fields import ConfigError, Limits, settings, static, traced
 from mbrl_jax.config.files import from_dict, load, save, to_dict
 from mbrl_jax.config.kinds import AGENTS, CONTROLLERS, MODELS, Kind, Kinds
 from mbrl_jax.config.paths import expand
+from mbrl_jax.config.presets import presets, read_preset
 from mbrl_jax.config.schema import (
     ALGORITHMS,
     AgentConfig,
@@ -76,12 +78,18 @@ __all__ = [
     "check_seeds",
     "check_whole",
     "expand",
+    "flat_settings",
     "from_dict",
     "holdout_stride",
     "load",
+    "presets",
+    "read_preset",
     "save",
+    "setting",
     "settings",
     "static",
     "to_dict",
     "traced",
+    "traced_settings",
+    "with_settings",
 ]

@@ -9,10 +9,10 @@ from mbrl_jax import statistics
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig
 from mbrl_jax.environments import success_marks
-from mbrl_jax.runs import results, terminal
-from mbrl_jax.runs.results import estimate, per_seed
+from mbrl_jax.runs import terminal
+from mbrl_jax.runs.results import per_seed
 from mbrl_jax.runs.run import Run
-from mbrl_jax.statistics import Estimate, fraction_at_least
+from mbrl_jax.statistics import Estimate, estimate, fraction_at_least
 
 
 def check_arms(model_based: RunConfig, model_free: RunConfig) -> None:
@@ -71,7 +71,7 @@ def compare(model_based: Run, model_free: Run) -> dict[str, Any]:
 def as_json(figures: Any) -> Any:
     """:func:`compare`'s figures as plain JSON."""
     if isinstance(figures, Estimate):
-        return results.as_json(figures)
+        return figures.as_json()
     if isinstance(figures, dict):
         return {name: as_json(value) for name, value in figures.items()}
     return figures

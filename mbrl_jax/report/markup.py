@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from mbrl_jax.runs import strict_json
+from mbrl_jax import strict_json
 
 TEXT = 9  # points, of legends and the like; a phone shows a figure a little smaller than it is
 WIDTH = 4.0  # inches

@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from mbrl_jax.config import to_dict
+from mbrl_jax.config import flat_settings, to_dict
 from mbrl_jax.environments import success_marks
 from mbrl_jax.report import markup
 from mbrl_jax.report.entries import Entry, by_task
-from mbrl_jax.runs import results
+from mbrl_jax.statistics import Estimate
 
 NOTHING = "-"
 
@@ -126,7 +126,7 @@ def _rows(entries: Sequence[Entry]) -> list[list[str]]:
 
 
 def _differences(entries: Sequence[Entry]) -> str:
-    rows, partial = differing([results.flat_settings(entry.run.config) for entry in entries])
+    rows, partial = differing([flat_settings(entry.run.config) for entry in entries])
     told = []
     if rows:
         told.append(markup.table(["setting", *(entry.label for entry in entries)], rows, "Settings that differ"))
@@ -151,7 +151,7 @@ def differing(flat: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[
 
 
 def _estimate(told: Mapping[str, Any] | None) -> str:
-    estimate = results.read_estimate(told)
+    estimate = Estimate.from_json(told)
     return NOTHING if estimate is None else str(estimate)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from rich.table import Table
 
+from mbrl_jax import statistics
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import algorithm_name
 from mbrl_jax.report import figures
@@ -94,4 +95,4 @@ def _arms(each: Run) -> dict[str, Estimate]:
     """The IQM of the final returns by policy."""
     outcome = each.result.outcome
     told = {"chosen": outcome.returns_chosen, "last": outcome.returns_last}
-    return {arm: results.estimate(results.per_seed(returns)) for arm, returns in told.items() if returns is not None}
+    return {arm: statistics.estimate(results.per_seed(returns)) for arm, returns in told.items() if returns is not None}

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError, RunConfig
-from mbrl_jax.runs import checkpoint, strict_json
+from mbrl_jax.runs import checkpoint
 from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.metrics import Entry
 from mbrl_jax.runs.run import Seconds

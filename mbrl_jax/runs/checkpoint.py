@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError
 from mbrl_jax.packages import version_of
-from mbrl_jax.runs import strict_json
 
 FORMAT = 2
 MANIFEST, DIGEST, ARRAYS = "manifest.json", "manifest.sha256", "arrays.npz"

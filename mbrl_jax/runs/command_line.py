@@ -7,7 +7,6 @@ What a person gives, a path above all, is printed as it is (:mod:`mbrl_jax.runs.
 import contextlib
 import dataclasses
 import logging
-import os
 import shlex
 import sys
 import time
@@ -17,25 +16,11 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
-import mbrl_jax
 from mbrl_jax import config as settings
-from mbrl_jax import statistics
-from mbrl_jax.config import ConfigError, RunConfig, expand
+from mbrl_jax import statistics, strict_json
+from mbrl_jax.config import ConfigError, RunConfig, expand, presets, read_preset
 from mbrl_jax.environments import success_marks
-from mbrl_jax.runs import (
-    execution,
-    folder,
-    interruption,
-    keeping,
-    launch,
-    listing,
-    results,
-    runner,
-    shards,
-    strict_json,
-    sweep,
-    terminal,
-)
+from mbrl_jax.runs import execution, folder, interruption, keeping, launch, listing, results, runner, shards, sweep, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping
@@ -130,30 +115,6 @@ def _show_usage(words: list[str]) -> NoReturn:
     asked = bool(words) and words[0] in ("-h", "--help")
     print(USAGE.format(presets=", ".join(sorted(presets()))), file=sys.stdout if asked else sys.stderr)
     raise SystemExit(0 if asked else 2)
-
-
-def presets() -> dict[str, Path]:
-    """The shipped presets by name."""
-    package = Path(mbrl_jax.__file__).parent
-    for place in (package / "configs", package.parent / "configs"):  # installed, or a checkout
-        if place.is_dir():
-            return {path.stem: path for path in place.rglob("*.yaml")}
-    return {}
-
-
-def read_preset(name: str) -> RunConfig:
-    """The settings in a YAML file, or of a shipped preset. A file comes before a preset of that name, a folder does not.
-
-    Raises ConfigError: there is neither, or it is bad.
-    """
-    path = expand(name)
-    if os.path.exists(path) and not os.path.isdir(path):
-        return settings.load(path)
-    if name not in presets():
-        kind = "a folder, " if os.path.isdir(path) else ""
-        known = ", ".join(sorted(presets()))
-        raise ConfigError(f"config: {name!r} is {kind}neither a file nor a shipped preset; there are {known}")
-    return settings.load(presets()[name])
 
 
 def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
@@ -366,7 +327,7 @@ def _tune(words: list[str]) -> None:
 def _reference(words: list[str]) -> None:
     options = (("compile", bool, False), ("processes", int, 1), ("device", str, "cpu"))
     given = _parse("reference", words, *options)
-    from mbrl_jax.runs import reference
+    from mbrl_jax import reference_run
 
     execution.find_devices()
     runner.make_train(given.config)  # refuses what cannot work before a folder is made
@@ -374,7 +335,7 @@ def _reference(words: list[str]) -> None:
     if given.seeds.start:
         raise ConfigError(f"seeds: {given.seeds.start}:{given.seeds.stop} does not fit; the reference trains seeds from 0 on")
     with results.new_folder(given.out) as out, Display.standard(title) as display:
-        run = reference.run(
+        run = reference_run.run(
             given.config,
             len(given.seeds),
             base_seed=given.seed,
@@ -391,7 +352,7 @@ def _print(run: Run, summary: Mapping[str, Any], out: Path) -> None:
     """Print the figures of a run."""
     marks, rows = summary["fraction_at_least"], []
     for arm in ("chosen", "last"):
-        iqm = results.read_estimate(summary["iqm"][arm])
+        iqm = statistics.Estimate.from_json(summary["iqm"][arm])
         if iqm is not None:
             shares = (f"{share[arm]:.0%}" for share in marks.values())
             rows.append((arm, str(iqm), *shares))
@@ -512,15 +473,15 @@ def _evaluate(words: list[str]) -> None:
             seed: of the initial states
 
         """
-        from mbrl_jax.runs import playing
+        from mbrl_jax.serving import playing
 
         execution.find_devices()
-        config, policies = results.load_policies(directory)
+        config, policies = playing.load_policies(directory)
         marks, rows = success_marks(config.environment.name), []
         for name, params in policies.items():
             returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
             shares = (statistics.fraction_at_least(mark)(returns) for mark in marks)
-            iqm = str(results.estimate(returns))
+            iqm = str(statistics.estimate(returns))
             average = (f"{returns.mean():.1f}", f"{statistics.median(returns):.1f}")
             rows.append((name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares)))
         columns = ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in marks))

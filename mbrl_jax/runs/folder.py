@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, from_dict, to_dict
-from mbrl_jax.runs import checkpoint, execution, results, strict_json
+from mbrl_jax import packages, strict_json
+from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, flat_settings, from_dict, to_dict
+from mbrl_jax.runs import checkpoint, execution, results
 from mbrl_jax.runs.callbacks import Checkpoints, JsonLines, read_lines
 from mbrl_jax.runs.checkpoint import Checkpoint, DamagedError
 from mbrl_jax.runs.results import CHECKPOINTS, FORMAT, LOCK, RUN
@@ -52,7 +53,7 @@ class Asked(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted path."""
         others = {name: getattr(self, name) for name in ("seeds", "base_seed", "diagnose", "first")}
-        return {**results.flat_settings(self.config), **others}
+        return {**flat_settings(self.config), **others}
 
     def as_json(self) -> dict[str, Any]:
         """As in ``run.json``."""
@@ -170,8 +171,8 @@ def begin(path: Path, asked: Asked, command: str, at_once: int | None = None) ->
 
     Raises ConfigError: nothing can be written there.
     """
-    content = {"format": FORMAT, "command": command, **asked.as_json(), "versions": results.versions(execution.PACKAGES)}
-    content |= {"git": results.git_revision(), "at_once": asked.seeds if at_once is None else at_once}
+    content = {"format": FORMAT, "command": command, **asked.as_json(), "versions": packages.versions(execution.PACKAGES)}
+    content |= {"git": packages.git_revision(), "at_once": asked.seeds if at_once is None else at_once}
     try:
         with results.new_file(path / RUN) as place:
             strict_json.write(place, content)

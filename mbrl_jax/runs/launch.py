@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from mbrl_jax import config as settings
+from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError
 from mbrl_jax.config.files import parse as parse_yaml
-from mbrl_jax.runs import interruption, keeping, results, shards, strict_json, sweep
+from mbrl_jax.runs import interruption, keeping, results, shards, sweep
 from mbrl_jax.runs.callbacks import require
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked

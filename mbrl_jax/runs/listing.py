@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from mbrl_jax.config import ConfigError, expand, from_dict
+from mbrl_jax.config import ConfigError, expand, flat_settings, from_dict
 from mbrl_jax.runs import folder as folders
 from mbrl_jax.runs import results, terminal
 from mbrl_jax.runs.callbacks import read_lines
@@ -71,9 +71,9 @@ def _look(root: Path, place: Path) -> Listed:
 
 
 def _finished(name: str, summary: dict[str, Any]) -> Listed:
-    settings = {**results.flat_settings(from_dict(summary["config"])), "algorithm": summary["algorithm"]}
+    settings = {**flat_settings(from_dict(summary["config"])), "algorithm": summary["algorithm"]}
     settings |= {"seeds": summary["seeds"], "seed": summary["base_seed"]}
-    chosen, last = (results.read_estimate(summary["iqm"][arm]) for arm in ("chosen", "last"))
+    chosen, last = (Estimate.from_json(summary["iqm"][arm]) for arm in ("chosen", "last"))
     frozen = len(summary["frozen_seeds"])
     return Listed(name, settings, "finished", chosen, last, f"{frozen} seeds went non-finite" if frozen else "")
 
@@ -81,7 +81,7 @@ def _finished(name: str, summary: dict[str, Any]) -> Listed:
 def _unfinished(name: str, place: Path) -> Listed:
     asked = results.read_run(place)
     config = from_dict(asked["config"])
-    settings = {**results.flat_settings(config), "seeds": asked["seeds"], "seed": asked["base_seed"]}
+    settings = {**flat_settings(config), "seeds": asked["seeds"], "seed": asked["base_seed"]}
     if folders.at_once(place) < asked["seeds"]:
         shards = len(split(asked["seeds"], folders.at_once(place)))
         done = sum(folders.is_finished(shard) for shard in (place / SHARDS).glob("*"))

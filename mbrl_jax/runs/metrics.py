@@ -8,7 +8,7 @@ A row belongs to one seed and one phase, and only the columns of that phase hold
   stands in the last block of it.
 
 Columns that end in a number are of one ensemble member, or of one bin of a histogram. The table is a Parquet file, which carries
-:data:`COLUMNS` in the metadata of its fields.
+:data:`mbrl_jax.algorithms.columns.COLUMNS` in the metadata of its fields.
 """
 
 import collections
@@ -23,56 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mbrl_jax.algorithms.columns import BLOCKS, base_of, describe, place_of
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import RunConfig
-from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.statistics import interquartile_mean
-
-
-class Column(NamedTuple):
-    """What a column means."""
-
-    unit: str
-    description: str
-
-
-COLUMNS: dict[str, Column] = {
-    "seed": Column("number", "which agent"),
-    "phase": Column("name", "collect, fit or train"),
-    "epoch": Column("number", "epoch of the model's first fit, from 0"),
-    "round": Column("number", "round of the main loop, from 0"),
-    "step": Column("real steps", "steps of the collection or of the main loop done by the end of the row"),
-    "episode_return": Column("return", "return of the random episode that ended at this step"),
-    "model.loss": Column("nats", "mean training loss of a member over the minibatches of an epoch or a refit"),
-    "model.holdout_mse": Column("squared deviations", "a member's squared error on held-out rows, normalised, summed over axes"),
-    "model.holdout_nll": Column("nats", "a member's negative log-likelihood of held-out rows, without the constant"),
-    "update.loss": Column("squared return", "mean loss of the updates: the Q-networks' TD loss, or the critic's"),
-    "update.scaled_loss": Column("1", "that loss over the variance of its targets"),
-    "update.entropy": Column("nats", "mean entropy of the policy in the states of the updates"),
-    "lanes.depth": Column("imagined steps", "mean depth of the imagined rows that were kept, a root's first step counting 1"),
-    "lanes.kept": Column("share", "imagined rows that were kept"),
-    "lanes.stopped": Column("share", "imagined steps at which the horizon controller ended a lane"),
-    "lanes.terminated": Column("share", "imagined steps at which the imagined episode terminated"),
-    "lanes.ended": Column("share", "imagined steps at which a rollout ended for any reason; its inverse is the realised horizon"),
-    "lanes.histogram": Column("share", f"rows kept, by depth: bins up to {', '.join(map(str, DEPTH_EDGES))}, and deeper"),
-    "plan.value": Column("return", "what the planner expected its plan to earn within the horizon, and by the value after it"),
-    "plan.spread": Column("return", "standard deviation over the sequences that the planner tried last"),
-    "curve_return": Column("return", "mean over greedy real episodes of the target network, or over episodes by the planner"),
-    "score": Column("return", "mean over imagined episodes of the target network"),
-    "chosen_score": Column("return", "the same of the snapshot chosen so far"),
-    "is_chosen": Column("flag", "this round's snapshot became the chosen one"),
-    "frozen": Column("flag", "the learner has gone non-finite and rests at its last finite parameters"),
-}
-BLOCKS = ("update.", "lanes.", "plan.")  # measured in every block, the others once a round
-
-
-def describe(column: str) -> Column:
-    """The meaning of a column of the table, those of one member or bin included.
-
-    What an agent of one's own logs is called by its name alone.
-    """
-    return COLUMNS.get(_base(column), Column("", f"{_base(column)}, as the agent logs it"))
 
 
 def as_table(config: RunConfig, collected: Any, fit: Any, metrics: Any) -> pa.Table:
@@ -91,7 +46,7 @@ def as_table(config: RunConfig, collected: Any, fit: Any, metrics: Any) -> pa.Ta
     parts.append(_train_rows(config, metrics))
     table = pa.concat_tables(parts, promote_options="default")
     told = [field.with_metadata(describe(field.name)._asdict()) for field in table.schema]
-    order = sorted(table.column_names, key=_place)
+    order = sorted(table.column_names, key=place_of)
     return table.cast(pa.schema(told)).select(order)
 
 
@@ -143,21 +98,6 @@ def entry(config: RunConfig, number: int, metrics: Any, seconds: float) -> Entry
 
 
 # ------------------------------------------------------------------------------------------------------------------ pieces
-
-
-def _base(column: str) -> str:
-    """A column's name without the number of a member or bin."""
-    name, _, number = column.rpartition(".")
-    return name if number.isdecimal() else column
-
-
-def _place(column: str) -> tuple[int, str]:
-    """Where a column stands: in the order of COLUMNS, and what is not there after the others of its group."""
-    known, base = list(COLUMNS), _base(column)
-    if base in COLUMNS:
-        return known.index(base), ""
-    group = base.partition(".")[0] + "."
-    return max((i for i, name in enumerate(known) if name.startswith(group)), default=len(known)), base
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -215,7 +155,7 @@ def _build(kind: Any, prefix: str, rows: pa.Table, lead: tuple[int, ...]) -> Any
     What an agent of one's own logged is a NamedTuple of its own.
     """
     if prefix == "update.":
-        there = [_base(each).removeprefix(prefix) for each in rows.column_names if each.startswith(prefix)]
+        there = [base_of(each).removeprefix(prefix) for each in rows.column_names if each.startswith(prefix)]
         if set(there) != set(kind._fields):
             logged = {name: _array(prefix + name, rows, lead) for name in dict.fromkeys(there)}
             return collections.namedtuple("UpdateLog", logged)(**logged)
@@ -224,7 +164,7 @@ def _build(kind: Any, prefix: str, rows: pa.Table, lead: tuple[int, ...]) -> Any
         inner = next((each for each in (hint, *typing.get_args(hint)) if hasattr(each, "_fields")), None)
         column = prefix + name
         if inner is None:
-            is_there = type(None) not in typing.get_args(hint) or any(_base(each) == column for each in rows.column_names)
+            is_there = type(None) not in typing.get_args(hint) or any(base_of(each) == column for each in rows.column_names)
             fields[name] = _array(column, rows, lead) if is_there else None
         elif inner is FitLog:
             has_any = any(each.startswith("model.") and rows[each].null_count < len(rows) for each in rows.column_names)

@@ -14,27 +14,24 @@
 
 import contextlib
 import os
-import platform
-import subprocess
 import typing
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mbrl_jax import statistics, trees
+from mbrl_jax import packages, statistics, strict_json, trees
 from mbrl_jax.algorithms.registry import algorithm_of, world_of
 from mbrl_jax.algorithms.training import Outcome, Result
-from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, expand, from_dict, load, save, to_dict
+from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, expand, load, save, to_dict
 from mbrl_jax.environments import Environment, environment_of, success_marks
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.packages import version_of
-from mbrl_jax.runs import checkpoint, interruption, metrics, strict_json
+from mbrl_jax.runs import interruption, metrics
 from mbrl_jax.runs.run import Backend, Run, Seconds, diverged_model_seeds, frozen_seeds
-from mbrl_jax.statistics import Estimate
 
 FORMAT = 1
 RUN, LOCK, CHECKPOINTS, SHARDS = "run.json", ".lock", "checkpoints", "shards"
@@ -97,23 +94,6 @@ def per_seed(returns: Any) -> np.ndarray:
     return np.asarray(returns, np.float64).mean(axis=1)
 
 
-def estimate(scores: np.ndarray, statistic: statistics.Statistic = statistics.interquartile_mean) -> Estimate:
-    """A statistic over returns [seeds] with its 95 % interval, NaN in every place if a return is not finite."""
-    return statistics.bootstrap(scores, statistic) if np.all(np.isfinite(scores)) else Estimate(np.nan, np.nan, np.nan)
-
-
-def as_json(told: Estimate) -> dict[str, Any]:
-    """An estimate as it stands in ``summary.json`` and ``comparison.json``."""
-    return {"value": told.value, "ci95": [told.low, told.high]}
-
-
-def read_estimate(told: Mapping[str, Any] | None) -> Estimate | None:
-    """The estimate that :func:`as_json` wrote; NaN where its numbers are null, none where there is no estimate at all."""
-    if told is None:
-        return None
-    return Estimate(*(np.nan if number is None else number for number in (told["value"], *told["ci95"])))
-
-
 def summarise(run: Run) -> dict[str, Any]:
     """The figures of a run, as the fields of ``summary.json``.
 
@@ -150,7 +130,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "random_return": None if np.all(np.isnan(collected)) else float(np.nanmean(collected)),
         "return_last": last.tolist(),
         "return_chosen": None if chosen is None else chosen.tolist(),
-        "iqm": for_each(lambda scores: as_json(estimate(scores))),
+        "iqm": for_each(lambda scores: statistics.estimate(scores).as_json()),
         "fraction_at_least": {str(mark): for_each(share_at_least(mark)) for mark in success_marks(config.environment.name)},
         "seconds": {
             "compile": run.seconds.compile,
@@ -161,10 +141,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "imagined_transitions_per_second": seeds * imagined / run.seconds.train,
         "bytes_per_seed": {"state": run.state_bytes_per_seed, "temporary": run.temporary_bytes_per_seed},
         "backend": run.backend.name,
-        "versions": versions(run.backend.packages),
+        "versions": packages.versions(run.backend.packages),
         "device": run.backend.device,
         "precision": run.backend.precision,
-        "git": git_revision(),
+        "git": packages.git_revision(),
     }
 
 
@@ -190,7 +170,7 @@ def write(run: Run, folder: Path, draw: Draw | None = None, say: Callable[[str],
     for name, tree in arrays.items():
         if tree is not None:
             with new_file(folder / name) as path, path.open("wb") as file:
-                np.savez_compressed(file, **typing.cast(Any, flatten(tree)))
+                np.savez_compressed(file, **typing.cast(Any, trees.flatten(tree)))
     if draw is not None:
         draw_or_say(lambda: draw(run, folder), say)
     with new_file(folder / "summary.json") as path:
@@ -232,21 +212,21 @@ def read(folder: str | Path, *, environment: Environment | None = None) -> Run:
     folder = expand(folder, "folder")
     summary, config = read_summary(folder), read_config(folder)
     task = environment_of(config.environment, environment)
-    arrays = {name: _nest(_load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
+    arrays = {name: trees.nest(load_arrays(folder / f"{name}.npz")) for name in ("policies", "outcome")}
     try:
         collected, fit, measured = metrics.read(folder / "metrics.parquet", config)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder / 'metrics.parquet'}: it cannot be read: {error}") from error
     model = diagnosis = None
     if (folder / "model.npz").exists():
-        found = _nest(_load_arrays(folder / "model.npz"))
+        found = trees.nest(load_arrays(folder / "model.npz"))
         model = trees.like(model_template(config, task), found)
     if (folder / "diagnosis.npz").exists():
-        found = _nest(_load_arrays(folder / "diagnosis.npz"))
+        found = trees.nest(load_arrays(folder / "diagnosis.npz"))
         diagnosis = Diagnosis(ByDepth(**found["by_depth"]), ErrorMap(**found["map"]))
     packages = tuple(name for name in summary["versions"] if name not in ("python", "mbrl-jax"))
     template = policy_template(config, task)
-    last, chosen = (_filled(template, arrays["policies"].get(name)) for name in ("last", "chosen"))
+    last, chosen = (filled(template, arrays["policies"].get(name)) for name in ("last", "chosen"))
     ended: dict[str, Any] = {name: arrays["outcome"].get(name) for name in OUTCOME}
     outcome = Outcome(last=last, chosen=chosen, model=model, **ended)
     return Run(
@@ -260,21 +240,6 @@ def read(folder: str | Path, *, environment: Environment | None = None) -> Run:
         diagnosis,
         summary.get("first_seed", 0),
     )
-
-
-def flat_settings(config: RunConfig) -> dict[str, Any]:
-    """Every setting of a config by its dotted path."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                walk(f"{prefix}{name}.", inner)
-        else:
-            flat[prefix[:-1]] = value
-
-    walk("", to_dict(config))
-    return flat
 
 
 def written_by(content: Mapping[str, Any]) -> str:
@@ -317,34 +282,12 @@ def model_template(config: RunConfig, task: Environment) -> Any:
     return jax.eval_shape(lambda key: world.acting(world.init(key)), jax.random.key(0))
 
 
-def _filled(template: Any, nested: Any) -> Any:
+def filled(template: Any, nested: Any) -> Any:
     """A tree like ``template`` of stored arrays; none where nothing is stored."""
     try:
         return None if nested is None else trees.like(template, nested)
     except ValueError as error:
         raise ConfigError(f"policies.npz: {error}; it was written for other settings") from error
-
-
-def load_policies(folder: str | Path, *, environment: Environment | None = None) -> tuple[RunConfig, dict[str, Any]]:
-    """The settings of a run and its policies, ``last`` and perhaps ``chosen``, as parameters [seeds, ...].
-
-    Of a run that is not finished, those of its last checkpoint.
-
-    Raises:
-      ConfigError: the folder does not hold a run, or it has not been saved yet.
-
-    """
-    folder = expand(folder, "folder")
-    if (folder / "policies.npz").exists() or not (folder / RUN).exists():
-        config, found = read_config(folder), _nest(_load_arrays(folder / "policies.npz"))
-    else:
-        there = checkpoint.rounds(folder / CHECKPOINTS)
-        if not there:
-            raise ConfigError(f"{str(folder)!r}: the run in it is not finished and has no checkpoint yet")
-        found = _nest(checkpoint.read(folder / CHECKPOINTS, there[-1]).arrays)["policies"]
-        config = from_dict(read_run(folder)["config"])
-    template = policy_template(config, environment_of(config.environment, environment))
-    return config, {name: _filled(template, nested) for name, nested in found.items()}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -361,48 +304,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file. Raises ConfigError: it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: it cannot be read: {error}") from error
-
-
-def _nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The nested dictionaries whose leaves :func:`flatten` named."""
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *inner, leaf = path.split("/")
-        place = tree
-        for name in inner:
-            place = place.setdefault(name, {})
-        place[leaf] = array
-    return tree
-
-
-def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree by their path, names joined by slashes."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of what a figure depends on: Python, this library and ``packages``."""
-    return {"python": platform.python_version(), **{name: version_of(name) for name in ("mbrl-jax", *packages)}}
-
-
-def git_revision() -> str | None:
-    """The revision of the source, with ``+changes`` if files other than results differ from it; none outside a checkout."""
-    here = Path(__file__)
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here.parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", here.name)  # a checkout of this source, not one that an installation lies in
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results")
-        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -69,12 +69,6 @@ def joined(runs: Sequence[Run]) -> Run:
     return runs[0]._replace(result=result, diagnosis=diagnosis, seconds=seconds)
 
 
-def traced_settings(config: RunConfig) -> dict[str, float]:
-    """The traced settings by their dotted paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(config)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
 def frozen_seeds(outcome: Outcome) -> list[int]:
     """Places of the seeds whose learner went non-finite."""
     return [int(number) for number in np.flatnonzero(np.asarray(outcome.frozen))]

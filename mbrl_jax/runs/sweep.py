@@ -17,12 +17,13 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import yaml
 
-from mbrl_jax.config import ConfigError, RunConfig, check, from_dict, to_dict
+from mbrl_jax import strict_json
+from mbrl_jax.config import ConfigError, RunConfig, flat_settings, setting, to_dict, traced_settings, with_settings
 from mbrl_jax.config.files import RepeatedKeyError
 from mbrl_jax.config.files import parse as parse_yaml
-from mbrl_jax.runs import interruption, results, runner, strict_json
+from mbrl_jax.runs import interruption, results, runner
 from mbrl_jax.runs.results import SHARDS
-from mbrl_jax.runs.run import Run, traced_settings
+from mbrl_jax.runs.run import Run
 from mbrl_jax.runs.runner import Options
 
 TABLE = "sweep.json"
@@ -68,7 +69,7 @@ def vary(config: RunConfig, settings: Mapping[str, Sequence[float]]) -> list[Run
     for path, values in settings.items():
         if path not in known:
             listed = f"the traced settings are {', '.join(known)}"
-            static = _at(to_dict(config), path, listed)
+            static = setting(to_dict(config), path, listed)
             raise ConfigError(f"{path}: {static!r} is static, so it compiles anew and must be run apart; {listed}")
         if not len(values):
             raise ConfigError(f"{path}: [] has no values; give at least one")
@@ -76,7 +77,7 @@ def vary(config: RunConfig, settings: Mapping[str, Sequence[float]]) -> list[Run
         counted = ", ".join(f"{path} has {len(values)}" for path, values in settings.items())
         raise ConfigError(f"settings: {counted} values; those that vary together must have equally many")
     together = zip(*settings.values(), strict=True)
-    return [_put(config, dict(zip(settings, values, strict=True))) for values in together]
+    return [with_settings(config, dict(zip(settings, values, strict=True))) for values in together]
 
 
 # ------------------------------------------------------------------------------------------------------------ combinations
@@ -106,8 +107,8 @@ def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
             raise ConfigError(f"{path}: [] has no values; give at least one")
     made = []
     for values in itertools.product(*grid.values()):
-        one = _put(config, dict(zip(grid, values, strict=True)))
-        flat = results.flat_settings(one)
+        one = with_settings(config, dict(zip(grid, values, strict=True)))
+        flat = flat_settings(one)
         made.append(Cell({path: flat[path] for path in grid}, one))
     labels = [cell.label for cell in made]
     for label in labels:
@@ -392,29 +393,3 @@ def text_of(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(text_of(each) for each in value) + "]"
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
-def _put(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """``config`` with other values at some dotted paths."""
-    content = to_dict(config)
-    for path, value in values.items():
-        _at(content, path, "`mbrl-jax train CONFIG --help` lists them")
-        *groups, name = path.split(".")
-        place = content
-        for group in groups:
-            place = place[group]
-        place[name] = value
-    changed = from_dict(content)
-    check(changed)
-    return changed
-
-
-def _at(content: Any, path: str, listed: str) -> Any:
-    """The value at a dotted path."""
-    for name in path.split("."):
-        if not isinstance(content, dict) or name not in content:
-            raise ConfigError(f"{path}: there is no such setting; {listed}")
-        content = content[name]
-    if isinstance(content, dict):
-        raise ConfigError(f"{path}: it is a group of settings; name one of {', '.join(f'{path}.{each}' for each in content)}")
-    return content

@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import ConfigError, RunConfig, save
-from mbrl_jax.runs import checkpoint, folder, interruption, results, runner, strict_json, terminal
+from mbrl_jax.runs import checkpoint, folder, interruption, results, runner, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.results import CHECKPOINTS
@@ -236,7 +237,7 @@ class Search:
 
     def _complete(self, number: int, ended: Ended) -> None:
         returns = ended.returns if self.asked.measure == "final" else ended.curve.mean(axis=1)
-        told = results.estimate(returns)
+        told = statistics.estimate(returns)
         self.study.complete(number, told.value, ci95=[told.low, told.high], returns=returns.tolist(), frozen=ended.frozen)
         self.show.advance(f"trial {number}: {told.value:.4g}")
 

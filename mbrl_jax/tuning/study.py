@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError, RunConfig, to_dict
-from mbrl_jax.runs import runner, strict_json
+from mbrl_jax.runs import runner
 from mbrl_jax.tuning import halving
 from mbrl_jax.tuning import space as spaces
 from mbrl_jax.tuning.space import Range, Space

@@ -10,6 +10,7 @@ import pytest
 from algorithms import worlds
 from ensembles import rows_of
 
+from mbrl_jax import trees
 from mbrl_jax.algorithms import mpc, phases
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
@@ -26,7 +27,8 @@ from mbrl_jax.config import (
 from mbrl_jax.environments import from_pool, make_environment
 from mbrl_jax.evaluation import play_with_memory
 from mbrl_jax.replay import make_replay
-from mbrl_jax.runs import playing, results, runner
+from mbrl_jax.runs import results, runner
+from mbrl_jax.serving import playing
 
 CONFIG = MPCConfig(
     environment=EnvironmentConfig(time_limit=30),
@@ -214,7 +216,7 @@ def test_it_is_trained_written_read_and_played_as_any_other_algorithm(config, tm
     assert summary["iqm"]["chosen"] is None
     again = results.read(tmp_path)
     close(again.result.metrics, run.result.metrics, rtol=1e-6)
-    close(results.flatten(again.result.outcome.last), results.flatten(run.result.outcome.last), rtol=0)
+    close(trees.flatten(again.result.outcome.last), trees.flatten(run.result.outcome.last), rtol=0)
     assert (again.result.metrics.update is None) == (config is CONFIG)
     policy = playing.load_policy(tmp_path)
     actions = policy(jnp.zeros((3, 4)), seed=1)

@@ -23,7 +23,7 @@ from mbrl_jax import report
 from mbrl_jax.agents.protocol import without_memory
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, EnvironmentConfig, ModelFreeQConfig, to_dict
+from mbrl_jax.config import ConfigError, EnvironmentConfig, ModelFreeQConfig, flat_settings, to_dict
 from mbrl_jax.environments import make_environment, view_of
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.report import entries, measures, overview, rollouts, tasks
@@ -256,7 +256,7 @@ def test_the_command_is_the_one_that_was_given_or_one_that_reads_the_settings_of
 
 
 def test_settings_that_differ_are_those_that_runs_have_and_disagree_about(runs):
-    rows, partial = overview.differing([results.flat_settings(run.config) for run in runs.values()])
+    rows, partial = overview.differing([flat_settings(run.config) for run in runs.values()])
     assert ["protocol", "batch", "batch", "interactive"] in rows
     assert ["model.prediction", "gaussian", "-", "deterministic"] in rows
     assert not any(row[0] == "steps" for row in rows)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from mbrl_jax import config as settings
+from mbrl_jax.config import presets, read_preset
 from mbrl_jax.runs import command_line, results
+from mbrl_jax.serving import playing
 
 SUMMARY_FIELDS = {
     "config",
@@ -187,7 +189,7 @@ def test_evaluate_plays_the_saved_policies_in_both_simulators(command, trained):
 
 
 def test_saved_policies_are_the_trained_ones(trained):
-    config, policies = results.load_policies(trained[0])
+    config, policies = playing.load_policies(trained[0])
     assert set(policies) == {"last", "chosen"}
     kernel = policies["last"]["params"]["Dense_0"]["kernel"]
     assert kernel.shape == (3, 4, config.agent.hidden[0])
@@ -196,7 +198,7 @@ def test_saved_policies_are_the_trained_ones(trained):
 def test_compare_trains_both_arms_and_prints_one_table(command):
     arms = []
     for name, algorithm in (("ours", "dyna_q"), ("theirs", "model_free_q")):
-        content = settings.to_dict(settings.load(command_line.presets()["smoke"]))
+        content = settings.to_dict(settings.load(presets()["smoke"]))
         content["algorithm"] = algorithm
         if algorithm == "model_free_q":
             for group in ("model", "imagination", "selection"):
@@ -302,14 +304,14 @@ def test_bad_input_is_refused_with_field_and_value_and_makes_no_folder(capsys, t
 
 def test_a_folder_does_not_shadow_a_preset_but_a_file_does(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    shipped = command_line.read_preset("smoke")
+    shipped = read_preset("smoke")
     (tmp_path / "smoke").mkdir()
-    assert command_line.read_preset("smoke") == shipped
+    assert read_preset("smoke") == shipped
     (tmp_path / "mine").mkdir()
     assert "config: 'mine' is a folder, neither a file nor a shipped preset" in fails(capsys, "train", "mine", "--seeds", "1")
     (tmp_path / "smoke").rmdir()
-    settings.save(command_line.read_preset("cartpole_best"), tmp_path / "smoke")
-    assert command_line.read_preset("smoke") == command_line.read_preset("cartpole_best") != shipped
+    settings.save(read_preset("cartpole_best"), tmp_path / "smoke")
+    assert read_preset("smoke") == read_preset("cartpole_best") != shipped
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def test_the_home_folder_is_put_in_for_a_tilde_in_every_path(monkeypatch, tmp_pa
     (home / "there").mkdir(parents=True)
     (home / "there" / "precious").write_text("data")
     for name, preset in (("mine", "smoke"), ("batch", "cartpole_batch")):
-        settings.save(command_line.read_preset(preset), home / f"{name}.yaml")
+        settings.save(read_preset(preset), home / f"{name}.yaml")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
     message = fails(capsys, *words)
@@ -346,7 +348,7 @@ def test_the_home_folder_is_put_in_for_a_tilde_in_every_path(monkeypatch, tmp_pa
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_every_command_refuses_the_same_seeds(monkeypatch, tmp_path, capsys, tiny, simulator, seed):
     message = f"mbrl-jax: seed: {seed} is out of range; it must be from 0 to 2^32 - 1"
-    monkeypatch.setattr(results, "load_policies", lambda folder: (tiny, {"last": {"w": np.zeros((2, 3))}}))
+    monkeypatch.setattr(playing, "load_policies", lambda folder: (tiny, {"last": {"w": np.zeros((2, 3))}}))
     assert message in fails(capsys, "evaluate", str(tmp_path), "--seed", str(seed), "--env", simulator)
     common = ["--seeds", "1", "--out", str(tmp_path / "new"), "--seed", str(seed)]
     sweep = ["sweep", "smoke", "--grid", "agent.discount=0.9,0.8"]
@@ -394,7 +396,7 @@ def test_an_unknown_command_shows_the_usage(capsys):
 def test_every_shipped_preset_can_be_built():
     from mbrl_jax.runs import runner
 
-    assert {"cartpole_batch", "cartpole_interactive", "cartpole_best", "smoke"} <= set(command_line.presets())
-    for path in command_line.presets().values():
+    assert {"cartpole_batch", "cartpole_interactive", "cartpole_best", "smoke"} <= set(presets())
+    for path in presets().values():
         assert isinstance(path, Path)
         runner.make_train(settings.load(path))

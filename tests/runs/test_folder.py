@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from mbrl_jax import trees
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, to_dict
 from mbrl_jax.runs import checkpoint, execution, results, runner
 from mbrl_jax.runs import folder as run_folder
@@ -21,6 +22,7 @@ from mbrl_jax.runs.folder import Asked, InUseError
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.program import Batch
 from mbrl_jax.runs.training import train
+from mbrl_jax.serving import playing
 
 
 class After:
@@ -108,11 +110,11 @@ def test_it_goes_on_with_another_number_of_devices(tiny, tmp_path, monkeypatch):
 def test_a_checkpoint_holds_the_policies_as_they_stand(tiny, tmp_path):
     asked = Asked(longer(tiny, "batch"), 2, 0, False)
     stop_after(tmp_path / "run", asked, 2)
-    config, policies = results.load_policies(tmp_path / "run")
+    config, policies = playing.load_policies(tmp_path / "run")
     assert config == asked.config
     found = checkpoint.read(tmp_path / "run" / "checkpoints", checkpoint.rounds(tmp_path / "run" / "checkpoints")[-1])
     for name, where in (("last", "agent/target"), ("chosen", "chosen/params")):
-        for path, array in results.flatten(policies[name]).items():
+        for path, array in trees.flatten(policies[name]).items():
             np.testing.assert_array_equal(array, found.arrays[f"state/{where}/{path}"])
 
 

@@ -14,6 +14,7 @@ from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping
 from mbrl_jax.runs.program import Program
+from mbrl_jax.serving import playing
 
 ARRAYS = ("metrics.parquet", "policies.npz", "model.npz", "outcome.npz")
 
@@ -57,10 +58,10 @@ def test_the_policies_of_a_planners_last_checkpoint_are_those_that_its_run_ends_
         patch.setattr(results.np, "savez_compressed", failing)
         with pytest.raises(RuntimeError, match="the device is lost"):
             keep(planner, tmp_path / "run")
-    saved = results.load_policies(tmp_path / "run")[1]["last"]
+    saved = playing.load_policies(tmp_path / "run")[1]["last"]
     keep(planner, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "policies.npz").exists()
-    ended = results.load_policies(tmp_path / "run")[1]["last"]
+    ended = playing.load_policies(tmp_path / "run")[1]["last"]
     assert jax.tree.leaves(saved)[0].shape[:2] == (2, 2)  # seeds, elites
     jax.tree.map(np.testing.assert_array_equal, saved, ended)
 

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from mbrl_jax.algorithms import columns
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.runs import metrics, results, runner
 from mbrl_jax.statistics import interquartile_mean
@@ -46,7 +47,7 @@ def test_so_is_a_diagnosed_one_of_the_batch_protocol_and_one_without_a_model(tin
 
 def test_every_column_says_its_unit_and_what_it_is(folder):
     for field in pq.read_schema(folder / "metrics.parquet"):
-        column = metrics.describe(field.name)
+        column = columns.describe(field.name)
         assert field.metadata == {b"unit": column.unit.encode(), b"description": column.description.encode()}
 
 

@@ -11,8 +11,9 @@ import pytest
 import sqlalchemy
 import yaml
 
+from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, load
-from mbrl_jax.runs import checkpoint, command_line, strict_json
+from mbrl_jax.runs import checkpoint, command_line
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.tuning import halving, search, study
 from mbrl_jax.tuning import space as spaces

@@ -1,7 +1,6 @@
 import pytest
 
-from mbrl_jax.config import ConfigError, DynaQConfig, check
-from mbrl_jax.runs.results import flat_settings
+from mbrl_jax.config import ConfigError, DynaQConfig, check, flat_settings
 from mbrl_jax.tuning import space as spaces
 from mbrl_jax.tuning.space import Choice, Range
 

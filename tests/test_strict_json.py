@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mbrl_jax import report
+from mbrl_jax import report, strict_json
 from mbrl_jax.config import ModelFreeQConfig
 from mbrl_jax.report import comparison, markup, overview, sweep_figures
-from mbrl_jax.runs import callbacks, folder, listing, results, runner, strict_json, sweep
+from mbrl_jax.runs import callbacks, folder, listing, results, runner, sweep
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.program import Batch
 from mbrl_jax.runs.training import train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BAD = (float("nan"), float("inf"), -float("inf"), np.float64("nan"))
 
 

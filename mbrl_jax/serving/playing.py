@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbrl_jax import trees
 from mbrl_jax.algorithms.phases import play_policy
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, RunConfig, check_seeds, check_whole
+from mbrl_jax.config import ConfigError, RunConfig, check_seeds, check_whole, expand, from_dict
 from mbrl_jax.environments import Environment, EnvironmentSpec, environment_of, in_units
-from mbrl_jax.runs import results
+from mbrl_jax.runs import checkpoint, results
+from mbrl_jax.runs.results import CHECKPOINTS, RUN
 
 
 class Policy:
@@ -110,11 +112,33 @@ def load_policy(
       ConfigError: the folder holds no run, or it has no such policies.
 
     """
-    config, policies = results.load_policies(folder, environment=environment)
+    config, policies = load_policies(folder, environment=environment)
     name = which or ("chosen" if "chosen" in policies else "last")
     if name not in policies:
         raise ConfigError(f"which: {name!r} does not fit; the run in {str(folder)!r} has the policies {', '.join(policies)}")
     return Policy(config, policies[name], environment)
+
+
+def load_policies(folder: str | Path, *, environment: Environment | None = None) -> tuple[RunConfig, dict[str, Any]]:
+    """The settings of a run and its policies, ``last`` and perhaps ``chosen``, as parameters [seeds, ...].
+
+    Of a run that is not finished, those of its last checkpoint.
+
+    Raises:
+      ConfigError: the folder does not hold a run, or it has not been saved yet.
+
+    """
+    folder = expand(folder, "folder")
+    if (folder / "policies.npz").exists() or not (folder / RUN).exists():
+        config, found = results.read_config(folder), trees.nest(results.load_arrays(folder / "policies.npz"))
+    else:
+        there = checkpoint.rounds(folder / CHECKPOINTS)
+        if not there:
+            raise ConfigError(f"{str(folder)!r}: the run in it is not finished and has no checkpoint yet")
+        found = trees.nest(checkpoint.read(folder / CHECKPOINTS, there[-1]).arrays)["policies"]
+        config = from_dict(results.read_run(folder)["config"])
+    template = results.policy_template(config, environment_of(config.environment, environment))
+    return config, {name: results.filled(template, nested) for name, nested in found.items()}
 
 
 def play_policies(

@@ -12,7 +12,8 @@ from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import ConfigError, EnvironmentConfig, ImaginedPGConfig, ModelFreeQConfig, PolicyGradientConfig
 from mbrl_jax.environments import make_environment
-from mbrl_jax.runs import playing, results, runner
+from mbrl_jax.runs import results, runner
+from mbrl_jax.serving import playing
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Policies of saved runs, for whoever plays or ships them."""
