@@ -30,7 +30,7 @@ def world_of(
 
 def stored(replay: Replay, rows: Rows) -> ReplayState:
     """A replay that holds these rows and no others."""
-    return replay.write(replay.init(), rows)
+    return jax.jit(lambda rows: replay.write(replay.init(), rows))(rows)  # one program for its many operations
 
 
 def rows_of(replay: Replay, state: ReplayState) -> Rows:

@@ -1,5 +1,6 @@
 """The random numbers of a JAX run, handed to the reference so that both take the same run."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,8 +48,14 @@ class PrescribedDraws(Draws):
         super().__init__(config, 0, dtype=torch.float64)
         self.settings, self.key = config, key
         self.environment = make_environment(config.environment)
+        self.programs: dict[tuple[Any, ...], Any] = {}
         self.rounds: dict[int, Any] = {}
-        self.fit_keys = jax.random.split(stream(key, Stream.FIT))
+
+    def _drawn(self, draw: Callable[..., Any], *times: int, sizes: tuple[int, ...] = ()) -> Any:
+        """``draw(key, *times)`` in numpy: one program for the draws of a name and of these sizes, at any time of the run."""
+        name = (draw.__qualname__, *sizes)
+        program = self.programs.setdefault(name, jax.jit(draw))
+        return jax.tree.map(np.asarray, program(self.key, *(np.uint32(time) for time in times)))
 
     @property
     def ensemble(self) -> Ensemble:
@@ -57,51 +64,67 @@ class PrescribedDraws(Draws):
 
     def initialise_q(self, network: Any) -> None:
         learner = make_q_learner(self.settings.agent, self.environment.spec)
-        network.load_state_dict(weights.q_to_torch(learner.init(stream(self.key, Stream.AGENT)).online))
+        network.load_state_dict(weights.q_to_torch(self._drawn(lambda key: learner.init(stream(key, Stream.AGENT)).online)))
 
     def initialise_ensemble(self, ensemble: Any) -> None:
-        fresh = fitting.init(self.ensemble, stream(self.key, Stream.MODEL))
+        fresh = self._drawn(lambda key: fitting.init(self.ensemble, stream(key, Stream.MODEL)))
         ensemble.load_state_dict(weights.ensemble_to_torch(fresh.params, fresh.bounds.minimum, fresh.bounds.maximum))
 
     def collection(self, n: int) -> Any:
-        drawn = env.draw_collection(self.environment, stream(self.key, Stream.COLLECTION), n)
+        drawn = self._drawn(lambda key: env.draw_collection(self.environment, stream(key, Stream.COLLECTION), n), sizes=(n,))
         return simulator_states(drawn.first), np.asarray(drawn.actions, np.int64), simulator_states(drawn.resets)
 
     def observation_noise(self, n: int, size: int) -> Any:
-        keys = jax.random.split(stream(self.key, Stream.OBSERVATION_NOISE))
-        return tuple(np.array(draws_.normal(key, (n, size))) for key in keys)
+        def draw(key: Any) -> Any:
+            return tuple(draws_.normal(each, (n, size)) for each in jax.random.split(stream(key, Stream.OBSERVATION_NOISE)))
+
+        return tuple(np.array(noise) for noise in self._drawn(draw, sizes=(n, size)))
 
     def bootstrap_rows(self, members: int, rows: int) -> torch.Tensor:
-        return tensor(draws_.integers(self.fit_keys[0], (members, rows), rows)).long()
+        def draw(key: Any) -> Any:
+            return draws_.integers(jax.random.split(stream(key, Stream.FIT))[0], (members, rows), rows)
 
-    def _epoch(self, epoch: int) -> Any:
+        return tensor(self._drawn(draw, sizes=(members, rows))).long()
+
+    def _epoch(self, key: Any, epoch: Any) -> Any:
         assert isinstance(self.settings, DynaQConfig)
-        return jax.random.split(jax.random.split(self.fit_keys[1], self.settings.model.epochs)[epoch])
+        return jax.random.split(jax.random.split(jax.random.split(stream(key, Stream.FIT))[1], self.settings.model.epochs)[epoch])
 
     def epoch_order(self, epoch: int, members: int, rows: int) -> torch.Tensor:
-        batches = epoch_minibatches(self._epoch(epoch)[0], members, rows, 1)  # batches of one row show the whole order
-        return tensor(batches)[:, :, 0].T.long()
+        def draw(key: Any, epoch: Any) -> Any:  # batches of one row show the whole order
+            return epoch_minibatches(self._epoch(key, epoch)[0], members, rows, 1)
+
+        return tensor(self._drawn(draw, epoch, sizes=(members, rows)))[:, :, 0].T.long()
 
     def laplacian_signs(self, time: int, epoch: int, probes: int, size: int) -> torch.Tensor:
-        key = self._epoch(epoch)[1] if time == 0 else jax.random.split(stream(self.key, Stream.REFIT, time))[1]
-        return tensor(losses.laplacian_directions(self.ensemble, key))[:, :size] * probes**0.5
+        def at_fit(key: Any, epoch: Any) -> Any:
+            return losses.laplacian_directions(self.ensemble, self._epoch(key, epoch)[1])
+
+        def at_refit(key: Any, time: Any) -> Any:
+            return losses.laplacian_directions(self.ensemble, jax.random.split(stream(key, Stream.REFIT, time))[1])
+
+        directions = self._drawn(at_fit, epoch) if time == 0 else self._drawn(at_refit, time)
+        return tensor(directions)[:, :size] * probes**0.5
 
     def refit_rows(self, time: int, batches: int, members: int, batch_size: int, rows: int) -> torch.Tensor:
-        key = jax.random.split(stream(self.key, Stream.REFIT, time))[0]
-        return indices(draws_.bits(key, (batches, members, batch_size)), rows)
+        def draw(key: Any, time: Any) -> Any:
+            return draws_.bits(jax.random.split(stream(key, Stream.REFIT, time))[0], (batches, members, batch_size))
+
+        return indices(self._drawn(draw, time, sizes=(batches, members, batch_size)), rows)
+
+    def _of_round(self, key: Any, time: Any) -> Any:
+        key = stream(key, Stream.ROUND, time)
+        agent = q_agent(self.settings.agent, self.environment.spec)
+        if isinstance(self.settings, DynaQConfig):
+            replay = make_replay(self.environment.spec, self.settings.real_transitions)
+            world = phases.imagination_of(self.settings, self.environment, replay, None).world
+            return dyna_q.draw(self.settings, self.environment, world, agent, key, self.settings.round_steps)
+        return model_free_q.draw(self.settings, self.environment, agent, key, self.settings.round_steps)
 
     def _step(self, time: int) -> tuple[Any, int]:
         number, i = divmod(time, self.settings.round_steps)
         if number not in self.rounds:
-            key = stream(self.key, Stream.ROUND, number * self.settings.round_steps)
-            agent = q_agent(self.settings.agent, self.environment.spec)
-            if isinstance(self.settings, DynaQConfig):
-                replay = make_replay(self.environment.spec, self.settings.real_transitions)
-                world = phases.imagination_of(self.settings, self.environment, replay, None).world
-                drawn: Any = dyna_q.draw(self.settings, self.environment, world, agent, key, self.settings.round_steps)
-            else:
-                drawn = model_free_q.draw(self.settings, self.environment, agent, key, self.settings.round_steps)
-            self.rounds = {number: jax.tree.map(np.asarray, drawn)}
+            self.rounds = {number: self._drawn(self._of_round, number * self.settings.round_steps)}
         return self.rounds[number], i
 
     def real_step(self, time: int) -> tuple[float, int, np.ndarray]:
@@ -121,20 +144,31 @@ class PrescribedDraws(Draws):
         drawn, i = self._step(time)
         return indices((drawn.real if isinstance(self.settings, DynaQConfig) else drawn.batch)[i, update], size)
 
-    def _selection_keys(self, time: int) -> Any:
-        return jax.random.split(stream(self.key, Stream.SELECTION, time))
-
     def scoring(self, time: int, episodes: int, firsts: int) -> torch.Tensor:
-        return indices(draws_.bits(self._selection_keys(time)[0], (episodes,)), firsts)
+        def draw(key: Any, time: Any) -> Any:
+            return draws_.bits(jax.random.split(stream(key, Stream.SELECTION, time))[0], (episodes,))
+
+        return indices(self._drawn(draw, time, sizes=(episodes,)), firsts)
 
     def scoring_noise(self, time: int, steps: int, members: int, per_member: int, size: int) -> torch.Tensor:
-        return tensor(draws_.normal(self._selection_keys(time)[1], (steps, members, per_member, size)))
+        shape = (steps, members, per_member, size)
+
+        def draw(key: Any, time: Any) -> Any:
+            return draws_.normal(jax.random.split(stream(key, Stream.SELECTION, time))[1], shape)
+
+        return tensor(self._drawn(draw, time, sizes=shape))
 
     def curve_starts(self, time: int, n: int) -> np.ndarray:
-        return simulator_states(self.environment.draw_resets(stream(self.key, Stream.CURVE, time), (n,)))
+        def draw(key: Any, time: Any) -> Any:
+            return self.environment.draw_resets(stream(key, Stream.CURVE, time), (n,))
+
+        return simulator_states(self._drawn(draw, time, sizes=(n,)))
 
     def final_starts(self, n: int) -> np.ndarray:
-        return simulator_states(self.environment.draw_resets(stream(self.key, Stream.FINAL_EVALUATION), (n,)))
+        def draw(key: Any) -> Any:
+            return self.environment.draw_resets(stream(key, Stream.FINAL_EVALUATION), (n,))
+
+        return simulator_states(self._drawn(draw, sizes=(n,)))
 
 
 def both(config: ModelFreeQConfig, key: Any) -> tuple[Any, Any, Any]:

@@ -107,11 +107,17 @@ gymnasium_step = test_environment.test_one_step_is_gymnasiums
 random_data = test_environment.test_random_data_and_their_rows_are_the_references
 model_loss = test_losses.test_the_loss_and_each_of_its_gradients_are_the_references
 fit = test_fitting.test_a_fit_and_the_refit_after_it_are_the_references
-lanes = test_lanes.test_a_thousand_imagined_steps_give_the_same_rows_depths_and_roots
 q_targets = test_q_learning.test_targets_are_the_references
 q_loss = test_q_learning.test_the_loss_and_each_of_its_gradients_are_the_references
 q_updates = test_q_learning.test_a_thousand_updates_on_the_same_batches_end_at_the_same_networks
 ring = test_replay.test_a_ring_that_is_written_round_holds_and_samples_the_same_rows
+
+
+def lanes(rng: np.random.Generator, agree: Agreement, sampling: str, restart: str, controller: str) -> None:
+    """The lanes' test, over as many steps as the controller needs: a schedule rises over all of them."""
+    steps = test_lanes.STEPS if controller == "schedule" else 60
+    test_lanes.compare_lanes(rng, agree, sampling, restart, controller, steps)
+
 
 GAUSSIAN = {"prediction": "gaussian"}
 ALL_OF_THE_PROTOCOL = ("ts1", "streaming", "all of the protocol")
@@ -584,7 +590,7 @@ FAULTS = {
         ("batch",),
     ),
     "a clock that stands still": Fault(
-        "algorithms.dyna_q:make_train", "return (time + 1, episode", "return (time + 0, episode", short_run, ("batch",)
+        "algorithms.dyna_q:make_train", "return Loop(time + 1, episode", "return Loop(time + 0, episode", short_run, ("batch",)
     ),
     # statistics
     "an interquartile mean that cuts a fifth": Fault(

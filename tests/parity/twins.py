@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -30,7 +29,7 @@ def random_params(rng: np.random.Generator, shapes: Any) -> Any:
 
     def draw(leaf: Any) -> jax.Array:  # a kernel [..., inputs, outputs] or a bias [..., outputs]
         scale = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.3
-        return jnp.asarray(rng.normal(0, scale, leaf.shape))
+        return jax.device_put(rng.normal(0, scale, leaf.shape))
 
     return jax.tree.map(draw, shapes)
 
@@ -47,14 +46,14 @@ class ModelTwins:
         self.params = random_params(rng, params)
         size, targets = self.environment.spec.observation_size, self.ensemble.targets
         low, high = rng.uniform(-6, -4, bounds[0].shape), rng.uniform(-1, 1, bounds[0].shape)
-        self.bounds = Bounds(jnp.asarray(low), jnp.asarray(high))
+        self.bounds = Bounds(*jax.device_put((low, high)))
         statistics = [
             rng.normal(size=size),
             rng.uniform(0.5, 2, size),
             0.1 * rng.normal(size=targets),
             rng.uniform(0.1, 1, targets),
         ]
-        self.normaliser = Normaliser(*(jnp.asarray(x) for x in statistics))
+        self.normaliser = Normaliser(*jax.device_put(statistics))
         self.members = Members(self.params, self.bounds, self.normaliser)
         self.reference = reference_ensemble.Ensemble(self.config, self.task, self.config.members).to(torch.float64)
         self.reference.load_state_dict(weights.ensemble_to_torch(self.params, *self.bounds))
@@ -71,7 +70,8 @@ class LearnerTwins:
         self.learner = QLearner(self.config, self.environment.spec)
         shapes = jax.eval_shape(lambda key: self.learner.init(key).online, jax.random.key(0))
         online, target = random_params(rng, shapes), random_params(rng, shapes)
-        self.state = QState(online, target, ADAM.init(online), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+        nothing, never = jax.device_put((np.zeros((), np.int32), np.zeros((), bool)))
+        self.state = QState(online, target, jax.jit(ADAM.init)(online), never, nothing)
         self.reference = reference_q.Learner(self.network(online), self.config)
         self.reference.target.load_state_dict(weights.q_to_torch(target))
 
@@ -96,7 +96,7 @@ def random_rows(
         "weight": (rng.random(n) < 0.8).astype(np.float64),
         "depth": rng.integers(0, 9, n).astype(np.int32),
     }
-    ours = replay.Rows(**{name: jnp.asarray(x) for name, x in columns.items()})
+    ours = replay.Rows(**jax.device_put(columns))
     theirs = reference_replay.Transition(**{name: tensor(x) for name, x in columns.items()})
     theirs = theirs._replace(action=theirs.action.long(), terminated=theirs.terminated.double())
     return ours, theirs
