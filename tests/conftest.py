@@ -1,5 +1,6 @@
 """What every test shares: JAX made strict before anything uses it, a small configuration, and real CartPole rows."""
 
+import ctypes
 import gc
 import os
 import tempfile
@@ -19,13 +20,11 @@ if jax.__version_info__ < (0, 11):  # later ones know but one way to emit fusion
 os.environ["XLA_FLAGS"] = " ".join(flags)
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_traceback_in_locations_limit", 0)
-gc.set_threshold(50_000, 20, 20)  # to trace makes many objects, and few that are garbage
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-if jax.config.jax_compilation_cache_dir is None:  # a second run of the tests compiles nothing
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"mbrl_jax_tests_{os.getuid()}", worker)))
+if jax.config.jax_compilation_cache_dir is None:  # one worker finds another's programs, and a second run compiles nothing
+    jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"mbrl_jax_tests_{os.getuid()}")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -44,18 +43,35 @@ from mbrl_jax.environments import Environment, Transition  # noqa: E402
 from mbrl_jax.model.ensemble import LOG_VARIANCE_BOUNDS, Bounds, Ensemble, init_params  # noqa: E402
 from mbrl_jax.replay import Rows  # noqa: E402
 
+MEMORY = Path("/proc/self/statm")  # Linux
+ENOUGH = 1.2 * 2**30  # bytes; what is imported takes half of it
+
+
+def resident() -> int:
+    """Bytes that this process holds in memory."""
+    return int(MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let JAX compile afresh in silence what it cannot read back, as when two runs of the tests share the cache."""
+    """Let JAX compile afresh in silence what it cannot read back, as while another worker writes it."""
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _nothing_compiled_is_kept_for_another_file():
-    """Drop what JAX has traced and compiled: no file uses another's, and a worker would grow by it to gigabytes."""
-    yield
-    jax.clear_caches()
-    gc.collect()
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave to garbage collection what tests make: to trace makes many objects, and few that are garbage."""
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 50)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drop what JAX has traced and compiled where a worker has grown by it: no worker may grow to gigabytes."""
+    other_file = nextitem is None or nextitem.path != item.path
+    if resident() > ENOUGH if MEMORY.exists() else other_file:
+        jax.clear_caches()
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps for itself what was freed, unless told
+            trim(0)
 
 
 @pytest.fixture(scope="session")
