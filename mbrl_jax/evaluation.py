@@ -23,7 +23,12 @@ def play(environment: Environment, greedy: Greedy, starts: EnvironmentState) -> 
 def play_with_memory(
     environment: Environment, act: Callable[[Any, Array], tuple[Any, Array]], memory: Any, starts: EnvironmentState
 ) -> Array:
-    """The same by a policy ``(memory, observations [n, D]) -> (memory, actions [n])`` and the memory that it begins with."""
+    """The same by a policy ``(memory, observations [n, D]) -> (memory, actions [n])`` and the memory that it begins with.
+
+    Of an environment that the host steps returns are minus infinity; the host plays the episodes.
+    """
+    if environment.host is not None:
+        return jnp.full_like(starts.observation[:, 0], -jnp.inf)
 
     def step(carry: tuple[Any, Array, Array], _: Array) -> tuple[Any, Array, Array]:
         (states, memory), running, returns = carry

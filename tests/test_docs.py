@@ -57,6 +57,7 @@ NUMBERS = {
     "docs/tune.md": {"--trials 256": "--trials 4 --rungs 1 --factor 2", "--seeds 8": "--seeds 2"},
     "docs/controllers.md": {"seeds=64": "seeds=2"},
     "docs/environments.md": {"seeds=8": "seeds=2"},
+    "docs/simulators.md": {"seeds=8": "seeds=2"},
     "docs/guests.md": {"seeds=8": "seeds=2"},
     "docs/policy_gradient.md": {"seeds=8": "seeds=2"},
     "docs/planning.md": {"seeds=8": "seeds=2"},

@@ -213,4 +213,4 @@ def make_train(
     def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
         return phases.diagnose(hyper, task, imagination_of(hyper), agent_of(hyper), hyper.imagination.epsilon, state)
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose, on_host=task.host is not None)

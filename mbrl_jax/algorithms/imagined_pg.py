@@ -201,4 +201,4 @@ def make_train(
     def diagnose(state: State, hyper: ImaginedPGConfig) -> Diagnosis:
         return phases.diagnose(hyper, task, imagination_of(hyper), agent_of(hyper), 0.0, state)
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose, on_host=task.host is not None)

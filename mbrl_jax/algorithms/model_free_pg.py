@@ -101,4 +101,4 @@ def make_train(config: ModelFreePGConfig, *, environment: Environment | None = N
     def policies(state: State) -> tuple[Any, None]:
         return agent_of(config).judged(state.agent), None
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, on_host=task.host is not None)

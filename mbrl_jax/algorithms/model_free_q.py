@@ -134,4 +134,4 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     def policies(state: State) -> tuple[Any, None]:
         return agent_of(config).judged(state.agent), None
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, on_host=task.host is not None)

@@ -18,9 +18,11 @@ from mbrl_jax import replay
 from mbrl_jax.agents.protocol import Agent, Policy
 from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner, q_agent
 from mbrl_jax.algorithms import phases, training
+from mbrl_jax.algorithms.hosted import Behaviour
 from mbrl_jax.algorithms.training import Outcome, Stream, Train, stream
 from mbrl_jax.config import ConfigError, MPCConfig, check
 from mbrl_jax.environments import Environment, EnvironmentState, draw_pool, environment_of, from_pool
+from mbrl_jax.environments.host import told_at
 from mbrl_jax.model.protocol import FitLog, belief_at
 from mbrl_jax.networks import Params, all_finite
 from mbrl_jax.planning.planners import Plan, PlanDraws, PlanLog, Planner, sequences
@@ -102,6 +104,28 @@ def policy_of(config: MPCConfig, task: Environment) -> Policy:
     return Policy(begin, act)
 
 
+def behaviour_of(config: MPCConfig, task: Environment) -> Behaviour:
+    """The planner as it acts while the run goes on, step by step; it tells how planning went."""
+
+    def params(state: State, hyper: MPCConfig) -> Any:
+        model = planner_of(hyper, task).world.acting(state.model)
+        return hyper, model, None if state.agent is None else state.agent.target
+
+    def draw_plans(hyper: MPCConfig, key: Array, time: Array, steps: int) -> PlanDraws:
+        return planner_of(hyper, task).draw(key, (steps,))
+
+    def begin(params: Any) -> Plan:
+        return planner_of(params[0], task).init()
+
+    def act(params: Any, memory: Plan, observation: Array, drawn: PlanDraws) -> tuple[Plan, Array, PlanLog]:
+        hyper, model, critic = params
+        planner = planner_of(hyper, task)
+        start = belief_at(planner.world, "a planner")(observation)
+        return planner.plan(model, memory, start, drawn, _value(hyper, task, critic))
+
+    return Behaviour(params, draw_plans, begin, act)
+
+
 def _value(config: MPCConfig, task: Environment, critic: Params | None) -> Value | None:
     """The greedy value of the Q-network, where there is one."""
     if critic is None:
@@ -157,8 +181,11 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
             time, episode, real, plan, learner = carry
 
             # plan
-            value = _value(hyper, task, None if learner is None else learner.target)
-            plan, action, plan_log = planner.plan(model, plan, at(episode.observation), draws.plan, value)
+            if task.host is None:
+                value = _value(hyper, task, None if learner is None else learner.target)
+                plan, action, plan_log = planner.plan(model, plan, at(episode.observation), draws.plan, value)
+            else:  # by `behaviour_of`, before the host made the step
+                action, plan_log = planner.action(plan), told_at(episode)
 
             # act in the real environment
             episode, transition = task.step(episode, action, from_pool(draws.pool, draws.reset))
@@ -210,7 +237,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
     def policies(state: State) -> tuple[Params, None]:
         return policy_params(planner_of(config, task).world.acting(state.model), state.agent), None
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, on_host=task.host is not None)
 
 
 def _check_task(config: MPCConfig, task: Environment) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+from mbrl_jax.algorithms.hosted import Behaviour, agent_behaviour
 from mbrl_jax.algorithms.phases import world_of
 from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import (
@@ -30,6 +31,7 @@ class Algorithm(NamedTuple):
     has_model: bool  # whether it learns a world model
     imagines: bool  # whether it learns, and chooses its policy, in imagined lanes
     loss: str  # what its updates' loss is called
+    behaviour: Callable[[Any, Environment], Behaviour] = agent_behaviour  # (config, task) -> what acts while it learns
 
 
 def _agent_policy(config: Any, task: Environment) -> Policy:
@@ -48,7 +50,9 @@ ALGORITHMS: dict[type[RunConfig], Algorithm] = {
     ModelFreePGConfig: Algorithm(
         model_free_pg.make_train, model_free_pg.Metrics, _agent_policy, has_model=False, imagines=False, loss=CRITIC
     ),
-    MPCConfig: Algorithm(mpc.make_train, mpc.Metrics, mpc.policy_of, has_model=True, imagines=False, loss=TD),
+    MPCConfig: Algorithm(
+        mpc.make_train, mpc.Metrics, mpc.policy_of, has_model=True, imagines=False, loss=TD, behaviour=mpc.behaviour_of
+    ),
 }
 
 

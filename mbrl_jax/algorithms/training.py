@@ -86,8 +86,13 @@ def assemble(
     policies: Callable[[Any], tuple[Params, Params | None]],
     axes: Any,
     diagnose: Callable[[Any, Any], Any] | None = None,
+    *,
+    on_host: bool = False,
 ) -> Train:
-    """Put an algorithm together: ``train`` composed of the other functions, and all of them under the config's precision."""
+    """Put an algorithm together: ``train`` composed of the other functions, and all of them under the config's precision.
+
+    Where the environment is ``on_host``, a round and a whole run are no functions of the devices alone, and are refused.
+    """
     rounds = config.steps // config.round_steps
 
     def begin(key: Array, hyper: Any = None) -> tuple[Any, Array]:
@@ -97,6 +102,11 @@ def assemble(
         return init(key, hyper)
 
     def advance(state: Any, hyper: Any) -> tuple[Any, Any]:
+        if on_host:
+            raise ConfigError(
+                f"environment.name: {config.environment.name!r} does not fit; the host steps it, between calls of the devices: "
+                "train by mbrl_jax.run(config, seeds) or the command line"
+            )
         state, logs = learn(state, hyper, config.round_steps)
         return close(state, hyper, logs)
 

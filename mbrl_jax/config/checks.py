@@ -146,6 +146,13 @@ def _joint_problems(config: RunConfig) -> list[str]:
         noise,
         f"in the {config.protocol!r} protocol it must be 0",
     )
+    block = config.environment.block_steps
+    require(
+        block is None or config.round_steps % block == 0,
+        "environment.block_steps",
+        block,
+        f"it must divide round_steps ({config.round_steps})",
+    )
     if isinstance(config, ModelFreeQConfig):
         _check_transitions(config, problems)
     if isinstance(config, ImaginedPGConfig | ModelFreePGConfig):
@@ -201,6 +208,9 @@ def _check_model_free_pg(config: ModelFreePGConfig, problems: _Problems) -> None
         config.segment_steps,
         f"it must divide metric_steps ({config.metric_steps})",
     )
+    block = config.environment.block_steps
+    right = f"a segment must be of one policy, so it must be segment_steps ({config.segment_steps})"
+    require(block in (None, config.segment_steps), "environment.block_steps", block, right)
     estimator = config.agent.estimator if isinstance(config.agent, PolicyGradientConfig) else None
     require(estimator == "score", "agent.estimator", estimator, "there is no model to differentiate, so it must be 'score'")
 

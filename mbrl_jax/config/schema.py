@@ -18,6 +18,15 @@ class EnvironmentConfig:
     observation_noise: float = traced(0.0, minimum=0)
     """Noise of the measurements in the random real transitions (batch protocol): its standard deviation as a share of the task's
     scale of each axis."""
+    block_steps: int | None = static(None, minimum=1)
+    """Real steps that the host makes in a row by one policy before the learner makes as many (environments on the host,
+    interactive protocol); none takes the largest divisor of a round's steps up to 10, a whole round where the policy does not
+    change in it, and a segment where one is learned from."""
+    processes: bool | None = static(None)
+    """Whether each simulator has a process of its own (environments on the host); none gives it one where a step takes over a
+    millisecond."""
+    timeout: float = static(60.0, above=0)
+    """Seconds that a simulator in a process may take for a step; one that takes longer costs its seed."""
 
 
 @settings

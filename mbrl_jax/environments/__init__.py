@@ -9,6 +9,7 @@ from mbrl_jax.environments.collection import (
     draw_pool,
     from_pool,
 )
+from mbrl_jax.environments.host import host_environment
 from mbrl_jax.environments.protocol import (
     Environment,
     EnvironmentSpec,
@@ -42,6 +43,7 @@ __all__ = [
     "draw_pool",
     "environment_of",
     "from_pool",
+    "host_environment",
     "in_units",
     "make_environment",
     "register",

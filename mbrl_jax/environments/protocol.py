@@ -34,7 +34,9 @@ class EnvironmentSpec(NamedTuple):
     observation_limits: tuple[float, ...] | None = None  # D magnitudes that no axis exceeds, so that imagination need not either
     angles: tuple[tuple[int, int], ...] = ()  # pairs of axes that are the cosine and the sine of one
     action_scale: tuple[float, ...] = ()  # A positive numbers: a continuous action of 1 in the task's own units; () if that is 1
+    action_centre: tuple[float, ...] = ()  # A numbers: a continuous action of 0 in the task's own units, () if that is 0
     observation_shape: tuple[int, ...] = ()  # of an observation that is no vector, as an image [8, 8, 1]; its D numbers in order
+    axes: tuple[str, ...] = ()  # D names of the observation's numbers, () where they have none
 
     @property
     def continuous(self) -> bool:
@@ -79,6 +81,7 @@ class Environment(NamedTuple):
       dynamics: ``(s [..., D], a [...]) -> s' [..., D]``, the real dynamics, which can be differentiated if actions are
         continuous. To measure a model with and for an oracle that bounds what a horizon controller can reach; a method that
         asked it would no longer be one. None where an observation does not tell the state.
+      host: how the host makes the simulators of an environment that is no pure function, none where it is one.
 
     """
 
@@ -88,27 +91,30 @@ class Environment(NamedTuple):
     reward: Callable[[Array, Array, Array], Array] | None = None
     terminated: Callable[[Array, Array, Array], Array] | None = None
     dynamics: Callable[[Array, Array], Array] | None = None
+    host: Any | None = None
 
 
 Actions = TypeVar("Actions", Array, np.ndarray)
 
 
 def in_units(spec: EnvironmentSpec, action: Actions) -> Actions:
-    """Actions [...] in the task's own units: continuous ones times ``spec.action_scale``, discrete ones as they are.
+    """Actions [...] in the task's own units: continuous ones times ``spec.action_scale`` and about ``spec.action_centre``, others
+    as they are.
 
     Raises:
-      ConfigError: the scale does not have a positive number for each number of an action.
+      ConfigError: the scale does not have a positive number for each number of an action, or the centre none.
 
     """
-    if not spec.action_scale:
-        return action
-    if len(spec.action_scale) != spec.action_size or min(spec.action_scale) <= 0:
-        right = (
-            f"{spec.action_size} positive numbers, one for each of an action" if spec.continuous else "() for discrete actions"
-        )
-        raise ConfigError(f"action_scale: {spec.action_scale!r} of {spec.name} does not fit; it must be {right}")
-    scale = np.asarray(spec.action_scale, action.dtype)
-    return action * scale.reshape((1,) * (action.ndim - 1) + scale.shape)
+    for name, numbers, right in (("scale", spec.action_scale, "positive numbers"), ("centre", spec.action_centre, "numbers")):
+        if numbers and (len(numbers) != spec.action_size or (name == "scale" and min(numbers) <= 0)):
+            right = f"{spec.action_size} {right}, one for each of an action" if spec.continuous else "() for discrete actions"
+            raise ConfigError(f"action_{name}: {numbers!r} of {spec.name} does not fit; it must be {right}")
+    shape = (1,) * (action.ndim - 1) + (-1,)
+    if spec.action_scale:
+        action = action * np.asarray(spec.action_scale, action.dtype).reshape(shape)
+    if spec.action_centre:
+        action = action + np.asarray(spec.action_centre, action.dtype).reshape(shape)
+    return action
 
 
 def restart(state: EnvironmentState, fresh: EnvironmentState, ended: Array) -> EnvironmentState:
@@ -213,4 +219,5 @@ def _flattened(environment: "Environment") -> "Environment":
         None if reward is None else lambda s, a, s2: reward(shaped(s), a, shaped(s2)),
         None if terminated is None else lambda s, a, s2: terminated(shaped(s), a, shaped(s2)),
         None if dynamics is None else lambda s, a: vector(dynamics(shaped(s), a)),
+        environment.host,
     )

@@ -1,14 +1,18 @@
 """Environments by name: how one is made, which returns count as success on it, and how it is shown."""
 
+import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 
 from mbrl_jax.config import ConfigError, EnvironmentConfig
+from mbrl_jax.environments import host
 from mbrl_jax.environments.protocol import Environment, check_environment
 
 Make = Callable[[EnvironmentConfig], Environment]
@@ -33,7 +37,16 @@ class Registered(NamedTuple):
     view: TaskView | None
 
 
+class Suite(NamedTuple):
+    """What is known of all environments whose names begin with a suite's."""
+
+    make: Make
+    marks: Callable[[str], tuple[float, ...]]  # of a name without the suite's
+    axes: Callable[[str], tuple[str, ...]]  # the names of its observation's axes, () where they have none
+
+
 _REGISTERED: dict[str, Registered] = {}
+_SUITES: dict[str, Suite] = {}
 
 
 def register(name: str, make: Make, *, marks: tuple[float, ...] = (), view: TaskView | None = None) -> None:
@@ -54,16 +67,22 @@ def register(name: str, make: Make, *, marks: tuple[float, ...] = (), view: Task
     _REGISTERED[name] = Registered(make, marks, view)
 
 
+def _suite_of(name: str) -> Suite | None:
+    """The suite of ``suite/name``, unless that name is registered by itself."""
+    first, slash, _ = name.partition("/")
+    return _SUITES.get(first) if slash and name not in _REGISTERED else None
+
+
 def registered() -> tuple[str, ...]:
     """The names of the environments there are."""
     return tuple(_REGISTERED)
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
-    """Make the environment that ``config`` names: a registered one, or ``package.module:function``.
+    """Make the environment that ``config`` names: a registered one, one of Gymnasium, or ``package.module:function``.
 
-    The function takes the :class:`mbrl_jax.config.EnvironmentConfig` and returns an :class:`Environment`; its module is looked
-    for in the working directory too.
+    The function takes the :class:`mbrl_jax.config.EnvironmentConfig` and returns an :class:`Environment`, or it takes nothing and
+    returns a ``gymnasium.Env``, as a class of them does; its module is looked for in the working directory too.
 
     Raises:
       ConfigError: there is no such environment, it does not give what it should, or ``config`` is none.
@@ -73,8 +92,12 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         raise ConfigError(
             f"environment: {config!r} does not fit; it must be an EnvironmentConfig, as a config has under that name"
         )
-    make = _REGISTERED[config.name].make if config.name in _REGISTERED else _imported(config.name)
-    environment = check_environment(make(config))
+    suite = _suite_of(config.name)
+    if config.name in _REGISTERED:
+        made = _REGISTERED[config.name].make(config)
+    else:
+        made = _imported(config) if suite is None else suite.make(config)
+    environment = check_environment(made)
     if config.time_limit is not None and environment.spec.time_limit != config.time_limit:
         raise ConfigError(
             f"environment.time_limit: {config.time_limit!r} does not fit; {config.name!r} makes episodes of "
@@ -83,18 +106,24 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     return environment
 
 
-def environment_of(config: EnvironmentConfig, environment: Environment | None) -> Environment:
-    """The environment given, or where there is none the one that ``config`` names.
+def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
+    """The environment given, which may be a ``gymnasium.Env`` or a function that makes one, else the one that ``config`` names.
 
     Raises:
-      ConfigError: as :func:`make_environment`.
+      ConfigError: as :func:`make_environment`, or what is given does not fit.
 
     """
-    return make_environment(config) if environment is None else check_environment(environment)
+    if environment is None:
+        return make_environment(config)
+    given = environment if isinstance(environment, Environment) else host.of_simulator(environment, config)
+    return check_environment(given)
 
 
 def success_marks(name: str) -> tuple[float, ...]:
     """The returns that count as success on an environment, none where nobody has set them."""
+    suite = _suite_of(name)
+    if suite is not None:
+        return suite.marks(name.partition("/")[2])
     return _REGISTERED[name].marks if name in _REGISTERED else ()
 
 
@@ -103,7 +132,9 @@ def view_of(name: str, size: int) -> TaskView:
     view = _REGISTERED[name].view if name in _REGISTERED else None
     if view is not None:
         return view
-    axes = tuple(f"axis {place}" for place in range(size))
+    suite = _suite_of(name)
+    named = () if suite is None else suite.axes(name)
+    axes = named or tuple(f"axis {place}" for place in range(size))
     return TaskView("lines", 30, axes, tuple(range(size)), {axis: axis_curve(place) for place, axis in enumerate(axes[:4])})
 
 
@@ -112,11 +143,12 @@ def axis_curve(place: int, factor: float = 1.0) -> Curve:
     return lambda states: states[:, place] * factor
 
 
-def _imported(name: str) -> Make:
-    """The function that ``package.module:function`` names."""
+def _imported(config: EnvironmentConfig) -> Environment:
+    """The environment that ``package.module:function`` gives."""
+    name = config.name
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
-        known = ", ".join(_REGISTERED)
+        known = ", ".join([*_REGISTERED, *(f"{suite}/NAME" for suite in _SUITES)])
         raise ConfigError(f"environment.name: {name!r} is not known; it must be one of {known}, or package.module:function")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
@@ -127,5 +159,38 @@ def _imported(name: str) -> Make:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"environment.name: {name!r} does not fit; {module_name!r} has no function {function_name!r}")
-    make: Make = function
-    return make
+    if not _takes_settings(function):
+        return host.host_environment(function, name=name, config=config)
+    made = function(config)
+    if isinstance(made, gymnasium.Env):
+        made.close()
+        return host.host_environment(functools.partial(function, config), name=name, config=config)
+    return made  # type: ignore[no-any-return]  # check_environment looks at it
+
+
+def _takes_settings(function: Callable[..., Any]) -> bool:
+    """Whether a function must be given something."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return any(each.kind in kinds and each.default is inspect.Parameter.empty for each in parameters)
+
+
+# ---------------------------------------------------------------------------------------------------- Gymnasium's own names
+
+
+def _gymnasium_marks(name: str) -> tuple[float, ...]:
+    """Those of the same task in JAX, or the return at which Gymnasium counts a task as solved."""
+    if name in _REGISTERED:
+        return _REGISTERED[name].marks
+    threshold = gymnasium.registry[name].reward_threshold if name in gymnasium.registry else None
+    return () if threshold is None else (threshold,)
+
+
+def _gymnasium_axes(name: str) -> tuple[str, ...]:
+    own = name.partition("/")[2]
+    view = _REGISTERED[own].view if own in _REGISTERED else None
+    make_config: Any = EnvironmentConfig
+    return make_environment(make_config(name=name)).spec.axes if view is None else view.axes
+
+
+_SUITES["gymnasium"] = Suite(host.of_gymnasium, _gymnasium_marks, _gymnasium_axes)

@@ -68,15 +68,26 @@ def diagnose(
     """How wrong the members are along the rollouts that would come next, and over the state space; arguments as of :func:`roll`.
 
     Raises:
-      ConfigError: the task does not tell its real dynamics.
+      ConfigError: as :func:`check_task`.
+
+    """
+    dynamics = check_task(task)
+    rows = roll(config, task.spec, world, controller, state, params, act, real, time, key, dynamics)
+    return Diagnosis(judge(task, world, params, rows), error_map(task, world, params))
+
+
+def check_task(task: Environment) -> Dynamics:
+    """The real dynamics of a task that can be diagnosed.
+
+    Raises:
+      ConfigError: it does not tell them, or its termination.
 
     """
     if task.dynamics is None:
         raise ConfigError(f"environment.name: {task.spec.name!r} does not fit; a diagnosis needs known real dynamics")
     if task.terminated is None:
         raise ConfigError(f"environment.name: {task.spec.name!r} does not fit; a diagnosis needs a known termination function")
-    rows = roll(config, task.spec, world, controller, state, params, act, real, time, key, task.dynamics)
-    return Diagnosis(judge(task, world, params, rows), error_map(task, world, params))
+    return task.dynamics
 
 
 def error(imagined: Array, true: Array, scale: Array) -> Array:

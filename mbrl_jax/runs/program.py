@@ -57,6 +57,7 @@ class Program:
         self.layout = execution.choose_layout(self.at_once, devices)
         self.state_bytes = self.temporary_bytes = self.bytes = 0
         self.compiling = 0.0  # seconds, since somebody last took note of them
+        self.failures: dict[int, str] = {}  # by an agent's place in its batch, how its simulator on the host failed
         self._lowered: dict[tuple[str, int], execution.Lowered] = {}
         self._compiled: dict[tuple[str, int], execution.Compiled] = {}
         self.turn_to(Batch(0, self.at_once))

@@ -109,7 +109,12 @@ def summarise(run: Run) -> dict[str, Any]:
     imagined = config.steps * config.imagined_per_step
 
     def for_each(statistic: Callable[[np.ndarray], Any]) -> dict[str, Any]:
-        return {arm: None if scores is None else statistic(scores) for arm, scores in arms.items()}
+        return {arm: None if scores is None else statistic(scores[counted(scores)]) for arm, scores in arms.items()}
+
+    def counted(scores: np.ndarray) -> np.ndarray:
+        """All seeds but those that a failed simulator has left without a return."""
+        failed = np.isin(np.arange(seeds), list(run.failures))
+        return ~failed | np.isfinite(scores)
 
     def share_at_least(mark: float) -> Callable[[np.ndarray], float]:
         return lambda scores: float(statistics.fraction_at_least(mark)(scores))
@@ -124,6 +129,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "first_seed": run.first_seed,
         "frozen_seeds": frozen_seeds(outcome),
         "diverged_model_seeds": diverged_model_seeds(outcome),
+        "failed_simulators": {str(run.first_seed + place): text for place, text in run.failures.items()},
         "real_transitions": config.real_transitions,
         "imagined_transitions": imagined,
         "updates": config.updates,

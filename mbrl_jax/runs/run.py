@@ -1,6 +1,7 @@
 """A finished run, and what can be read off it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -47,13 +48,15 @@ class Run(NamedTuple):
     temporary_bytes_per_seed: int | None  # what the largest compiled function needs besides, shared out over its seeds
     diagnosis: Diagnosis | None = None  # leaves [seeds, ...], of the final model under the last policy, if it was asked for
     first_seed: int = 0  # number of the first seed: not 0 in a shard
+    failures: Mapping[int, str] = MappingProxyType({})  # by a seed's place, how its simulator on the host failed
 
 
 def cut(run: Run, first: int, end: int) -> Run:
     """The agents ``first`` to ``end - 1`` of a run, with their share of its seconds."""
     seconds = Seconds(*(each * (end - first) / len(run.result.outcome.frozen) for each in run.seconds))
     result, diagnosis = jax.tree.map(lambda leaf: leaf[first:end], (run.result, run.diagnosis))
-    return run._replace(result=result, diagnosis=diagnosis, seconds=seconds)
+    failures = {place - first: text for place, text in run.failures.items() if first <= place < end}
+    return run._replace(result=result, diagnosis=diagnosis, seconds=seconds, failures=failures)
 
 
 def joined(runs: Sequence[Run]) -> Run:
@@ -66,7 +69,11 @@ def joined(runs: Sequence[Run]) -> Run:
 
     seconds = Seconds(*(sum(each) for each in zip(*(run.seconds for run in runs), strict=True)))
     result, diagnosis = jax.tree.map(join, *((run.result, run.diagnosis) for run in runs))
-    return runs[0]._replace(result=result, diagnosis=diagnosis, seconds=seconds)
+    begins = np.cumsum([0, *(len(run.result.outcome.frozen) for run in runs)])
+    failures = {
+        int(begin) + place: text for begin, run in zip(begins, runs, strict=False) for place, text in run.failures.items()
+    }
+    return runs[0]._replace(result=result, diagnosis=diagnosis, seconds=seconds, failures=failures)
 
 
 def frozen_seeds(outcome: Outcome) -> list[int]:

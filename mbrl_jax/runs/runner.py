@@ -1,7 +1,8 @@
 """Trains one config or several for many seeds, all at once or in batches, with compilation timed apart."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypedDict, Unpack
 
 import jax
@@ -9,11 +10,13 @@ import jax
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, check_kind, check_seeds
-from mbrl_jax.environments import Environment
+from mbrl_jax.environments import Environment, environment_of
+from mbrl_jax.imagination import diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution
 from mbrl_jax.runs.callbacks import Callback
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.hosted import HostedProgram
 from mbrl_jax.runs.program import Program, split
 from mbrl_jax.runs.run import Run, cut, joined
 from mbrl_jax.runs.training import rounds_of_a_chunk, train
@@ -51,6 +54,8 @@ def check(
     if diagnose and algorithms[0].diagnose is None:
         name = algorithm_name(configs[0])
         raise ConfigError(f"diagnose: {diagnose!r} does not fit; {name!r} has no model that could be wrong")
+    if diagnose:
+        diagnosis.check_task(environment_of(configs[0].environment, environment))
     return algorithms[0]
 
 
@@ -171,10 +176,15 @@ def prepare(
     if memory is not None and memory < 1:
         raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
     if environment is not None:
+        environment = environment_of(configs[0].environment, environment)
         configs = [_named(config, environment) for config in configs]
     algorithm, show = check(configs, diagnose, controller, environment), Display.silent() if display is None else display
+    program_of: Callable[..., Program] = Program
+    task = environment_of(configs[0].environment, environment)
+    if task.host is not None:
+        program_of = partial(HostedProgram, task=task, make=partial(make_train, configs[0], controller))
     if at_once is not None:
-        return Program(algorithm, configs, numbers, base_seed, show, devices, at_once)
+        return program_of(algorithm, configs, numbers, base_seed, show, devices, at_once)
     agents = len(configs) * len(numbers)
     available = execution.memory(execution.choose_layout(agents, devices)) if memory is None else memory
     state, _ = jax.eval_shape(algorithm.init, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
@@ -182,7 +192,7 @@ def prepare(
     fitting = min(agents, available // held)
     while fitting:
         size = split(agents, fitting)[0].agents
-        program = Program(algorithm, configs, numbers, base_seed, show, devices, size)
+        program = program_of(algorithm, configs, numbers, base_seed, show, devices, size)
         needed = program.prepare(rounds_of_a_chunk(program))
         if needed <= available:
             if size < agents:

@@ -104,6 +104,7 @@ def train(
         temporary_bytes_per_seed=program.temporary_bytes,
         diagnosis=diagnosis,
         first_seed=program.seeds.start + batch.first % len(program.seeds),
+        failures=dict(program.failures),
     )
 
 
@@ -172,6 +173,8 @@ def _advance(
         leaves, _ = jax.tree_util.tree_flatten_with_path(kept)
         arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
         about = {"seconds": dict(so_far.seconds), "keys": "threefry2x32", "device": execution.device()}
+        if program.failures:
+            about["failures"] = {str(place): text for place, text in program.failures.items()}
         return Checkpoint(so_far.done, arrays, about)
 
     for begin in range(so_far.done, so_far.rounds, chunk):

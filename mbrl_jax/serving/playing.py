@@ -1,20 +1,25 @@
 """Loads saved policies and plays them, in gymnax or in gymnasium's own environments."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax import trees
+from mbrl_jax.algorithms.hosted import judge
 from mbrl_jax.algorithms.phases import play_policy
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import ConfigError, RunConfig, check_seeds, check_whole, expand, from_dict
 from mbrl_jax.environments import Environment, EnvironmentSpec, environment_of, in_units
+from mbrl_jax.environments.episodes import Episodes, play
+from mbrl_jax.environments.host import Host
 from mbrl_jax.runs import checkpoint, results
 from mbrl_jax.runs.results import CHECKPOINTS, RUN
+from mbrl_jax.simulators.spaces import SimulatorError
 
 
 class Policy:
@@ -22,7 +27,8 @@ class Policy:
 
     Observations are NumPy arrays or lists. Actions are NumPy arrays in the task's own units: what ``step`` of the task in
     gymnasium takes. The action for one observation is an ``np.int64`` of a discrete task and an array [A] of float32 of a
-    continuous one; actions for several are arrays of int64 [...] or of float32 [..., A].
+    continuous one; actions for several are arrays of int64 [...] or of float32 [..., A]. In an environment on the host one
+    observation is what its simulator gives, as a dictionary, and its action what ``step`` there takes.
 
     >>> policy = mbrl_jax.load_policy("runs/first")
     >>> observation, *_ = env.step(policy(observation, seed=0))
@@ -38,7 +44,7 @@ class Policy:
         """Made by :func:`load_policy`."""
         self.config, self.params = config, jax.tree.map(jnp.asarray, params)
         task = environment_of(config.environment, environment)
-        self.spec = task.spec
+        self.spec, self._interface = task.spec, None if task.host is None else task.host.interface
         policy = algorithm_of(config).policy(config, task)
 
         def first_actions(params: Any, observation: jax.Array) -> jax.Array:
@@ -61,12 +67,18 @@ class Policy:
           ConfigError: there is no such seed, or these are no observations of the task.
 
         """
-        observation = self._checked(observation, () if seed is not None else (len(self),))
         if seed is None:
-            return actions_for_others(self.spec, self._all(self.params, observation))
+            return actions_for_others(self.spec, self._all(self.params, self._checked(observation, (len(self),))))
         check_whole(seed, "seed")
         if not 0 <= seed < len(self):
             raise ConfigError(f"seed: {seed!r} is out of range; it must be from 0 to {len(self) - 1}")
+        if self._interface is not None and self._interface.is_one(observation):
+            try:
+                flat = self._interface.read(observation)
+            except SimulatorError as error:
+                raise ConfigError(str(error)) from error
+            return self._interface.write(np.asarray(self._one(self.params, seed, flat)))
+        observation = self._checked(observation, ())
         return actions_for_others(self.spec, self._one(self.params, seed, observation))
 
     def _checked(self, observation: Any, lead: tuple[int, ...]) -> np.ndarray:
@@ -167,9 +179,11 @@ def play_policies(
     if episodes < 1:
         raise ConfigError(f"episodes: {episodes!r} is out of range; it must be at least 1")
     check_seeds(len(jax.tree.leaves(params)[0]), seed)
-    if simulator == "gymnasium":
-        return _play_gymnasium(config, environment_of(config.environment, environment), params, episodes, seed)
     task = environment_of(config.environment, environment)
+    if task.host is not None:
+        return _play_on_host(config, task, params, episodes, seed)
+    if simulator == "gymnasium":
+        return _play_gymnasium(config, task, params, episodes, seed)
     policy = algorithm_of(config).policy(config, task)
     seeds = len(jax.tree.leaves(params)[0])
 
@@ -177,6 +191,25 @@ def play_policies(
         return play_policy(task, policy, params, task.draw_resets(key, (episodes,)), jax.random.fold_in(key, 1))
 
     return np.asarray(jax.jit(jax.vmap(one))(params, seed_keys(seed, seeds)))
+
+
+def _play_on_host(config: RunConfig, task: Environment, params: Any, episodes: int, seed: int) -> np.ndarray:
+    """The same in the simulators of an environment on the host; NaN where one fails."""
+    host: Host = cast(Any, task.host)
+    policy, keys = algorithm_of(config).policy(config, task), seed_keys(seed, len(jax.tree.leaves(params)[0]))
+    memory = jax.vmap(lambda params, key: policy.begin(params, key, 1))(params, keys)
+    act = jax.jit(jax.vmap(partial(judge, policy)))
+    copies = host.copies(len(keys))
+
+    def choose(playing: Episodes) -> np.ndarray:
+        nonlocal memory
+        memory, action = act(params, memory, playing.observation, playing.begins, keys)
+        return np.asarray(action)
+
+    try:
+        return play(Episodes(copies, [seed + place for place in range(len(keys))]), choose, episodes)
+    finally:
+        copies.close()
 
 
 def _play_gymnasium(config: RunConfig, task: Environment, params: Any, episodes: int, seed: int) -> np.ndarray:
