@@ -3,7 +3,8 @@
 The random numbers are fixed, so that the same runs give the same report.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,13 @@ from jax import Array
 
 from mbrl_jax import environments as env
 from mbrl_jax.agents.protocol import Policy
+from mbrl_jax.algorithms.hosted import judge
 from mbrl_jax.algorithms.registry import algorithm_of, world_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import RunConfig
+from mbrl_jax.config import ConfigError, RunConfig
 from mbrl_jax.environments import Environment, Transition, make_environment
+from mbrl_jax.environments.episodes import Episodes, record
+from mbrl_jax.environments.host import Host
 from mbrl_jax.model.protocol import WorldModel, belief_at
 from mbrl_jax.networks import Params
 
@@ -60,7 +64,13 @@ def calibration(config: RunConfig, policies: Params, models: Any) -> dict[str, P
 
     few = jax.tree.map(lambda leaf: jnp.asarray(leaf[:CALIBRATION_SEEDS]), (policies, models))
     keys = seed_keys(BASE_SEED, len(jax.tree.leaves(few)[0]))
-    on_policy, on_random = jax.jit(jax.vmap(one))(*few, keys)
+    if task.host is None:
+        on_policy, on_random = jax.jit(jax.vmap(one))(*few, keys)
+    else:
+        predict = jax.jit(jax.vmap(partial(_predict, world)))
+        own = play_on_host(task, policy, few[0], keys, CALIBRATION_STEPS)
+        random = play_on_host(task, policy, few[0], keys, CALIBRATION_STEPS, random=True)
+        on_policy, on_random = predict(few[1], own), predict(few[1], random)
     return {"own policy": Predicted(*map(np.asarray, on_policy)), "random policy": Predicted(*map(np.asarray, on_random))}
 
 
@@ -78,7 +88,11 @@ def episode(config: RunConfig, params: Params, model: Any) -> Episode:
     key = seed_keys(BASE_SEED, 1)[0]
     limit = task.spec.time_limit
     params = jax.tree.map(jnp.asarray, params)
-    played = jax.jit(lambda params: play_on(task, policy, params, key, limit))(params)
+    if task.host is None:
+        played = jax.jit(lambda params: play_on(task, policy, params, key, limit))(params)
+    else:
+        alone = jax.tree.map(lambda leaf: leaf[None], params)
+        played = jax.tree.map(lambda leaf: leaf[0], play_on_host(task, policy, alone, key[None], limit))
     ended = np.flatnonzero(np.asarray(played.terminated | played.truncated))
     length = int(ended[0]) + 1 if len(ended) else limit
     real = np.concatenate([np.asarray(played.observation[:1]), np.asarray(played.next_observation[:length])])
@@ -108,6 +122,37 @@ def play_on(task: Environment, policy: Policy, params: Params, key: Array, steps
 
     start = task.draw_resets(key_first, ()), fresh_memory
     return jax.lax.scan(step, start, task.draw_resets(key_resets, (steps,)))[1]
+
+
+def play_on_host(
+    task: Environment, policy: Policy, params: Params, keys: Array, steps: int, *, random: bool = False
+) -> Transition:
+    """[n, steps] transitions of policies [n], or of the uniform random one, in simulators on the host.
+
+    Raises:
+      ConfigError: a simulator fails.
+
+    """
+    host: Host = cast(Any, task.host)
+    act = jax.jit(jax.vmap(partial(judge, policy)))
+    memory = jax.vmap(lambda params, key: policy.begin(params, key, 1))(params, keys)
+    actions = np.asarray(jax.vmap(lambda key: env.draw_actions(task.spec, key, (steps,)))(keys)) if random else None
+
+    def choose(episodes: Episodes, step: int) -> tuple[np.ndarray, Any]:
+        nonlocal memory
+        if actions is not None:
+            return actions[:, step], ()
+        memory, action = act(params, memory, episodes.observation, episodes.begins, keys)
+        return np.asarray(action), ()
+
+    copies = host.copies(len(keys))
+    try:
+        transitions: Transition = record(Episodes(copies, list(range(len(keys)))), choose, steps)[0]
+    finally:
+        copies.close()
+    if copies.failures:
+        raise ConfigError(f"environment.name: a simulator of {task.spec.name!r} failed:\n{next(iter(copies.failures.values()))}")
+    return transitions
 
 
 def imagine(world: WorldModel, model: Any, policy: Policy, params: Params, start: Array, steps: int) -> tuple[Array, Array]:
