@@ -400,3 +400,47 @@ def test_a_pendulums_dynamics_are_those_of_the_step_within_the_limits_of_its_sta
     beyond = dynamics(jnp.array([0.0, 1.0, 8.0]), jnp.ones(1))
     assert (np.abs(beyond) <= limits).all()
     assert float(beyond[2]) == 8.0
+
+
+# ------------------------------------------------------------------------------------ MountainCarContinuous: with a termination
+
+
+def test_a_continuous_mountain_cars_step_agrees_with_its_simulators_on_both_sides_of_the_goal():
+    """With gymnasium's too, but where it stops: gymnasium's car at the left wall, gymnax's where it rolls back at the goal."""
+    name, count = "MountainCarContinuous-v0", 200
+    task, generator = make(name), np.random.default_rng(0)
+    spec = task.spec
+    assert (spec.action_shape, spec.time_limit, spec.action_scale, spec.observation_scale) == ((1,), 999, (1.0,), (1.2, 0.07))
+    values = generator.uniform((-1.2, -0.07), (0.6, 0.07), (count, 2)).astype(np.float32)
+    values[:4] = (0.44, 0.02), (0.44, 0.0), (0.5, -0.02), (-1.2, -0.07)
+    actions = generator.uniform(-1, 1, (count, 1)).astype(np.float32)
+    simulator, parameters = gymnax.make(name)
+    fresh = jax.device_get(jax.jit(task.draw_resets, static_argnums=1)(jax.random.key(0), (count,)))
+
+    @jax.jit
+    def step(values, actions, fresh):
+        inner = fresh.inner.replace(position=values[:, 0], velocity=values[:, 1], time=jnp.full(count, 998))
+        _, rows = jax.vmap(task.step)(env.EnvironmentState(inner, values), actions, fresh)
+        with jax.numpy_dtype_promotion("standard"):
+            own = jax.vmap(functools.partial(simulator.step_env, params=parameters), in_axes=(None, 0, 0))
+            theirs = own(jax.random.key(0), inner, actions)[:3:2]
+        return rows, theirs, known(task, rows), task.dynamics(values, actions)
+
+    rows, (observation, reward), judged, following = jax.device_get(step(values, actions, fresh))
+    np.testing.assert_array_equal(rows.next_observation, observation)
+    np.testing.assert_array_equal(rows.reward, reward)
+    np.testing.assert_allclose(following, observation, atol=1e-7)
+    np.testing.assert_array_equal(judged.terminated, rows.terminated)
+    np.testing.assert_allclose(judged.reward, rows.reward, rtol=1e-6)
+    assert rows.truncated.all()
+    assert 5 < rows.terminated.sum() < count - 5
+    assert rows.reward[rows.terminated].min() > 99
+    gym = gymnasium.make(name).unwrapped
+    gym.reset(seed=0)
+    stopped = (rows.next_observation[:, 0] <= -1.2) | (rows.next_observation[:, 1] == 0)
+    for place in np.flatnonzero(~stopped):
+        gym.state = values[place].astype(np.float64)
+        seen, earned, ended, *_ = gym.step(actions[place].astype(np.float64))
+        np.testing.assert_allclose(rows.next_observation[place], seen, rtol=0, atol=1e-6)
+        assert rows.reward[place] == pytest.approx(earned, abs=1e-5)
+        assert rows.terminated[place] == ended

@@ -28,6 +28,7 @@ class _Task(NamedTuple):
 CARTPOLE_X = 2.4  # metres
 CARTPOLE_THETA = 12 * 2 * jnp.pi / 360  # radians
 MOUNTAIN_CAR_GOAL = 0.5
+CONTINUOUS_GOAL = 0.45  # of MountainCarContinuous
 PENDULUM_TORQUE = 2.0  # newton metres
 
 
@@ -42,6 +43,14 @@ def _acrobot_terminated(s: Array, a: Array, s2: Array) -> Array:
 
 def _mountain_car_terminated(s: Array, a: Array, s2: Array) -> Array:
     return (s2[..., 0] >= MOUNTAIN_CAR_GOAL) & (s2[..., 1] >= 0.0)
+
+
+def _continuous_terminated(s: Array, a: Array, s2: Array) -> Array:
+    return (s2[..., 0] >= CONTINUOUS_GOAL) & (s2[..., 1] >= 0.0)
+
+
+def _continuous_reward(s: Array, a: Array, s2: Array) -> Array:
+    return jnp.where(_continuous_terminated(s, a, s2), 100.0, 0.0) - 0.1 * jnp.square(a[..., 0])
 
 
 def _never(s: Array, a: Array, s2: Array) -> Array:
@@ -92,6 +101,13 @@ _TASKS = {
         angles=((0, 1), (2, 3)),
     ),
     "MountainCar-v0": _Task((1.2, 0.07), _minus_one_per_step, _mountain_car_terminated, _mountain_car_inner),
+    "MountainCarContinuous-v0": _Task(
+        observation_scale=(1.2, 0.07),
+        reward=_continuous_reward,
+        terminated=_continuous_terminated,
+        inner=_mountain_car_inner,
+        action_scale=(1.0,),
+    ),
     "Pendulum-v1": _Task(
         observation_scale=(1.0, 1.0, 8.0),
         reward=_pendulum_reward,
@@ -206,14 +222,16 @@ _VIEWS = {
             "velocity": axis_curve(2),
         },
     ),
-    "MountainCar-v0": TaskView(
-        "mountain_car", 30, ("position", "velocity"), (0,), {"position": axis_curve(0), "velocity": axis_curve(1)}
+    **dict.fromkeys(
+        ("MountainCar-v0", "MountainCarContinuous-v0"),
+        TaskView("mountain_car", 30, ("position", "velocity"), (0,), {"position": axis_curve(0), "velocity": axis_curve(1)}),
     ),
 }
 _MARKS: dict[str, tuple[float, ...]] = {
     "CartPole-v1": (195, 475),  # the old v0 bar and v1's
     "Acrobot-v1": (-100,),
     "MountainCar-v0": (-110,),
+    "MountainCarContinuous-v0": (90,),
     "Pendulum-v1": (-200,),  # which has no official one: what swings it up from anywhere and holds it
 }
 for _name in _TASKS:
