@@ -170,7 +170,7 @@ def pendulum_step(position: Array, velocity: Array, action: Array) -> tuple[Arra
 
     Args:
       position: [..., 1] angle from upright [rad].
-      velocity: [..., 1] [rad/s].
+      velocity: [..., 1], in rad/s.
       action: [...] torque [N m], from -1 to 1.
 
     """
