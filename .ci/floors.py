@@ -12,7 +12,7 @@ PUBLIC = "__init__"  # how "" is shown
 # From the top. A room may import from its own floor and from those below, and no two rooms may import each other.
 # The longest prefix decides: `runs.command_line` is a room of its own. "" is the package's `__init__`, the public names.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("command", "runs.command_line"),
+    ("command", "runs.command_line", "runs.data_command"),
     ("",),
     ("report", "serving", "reference_run", "tuning"),
     ("runs",),

@@ -20,7 +20,7 @@ class Loop(NamedTuple):
     """What the steps of a round carry from one to the next."""
 
     time: Array  # [] int32, steps so far, shared by all seeds
-    episode: EnvironmentState  # the real episode in progress
+    episode: EnvironmentState | None  # the real episode in progress, none where all transitions are logged ones
     real: ReplayState
     imagined: ReplayState
     lanes: Any

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,7 +18,10 @@ from mbrl_jax import config as settings
 from mbrl_jax.algorithms import columns
 from mbrl_jax.config import presets
 from mbrl_jax.config.fields import convert
+from mbrl_jax.environments import make_environment
 from mbrl_jax.environments import registry as environments
+from mbrl_jax.environments.logged.episodes import Logged
+from mbrl_jax.environments.logged.writing import write_parquet
 from mbrl_jax.imagination.horizon import CONTROLLERS
 from mbrl_jax.model import losses
 from mbrl_jax.runs import command_line, listing, runner
@@ -55,6 +59,7 @@ NUMBERS = {
     "docs/compare.md": {"--seeds 64": "--seeds 4"},
     "docs/sweep.md": {"--seeds 64": "--seeds 1", "cells, seeds=64": "cells, seeds=1", "seeds=64": "seeds=2"},
     "docs/tune.md": {"--trials 256": "--trials 4 --rungs 1 --factor 2", "--seeds 8": "--seeds 2"},
+    "docs/data.md": {"--seeds 16": "--seeds 2", "--model.batch-size 64": "--model.batch-size 16"},
     "docs/controllers.md": {"seeds=64": "seeds=2"},
     "docs/environments.md": {"seeds=8": "seeds=2"},
     "docs/simulators.md": {"seeds=8": "seeds=2"},
@@ -73,6 +78,12 @@ RUN = {
     ],
     "docs/tune.md": ["tune cartpole_batch_model_free --space space.yaml --trials 256 --seeds 8 --out runs/search"],
 }
+DATA = "docs/data.md"
+RUN[DATA] = [
+    "data collect CartPole-v1 --transitions 1000 --out log.parquet",
+    "data check log.parquet",
+    "train cartpole_pg --data log.parquet --environment.name none --model.batch-size 64 --seeds 16 --out runs/from_log",
+]
 # What stands for something in a command.
 PLACEHOLDERS = {
     "compare … --resume": "compare --protocol batch --seeds 2 --out new --resume",
@@ -84,6 +95,10 @@ PLACEHOLDERS = {
     "PATH=V1,V2": "agent.learning_rate=1e-3,1e-2",
     "PROJECT": "a-project",
     "FILE.html": "new.html",
+    "check FILE [FILE …]": "check log.parquet",
+    "check FILE": "check log.parquet",
+    "collect ENV": "collect CartPole-v1",
+    "FILE.parquet": "new.parquet",
     "--space FILE": "--space space.yaml",
     "BASE": "7",
     "DIR": "new",
@@ -159,6 +174,15 @@ def write_files(folder):
                 (folder / named[1]).write_text(block.text, encoding="utf-8")
 
 
+def write_log(path):
+    """Write logged transitions of CartPole's shapes, for commands that are parsed only."""
+    generator, ended = np.random.default_rng(0), np.arange(400) % 20 == 19
+    walk = np.cumsum(generator.normal(size=(401, 4)), axis=0).astype(np.float32)
+    columns = (walk[:-1], generator.integers(0, 2, 400), np.ones(400), walk[1:], ended, ~ended & False)
+    spec = make_environment(settings.EnvironmentConfig()).spec
+    write_parquet(path, [Logged(*columns, np.arange(400) % 20, np.zeros(400, bool))], spec)
+
+
 @pytest.fixture
 def small(small_configs, tmp_path, monkeypatch):
     """A working directory where the presets are small, and a command line that knows those; what is registered is forgotten."""
@@ -206,7 +230,7 @@ def check_the_folder_is_what_the_page_says(folder):
     rows = re.findall(r"^\| (`[^|]*`) \|", section("docs/train.md", "The folder"), re.MULTILINE)
     named = {name for row in rows for name in re.findall("`([^`]+)`", row)}
     there = {path.name for path in folder.iterdir()}
-    assert there == named - {"checkpoints/", "diagnosis.npz", "imagination.png"}
+    assert there == named - {"checkpoints/", "held_out.npz", "diagnosis.npz", "imagination.png"}
 
 
 class Reached(BaseException):
@@ -217,7 +241,7 @@ class Reached(BaseException):
 def only_parsed(tmp_path, monkeypatch):
     """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
     from mbrl_jax import reference_run, report
-    from mbrl_jax.runs import launch, shards
+    from mbrl_jax.runs import data_command, launch, shards
     from mbrl_jax.tuning import search
 
     def work(*_, **__):
@@ -229,6 +253,7 @@ def only_parsed(tmp_path, monkeypatch):
     (tmp_path / "runs" / "search").mkdir(parents=True)
     (tmp_path / "runs" / "search" / "best.yaml").write_bytes(PRESETS["smoke"].read_bytes())
     write_files(tmp_path)
+    write_log(tmp_path / "log.parquet")
     monkeypatch.chdir(tmp_path)
     for module, name in (
         (runner, "prepare"),  # train, compare
@@ -240,6 +265,8 @@ def only_parsed(tmp_path, monkeypatch):
         (playing, "load_policies"),  # evaluate
         (reference_run, "run"),
         (search, "search"),
+        (data_command, "Audit"),
+        (data_command, "collect"),
     ):
         monkeypatch.setattr(module, name, work)
 
@@ -278,6 +305,7 @@ def test_every_flag_that_the_documentation_names_is_one(capsys):
         [*words.split(), "--help"]
         for words in ("train smoke", "train cartpole_pg", "sweep smoke", "tune smoke", "compare", "evaluate")
     ]
+    asked += [["data", "check", "--help"], ["data", "collect", "--help"]]
     asked += [["report", "--help"], ["join", "--help"], ["reference", "smoke", "--help"]]
     for words in asked:
         with pytest.raises(SystemExit):

@@ -42,7 +42,7 @@ class State(NamedTuple):
 
     time: Array  # [] int32, steps of the main loop so far, shared by all seeds
     key: Array  # [] the seed's own, never changed
-    episode: EnvironmentState  # the real episode in progress
+    episode: EnvironmentState | None  # the real episode in progress, none where all transitions are logged ones
     real: ReplayState
     imagined: ReplayState
     model: Any  # the world model's
@@ -137,7 +137,7 @@ def make_train(
         hyper = config if hyper is None else hyper
         agent, (world, _, horizon) = agent_of(hyper), imagination_of(hyper)
         noise = hyper.environment.observation_noise
-        episode, real, collected = phases.collect(task, real_replay, key, config.random_transitions, noise)
+        episode, real, collected = phases.begin(config, task, real_replay, key, noise)
         learner, model = agent.init(stream(key, Stream.AGENT)), world.init(stream(key, Stream.MODEL))
         state = State(
             time=jnp.zeros((), jnp.int32),
@@ -204,8 +204,8 @@ def make_train(
         return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
 
     def finish(state: State, hyper: DynaQConfig) -> Outcome:
-        model = imagination_of(hyper).world.acting(state.model)
-        return phases.finish(config, task, agent_of(hyper), state, chosen=state.chosen, model=model, engine=parts)
+        judge = imagination_of(hyper).judge
+        return phases.finish(config, task, agent_of(hyper), state, chosen=state.chosen, judge=judge, engine=parts)
 
     def policies(state: State) -> tuple[Params, Params | None]:
         return agent_of(config).judged(state.agent), None if state.chosen is None else state.chosen.params
@@ -213,4 +213,6 @@ def make_train(
     def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
         return phases.diagnose(hyper, task, imagination_of(hyper), agent_of(hyper), hyper.imagination.epsilon, state)
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose, on_host=task.host is not None)
+    return training.assemble(
+        config, init, fit, learn, close, finish, policies, phases.axes_of(config, AXES), diagnose, on_host=task.host is not None
+    )

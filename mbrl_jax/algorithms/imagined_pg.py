@@ -46,7 +46,7 @@ class State(NamedTuple):
 
     time: Array  # [] int32, steps of the main loop so far, shared by all seeds
     key: Array  # [] the seed's own, never changed
-    episode: EnvironmentState  # the real episode in progress
+    episode: EnvironmentState | None  # the real episode in progress, none where all transitions are logged ones
     real: ReplayState
     model: Any  # the world model's
     lanes: Lanes
@@ -123,7 +123,7 @@ def make_train(
         hyper = config if hyper is None else hyper
         agent, (world, _, horizon) = agent_of(hyper), imagination_of(hyper)
         noise = hyper.environment.observation_noise
-        episode, real, collected = phases.collect(task, real_replay, key, config.random_transitions, noise)
+        episode, real, collected = phases.begin(config, task, real_replay, key, noise)
         learner, model = agent.init(stream(key, Stream.AGENT)), world.init(stream(key, Stream.MODEL))
         state = State(
             time=jnp.zeros((), jnp.int32),
@@ -192,8 +192,7 @@ def make_train(
         return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
 
     def finish(state: State, hyper: ImaginedPGConfig) -> Outcome:
-        model = imagination_of(hyper).world.acting(state.model)
-        return phases.finish(config, task, agent_of(hyper), state, chosen=state.chosen, model=model)
+        return phases.finish(config, task, agent_of(hyper), state, chosen=state.chosen, judge=imagination_of(hyper).judge)
 
     def policies(state: State) -> tuple[Params, Params | None]:
         return agent_of(config).judged(state.agent), None if state.chosen is None else state.chosen.params
@@ -201,4 +200,6 @@ def make_train(
     def diagnose(state: State, hyper: ImaginedPGConfig) -> Diagnosis:
         return phases.diagnose(hyper, task, imagination_of(hyper), agent_of(hyper), 0.0, state)
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, diagnose, on_host=task.host is not None)
+    return training.assemble(
+        config, init, fit, learn, close, finish, policies, phases.axes_of(config, AXES), diagnose, on_host=task.host is not None
+    )

@@ -30,7 +30,7 @@ class State(NamedTuple):
 
     time: Array  # [] int32, steps of the main loop so far, shared by all seeds
     key: Array  # [] the seed's own, never changed
-    episode: EnvironmentState  # the real episode in progress
+    episode: EnvironmentState | None  # the real episode in progress, none where all transitions are logged ones
     real: ReplayState
     agent: Any
 
@@ -92,7 +92,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     def init(key: Array, hyper: ModelFreeQConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
         noise = hyper.environment.observation_noise
-        episode, real, collected = phases.collect(task, real_replay, key, config.random_transitions, noise)
+        episode, real, collected = phases.begin(config, task, real_replay, key, noise)
         return State(jnp.zeros((), jnp.int32), key, episode, real, agent_of(hyper).init(stream(key, Stream.AGENT))), collected
 
     def fit(state: State, hyper: ModelFreeQConfig) -> tuple[State, tuple[()]]:
@@ -134,4 +134,6 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
     def policies(state: State) -> tuple[Any, None]:
         return agent_of(config).judged(state.agent), None
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, on_host=task.host is not None)
+    return training.assemble(
+        config, init, fit, learn, close, finish, policies, phases.axes_of(config, AXES), on_host=task.host is not None
+    )

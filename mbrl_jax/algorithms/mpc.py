@@ -89,6 +89,17 @@ def planner_of(config: MPCConfig, task: Environment) -> Planner:
     return Planner(config.planning, task.spec, phases.world_of(config, task))
 
 
+def params_of(config: MPCConfig, task: Environment) -> Any:
+    """Shapes and dtypes of what :func:`policy_params` gives."""
+    world = phases.world_of(config, task)
+
+    def params(key: Array) -> Params:
+        agent = q_agent(config.agent, task.spec).init(key) if config.planning.terminal == "value" else None
+        return policy_params(world.acting(world.init(key)), agent)
+
+    return jax.eval_shape(params, jax.random.key(0))
+
+
 def policy_of(config: MPCConfig, task: Environment) -> Policy:
     """The planner as a policy, with parameters as :func:`policy_params` gives them; its memory is the plan."""
     planner = planner_of(config, task)

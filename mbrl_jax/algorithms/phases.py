@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mbrl_jax import draws as draws_
@@ -19,10 +20,11 @@ from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, stream
 from mbrl_jax.config import ImaginingConfig, RunConfig, holdout_stride
 from mbrl_jax.engine import PLAIN, Engine
-from mbrl_jax.environments import Environment, EnvironmentState, draw_collection, from_pool
+from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_collection, from_pool
 from mbrl_jax.environments import collect as collect_transitions
-from mbrl_jax.evaluation import play, play_with_memory
-from mbrl_jax.imagination import diagnosis
+from mbrl_jax.environments import data as data_
+from mbrl_jax.evaluation import play, play_imagined, play_with_memory
+from mbrl_jax.imagination import diagnosis, validation
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
@@ -49,7 +51,10 @@ def imagination_of(
       ConfigError: they do not fit together.
 
     """
-    make = partial(make_world, hyper.model, task, replay, first_rows=hyper.random_transitions, stride=holdout_stride(hyper))
+    held = None if hyper.data is None else partial(held_out, hyper, task)
+    make = partial(
+        make_world, hyper.model, task, replay, first_rows=hyper.random_transitions, stride=holdout_stride(hyper), holdout=held
+    )
     world = make(by=hyper.imagination.sampling)
     horizon = controller_of(hyper.imagination, controller)
     check_controller(horizon, hyper.imagination, world.spec, task.dynamics)
@@ -64,6 +69,32 @@ def world_of(config: Any, task: Environment) -> WorldModel:
 
 
 # ------------------------------------------------------------------------------------------------ in the real environment
+
+
+def begin(
+    config: RunConfig, task: Environment, replay: Replay, key: Array, noise: Array | float = 0.0
+) -> tuple[EnvironmentState | None, ReplayState, Array]:
+    """Fill a new replay with the logged transitions that ``config`` names, the same for all seeds, or with random ones.
+
+    Returns:
+      As :func:`collect`; of logged transitions there is no episode in progress.
+
+    """
+    if config.data is None:
+        return collect(task, replay, key, config.random_transitions, noise)
+    rows, returns, _ = data_.load(config, task)
+    arrays = Transition(*map(jnp.asarray, rows[: len(Transition._fields)]))
+    return None, replay.write(replay.init(), training.real_rows(arrays)), jnp.asarray(returns)
+
+
+def held_out(config: RunConfig, task: Environment) -> np.ndarray:
+    """[h] int32 numbers of the logged rows that are held out, those of whole episodes."""
+    return data_.load(config, task).holdout
+
+
+def axes_of(config: RunConfig, axes: Any) -> Any:
+    """The axes of a state for ``vmap``: logged transitions are there once for all seeds."""
+    return axes if config.data is None else axes._replace(real=ReplayState(None, None))  # type: ignore[arg-type]
 
 
 def collect(
@@ -88,7 +119,7 @@ def act(
     task: Environment,
     agent: Agent,
     replay: Replay,
-    episode: EnvironmentState,
+    episode: EnvironmentState | None,
     real: ReplayState,
     params: Params,
     exploration: Array | float,
@@ -96,6 +127,7 @@ def act(
     pool: EnvironmentState,
 ) -> tuple[EnvironmentState, ReplayState]:
     """Take one real step by the agent's policy, and store it; an episode that ends goes on from the pool of resets."""
+    assert episode is not None, "who learns from logged transitions does not act"
     action = agent.act(params, episode.observation, exploration, drawn.explore, drawn.action)
     episode, transition = task.step(episode, action, from_pool(pool, drawn.reset))
     return episode, replay.write(real, training.real_rows(transition))
@@ -126,19 +158,48 @@ def finish(
     state: Any,
     *,
     chosen: Snapshot | None = None,
-    model: Any = None,
+    judge: WorldModel | None = None,
     engine: Engine = PLAIN,
 ) -> Outcome:
-    """Play the last policy and, if there is one, the chosen policy, from the same starts."""
-    starts = final_starts(config, task, state.key)
+    """Play the last policy and, if there is one, the chosen policy, from the same starts: in the environment, or in the model.
+
+    Args:
+      config: of the run.
+      task: the environment.
+      agent: whose policies they are.
+      state: of the loop.
+      chosen: the snapshot that imagination chose.
+      judge: the world model, in which a rollout stays with its member; none without one.
+      engine: what plays them in the environment.
+
+    """
+    model = None if judge is None else judge.acting(state.model)
+    starts = final_starts(config, task, state.key) if config.evaluation.where == "environment" else None
 
     def returns_of(params: Params) -> Array:
-        return greedy_returns(task, agent.mode, params, starts, engine)
+        if starts is not None:
+            return greedy_returns(task, agent.mode, params, starts, engine)
+        assert judge is not None, "without a model there is nothing but the environment to judge in"
+        key = stream(state.key, Stream.FINAL_EVALUATION)
+        return imagined_returns(config, judge, model, agent, state.real, key, params)
 
     last, frozen, updates = agent.judged(state.agent), state.agent.frozen, state.agent.updates
     best = None if chosen is None else chosen.params
     returns_chosen = None if best is None else returns_of(best)
-    return Outcome(last, best, returns_of(last), returns_chosen, frozen, updates, model)
+    held = None
+    if config.data is not None and judge is not None and judge.belief is not None:
+        logged, rows = data_.load(config, task), make_replay(task.spec, config.real_transitions).contents(state.real)[0]
+        held = validation.validate(judge, model, rows, logged.rows.elapsed, logged.holdout)
+    return Outcome(last, best, returns_of(last), returns_chosen, frozen, updates, model, held)
+
+
+def imagined_returns(
+    config: Any, judge: WorldModel, model: Any, agent: Agent, real: ReplayState, key: Array, params: Params
+) -> Array:
+    """[episodes] returns of greedy imagined episodes from first states of real ones, an equal number by each member in turn."""
+    key_start, key_noise = jax.random.split(key)
+    first = judge.first(model, real, draws_.bits(key_start, (config.evaluation.episodes,)))
+    return play_imagined(judge, model, partial(agent.mode, params), first, key_noise, config.selection.steps)
 
 
 def play_policy(task: Environment, policy: Policy, params: Params, starts: EnvironmentState, key: Array) -> Array:
@@ -220,7 +281,14 @@ def end_of_round(
     if config.selection.choose:
         now, score, is_chosen = choose(config, imagination.judge, agent, now, anew=interactive, engine=engine)
         chosen_score = now.chosen.score
-    curve = curve_return(config, task, agent.mode, agent.judged(now.agent), now.key, now.time, engine)
+    if config.evaluation.where == "environment":
+        curve = curve_return(config, task, agent.mode, agent.judged(now.agent), now.key, now.time, engine)
+    elif score is not None:
+        curve = score
+    else:
+        key, judge = stream(now.key, Stream.CURVE, now.time), imagination.judge
+        params = judge.acting(now.model)
+        curve = jnp.mean(imagined_returns(config, judge, params, agent, now.real, key, agent.judged(now.agent)))
     return now, RoundEnd(curve, score, chosen_score, is_chosen, log)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
@@ -28,6 +30,7 @@ class Algorithm(NamedTuple):
     make_train: Callable[..., Train]
     metrics: type  # the NamedTuple that its rounds return
     policy: Callable[[Any, Environment], Policy]  # (config, task) -> what plays
+    params: Callable[[Any, Environment], Any]  # (config, task) -> shapes and dtypes of the parameters that it plays by
     has_model: bool  # whether it learns a world model
     imagines: bool  # whether it learns, and chooses its policy, in imagined lanes
     loss: str  # what its updates' loss is called
@@ -38,20 +41,33 @@ def _agent_policy(config: Any, task: Environment) -> Policy:
     return without_memory(make_agent(config.agent, task.spec).mode)
 
 
+def _agent_params(config: Any, task: Environment) -> Any:
+    agent = make_agent(config.agent, task.spec)
+    return jax.eval_shape(lambda key: agent.judged(agent.init(key)), jax.random.key(0))
+
+
 TD, CRITIC = "TD loss", "critic's loss"
+_AGENT: dict[str, Any] = {"policy": _agent_policy, "params": _agent_params}
 ALGORITHMS: dict[type[RunConfig], Algorithm] = {
-    DynaQConfig: Algorithm(dyna_q.make_train, dyna_q.Metrics, _agent_policy, has_model=True, imagines=True, loss=TD),
+    DynaQConfig: Algorithm(dyna_q.make_train, dyna_q.Metrics, has_model=True, imagines=True, loss=TD, **_AGENT),
     ModelFreeQConfig: Algorithm(
-        model_free_q.make_train, model_free_q.Metrics, _agent_policy, has_model=False, imagines=False, loss=TD
+        model_free_q.make_train, model_free_q.Metrics, has_model=False, imagines=False, loss=TD, **_AGENT
     ),
     ImaginedPGConfig: Algorithm(
-        imagined_pg.make_train, imagined_pg.Metrics, _agent_policy, has_model=True, imagines=True, loss=CRITIC
+        imagined_pg.make_train, imagined_pg.Metrics, has_model=True, imagines=True, loss=CRITIC, **_AGENT
     ),
     ModelFreePGConfig: Algorithm(
-        model_free_pg.make_train, model_free_pg.Metrics, _agent_policy, has_model=False, imagines=False, loss=CRITIC
+        model_free_pg.make_train, model_free_pg.Metrics, has_model=False, imagines=False, loss=CRITIC, **_AGENT
     ),
     MPCConfig: Algorithm(
-        mpc.make_train, mpc.Metrics, mpc.policy_of, has_model=True, imagines=False, loss=TD, behaviour=mpc.behaviour_of
+        mpc.make_train,
+        mpc.Metrics,
+        mpc.policy_of,
+        mpc.params_of,
+        has_model=True,
+        imagines=False,
+        loss=TD,
+        behaviour=mpc.behaviour_of,
     ),
 }
 

@@ -29,11 +29,12 @@ class Outcome(NamedTuple):
 
     last: Params  # the target network after the last update
     chosen: Params | None  # the snapshot that imagination scored best, none where no policy is chosen
-    returns_last: Array  # [n] returns of greedy episodes in the real environment
+    returns_last: Array  # [n] returns of greedy episodes in the real environment, or in the model if evaluation.where says so
     returns_chosen: Array | None  # [n]
     frozen: Array  # [] bool, the learner went non-finite and rested at its last finite parameters
     updates: Array  # [] int32, updates made
     model: Any  # the parameters that the world model imagined with at the end, none without a model
+    held_out: Any = None  # its HeldOut errors on logged episodes that it was not fitted to, none without such
 
 
 class Result(NamedTuple):

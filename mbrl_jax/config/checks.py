@@ -153,6 +153,7 @@ def _joint_problems(config: RunConfig) -> list[str]:
         block,
         f"it must divide round_steps ({config.round_steps})",
     )
+    _check_data(config, problems)
     if isinstance(config, ModelFreeQConfig):
         _check_transitions(config, problems)
     if isinstance(config, ImaginedPGConfig | ModelFreePGConfig):
@@ -170,6 +171,44 @@ def _joint_problems(config: RunConfig) -> list[str]:
     if isinstance(config, MPCConfig):
         _check_planning(config, problems)
     return problems
+
+
+def _check_data(config: RunConfig, problems: _Problems) -> None:
+    """Check logged transitions, and evaluation without an environment."""
+    require, environment, data = problems.require, config.environment, config.data
+    require(
+        data is None or config.protocol == "batch",
+        "data",
+        data,
+        "it takes the place of random transitions, so protocol must be 'batch'",
+    )
+    noise = environment.observation_noise
+    right = "with data it must be 0: they are measured already"
+    require(data is None or noise == 0, "environment.observation_noise", noise, right)
+    if data is None:
+        require(
+            config.data_transitions is None,
+            "data_transitions",
+            config.data_transitions,
+            "there are no files: data must name them",
+        )
+    if environment.name != "none":
+        for name in ("observation_scale", "actions", "action_scale"):
+            value = getattr(environment, name)
+            require(value is None, f"environment.{name}", value, f"{environment.name!r} says it; it is for environment.name none")
+    elif data is None:
+        problems.append(
+            "environment.name: 'none' does not fit; name an environment, or data must name files of logged transitions"
+        )
+    if config.evaluation.where == "model":
+        right = "there is no model in which a policy could be judged; name the environment, or take 'dyna_q' or 'imagined_pg'"
+        require(isinstance(config, ImaginingConfig), "evaluation.where", "model", right)
+        batch = "where the agent acts it is judged there, so it must be 'environment'"
+        require(config.protocol == "batch", "evaluation.where", "model", batch)
+    if isinstance(config, ImaginingConfig) and config.evaluation.where == "model":
+        members, episodes = _members(config), config.evaluation.episodes
+        right = f"episodes are dealt evenly to members, so it must be a multiple of {members}"
+        require(episodes % members == 0, "evaluation.episodes", episodes, right)
 
 
 def _check_agent_kind(config: Any, cls: type, kind: str, problems: _Problems) -> None:

@@ -27,6 +27,14 @@ class EnvironmentConfig:
     millisecond."""
     timeout: float = static(60.0, above=0)
     """Seconds that a simulator in a process may take for a step; one that takes longer costs its seed."""
+    observation_scale: tuple[float, ...] | None = static(None, above=0)
+    """Of a task of which there are only logged transitions (name: none), numbers that bring each observation axis to about
+    [-1, 1] wherever a policy goes; none takes the largest magnitudes in the data."""
+    actions: int | None = static(None, minimum=2)
+    """Discrete actions of such a task; none takes as many as the files say, or as the data show."""
+    action_scale: tuple[float, ...] | None = static(None, above=0)
+    """Largest magnitude of each number of a continuous action of such a task, in its own units; none takes it from the files or
+    the data."""
 
 
 @settings
@@ -281,12 +289,15 @@ class PlanningConfig:
 
 @settings
 class EvaluationConfig:
-    """Greedy episodes in the real environment; they teach the agent nothing."""
+    """Greedy episodes; they teach the agent nothing."""
 
     episodes: int = static(50, minimum=1)
     """Episodes that judge a final policy."""
     curve_episodes: int = static(10, minimum=1)
     """Episodes of each point of the learning curve."""
+    where: Literal["environment", "model"] = static("environment")
+    """Whether policies are judged in the real environment or, where there is none that may be touched, in the learned model: then
+    no real return is measured."""
 
 
 @settings
@@ -296,8 +307,12 @@ class RunConfig:
     protocol: Literal["batch", "interactive"] = static("batch")
     """Whether all real data are collected at random beforehand, or the agent goes on acting."""
     environment: EnvironmentConfig = group(EnvironmentConfig)
+    data: tuple[str, ...] | None = static(None)
+    """Files of logged transitions, which take the place of random ones (batch protocol); none collects."""
+    data_transitions: int | None = static(None, minimum=2)
+    """Transitions of those files that are used, whole episodes drawn at random; none uses all."""
     random_transitions: int = static(5_000, minimum=2)
-    """Real transitions collected by the uniform random policy."""
+    """Real transitions collected by the uniform random policy; with data as many as are used of them."""
     steps: int = static(5_000, minimum=1)
     """Steps of the main loop; in the interactive protocol each of them is one more real transition."""
     round_steps: int = static(250, minimum=1)

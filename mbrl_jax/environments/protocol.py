@@ -7,7 +7,7 @@ there is no simulator.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,21 @@ class Environment(NamedTuple):
     dynamics: Callable[[Array, Array], Array] | None = None
     host: Any | None = None
 
+    @property
+    def has_simulator(self) -> bool:
+        """Whether it can be stepped; of a task of which there are only logged transitions it cannot."""
+        return self.step is not no_simulator
+
+
+def no_simulator(*arguments: Any) -> NoReturn:
+    """What stands for ``draw_resets`` and ``step`` where there are only logged transitions.
+
+    Raises:
+      ConfigError: always.
+
+    """
+    raise ConfigError("environment.name: 'none' cannot be stepped; name the environment that the data are of")
+
 
 Actions = TypeVar("Actions", Array, np.ndarray)
 
@@ -142,7 +157,8 @@ def check_environment(environment: Any) -> "Environment":
         found = f"action_count {spec.action_count} and action_size {spec.action_size}"
         raise ConfigError(f"{found} of {spec.name} do not fit; one of them must be 0 and the other positive")
     in_units(spec, np.zeros(spec.action_shape, np.float32))
-    _check_functions(flat)
+    if flat.has_simulator:
+        _check_functions(flat)
     return flat
 
 

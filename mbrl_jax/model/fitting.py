@@ -10,15 +10,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mbrl_jax import draws
+from mbrl_jax.config import ConfigError
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.model import losses
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
 from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.networks import ADAM, Params, adam_step
 from mbrl_jax.replay import Rows, epoch_minibatches
+
+HoldOut = Callable[[], np.ndarray]  # () -> [h] int32, ascending, numbers of the rows that are held out
 
 
 class ModelState(NamedTuple):
@@ -39,6 +43,7 @@ class FitData(NamedTuple):
     holdout: Array  # [N // stride] int32, row numbers of the holdout
     holdout_weight: Array  # [N // stride] 1 for rows that hold data, else 0
     stride: int
+    training: Array | None = None  # [n] int32 row numbers of the training rows, where they are not all but every ``stride``-th
 
 
 def init(ensemble: Ensemble, key: Array) -> ModelState:
@@ -65,7 +70,13 @@ after n steps of Adam, with the mean loss over the minibatches and the holdout e
 
 
 def fit(
-    ensemble: Ensemble, state: ModelState, real: Rows, key: Array, stride: int, pass_over: Pass | None = None
+    ensemble: Ensemble,
+    state: ModelState,
+    real: Rows,
+    key: Array,
+    stride: int,
+    pass_over: Pass | None = None,
+    holdout: HoldOut | None = None,
 ) -> tuple[ModelState, FitLog]:
     """Fit from the present parameters by ``config.epochs`` passes over a fixed data set.
 
@@ -79,13 +90,20 @@ def fit(
       key: consumed.
       stride: every how manieth row is held out.
       pass_over: what descends over an epoch's minibatches, in place of the functions here.
+      holdout: which rows are held out in place of those.
 
     """
     config = ensemble.config
     pass_over = partial(_pass_over, ensemble) if pass_over is None else pass_over
     rows = real.reward.shape[0]
-    normaliser, data = _prepare(ensemble, real, rows, stride)
-    training_rows = rows - rows // stride
+    held = None if holdout is None else holdout()
+    normaliser, data = _prepare(ensemble, real, rows, stride, held)
+    training_rows = rows - (rows // stride if held is None else len(held))
+    if training_rows < config.batch_size:
+        raise ConfigError(
+            f"model.batch_size: {config.batch_size!r} does not fit; it must be at most {training_rows}, as of {rows} rows the "
+            "others are held out"
+        )
     start = (state.params, state.bounds, state.optimizer)
     patience = config.patience
     key_rows, key_epochs = jax.random.split(key)
@@ -131,14 +149,19 @@ def refit(ensemble: Ensemble, state: ModelState, real: Rows, size: Array, key: A
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, log.holdout_mse)), log
 
 
-def _prepare(ensemble: Ensemble, rows: Rows, size: Array | int, stride: int) -> tuple[Normaliser, FitData]:
-    """Statistics of the training rows among the first ``size``, and all rows encoded with them."""
+def _prepare(
+    ensemble: Ensemble, rows: Rows, size: Array | int, stride: int, held: np.ndarray | None = None
+) -> tuple[Normaliser, FitData]:
+    """Statistics of the training rows among the first ``size``, and all rows encoded with them.
+
+    Held out are the rows ``held`` [h], or where there are none every ``stride``-th.
+    """
     count = rows.reward.shape[0]
     targets = rows.next_observation - rows.observation
     if ensemble.learns_reward:
         targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)
     number = jnp.arange(count, dtype=jnp.int32)
-    is_holdout = number % stride == stride - 1
+    is_holdout = number % stride == stride - 1 if held is None else jnp.zeros(count, bool).at[held].set(True)
     normaliser = ens.measure(rows.observation, targets, (number < size) & ~is_holdout)
     if ensemble.config.input_scale == "task":
         scale = jnp.asarray(ensemble.spec.observation_scale, targets.dtype)
@@ -146,6 +169,16 @@ def _prepare(ensemble: Ensemble, rows: Rows, size: Array | int, stride: int) -> 
     inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
     targets = (targets - normaliser.target_mean[None]) / normaliser.target_scale[None]
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
+    if held is not None:
+        others = jnp.asarray(np.setdiff1d(np.arange(count, dtype=np.int32), held))
+        return normaliser, FitData(
+            table=table,
+            training_rows=jnp.asarray(len(others), jnp.uint32),
+            holdout=jnp.asarray(held),
+            holdout_weight=jnp.ones(len(held), inputs.dtype),
+            stride=stride,
+            training=others,
+        )
     holdout = jnp.arange(count // stride, dtype=jnp.int32) * stride + stride - 1
     weight = (holdout < size).astype(inputs.dtype)
     training_rows = jnp.asarray(size - size // stride, jnp.uint32)
@@ -181,7 +214,8 @@ def _descend(
         return jnp.sum(each), each
 
     def step(carry: Any, batch: Array) -> tuple[Any, Array]:
-        row = batch + batch // (data.stride - 1)  # skip the held-out rows
+        # Skip the held-out rows.
+        row = batch + batch // (data.stride - 1) if data.training is None else data.training[batch]
         table = data.table.at[row].get(mode="promise_in_bounds")
         learned, optimizer = carry[:2], carry[2]
         gradients, each = jax.grad(loss, has_aux=True)(learned, table)

@@ -21,6 +21,7 @@ class Learns(NamedTuple):
     real: Replay  # the functions of the replay
     first_rows: int  # transitions that the first fit is made to, the first ones of the replay
     stride: int  # every ``stride``-th row is held out for validation
+    holdout: fitting.HoldOut | None = None  # ``() -> [h]`` numbers of the rows that are held out in their place, if it is there
 
 
 Make = Callable[[Any, Environment, Learns, str], WorldModel]  # (settings, task, data, who moves a rollout) -> world model
@@ -46,7 +47,14 @@ def register(kind: str, settings: type[WorldConfig], make: Make) -> None:
 
 
 def make_world(
-    config: WorldConfig, task: Environment, real: Replay, *, first_rows: int, stride: int, by: str = "ts1"
+    config: WorldConfig,
+    task: Environment,
+    real: Replay,
+    *,
+    first_rows: int,
+    stride: int,
+    by: str = "ts1",
+    holdout: fitting.HoldOut | None = None,
 ) -> WorldModel:
     """Make the world model of a task that its settings configure.
 
@@ -57,12 +65,13 @@ def make_world(
       first_rows: transitions that the first fit is made to, the first ones of the replay.
       stride: every ``stride``-th row is held out for validation.
       by: who moves a rollout, one of :mod:`mbrl_jax.model.sampling`.
+      holdout: ``() -> [h]`` numbers of the rows that are held out from the first fit instead, as those of whole episodes.
 
     Raises:
       ConfigError: it does not fit the task.
 
     """
-    world = _MAKE[type(config)](config, task, Learns(real, first_rows, stride), by)
+    world = _MAKE[type(config)](config, task, Learns(real, first_rows, stride, holdout), by)
     size, features = task.spec.observation_size, world.spec.feature_size
     if features != size:
         raise ConfigError(
@@ -81,15 +90,24 @@ def _make_ensemble(config: ModelConfig, task: Environment, data: Learns, by: str
                 "'auto'"
             )
     ensemble = Ensemble(config, task.spec, task.reward, task.terminated)
-    return world_of(ensemble, data.real, first_rows=data.first_rows, stride=data.stride, by=by)
+    return world_of(ensemble, data.real, first_rows=data.first_rows, stride=data.stride, by=by, holdout=data.holdout)
 
 
-def world_of(ensemble: Ensemble, real: Replay, *, first_rows: int, stride: int, by: str = "ts1") -> WorldModel:
+def world_of(
+    ensemble: Ensemble,
+    real: Replay,
+    *,
+    first_rows: int,
+    stride: int,
+    by: str = "ts1",
+    holdout: fitting.HoldOut | None = None,
+) -> WorldModel:
     """The world model that an ensemble is; arguments as of :func:`make_world`."""
 
     def fit(state: Any, data: ReplayState, key: Array) -> tuple[Any, FitLog]:
         rows, _ = real.contents(data)
-        return fitting.fit(ensemble, state, jax.tree.map(lambda leaf: leaf[:first_rows], rows), key, stride)
+        first = jax.tree.map(lambda leaf: leaf[:first_rows], rows)
+        return fitting.fit(ensemble, state, first, key, stride, holdout=holdout)
 
     def refit(state: Any, data: ReplayState, key: Array) -> tuple[Any, FitLog]:
         rows, _ = real.contents(data)

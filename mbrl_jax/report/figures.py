@@ -38,7 +38,7 @@ def draw_band(ax: Axes, x: np.ndarray, curves: Any, label: str, colour: str, sta
 
 
 def draw_learning_curve(ax: Axes, run: Run, *, last: str, colour: str) -> None:
-    """Returns of greedy real episodes against steps, of the present policy and, with a model, of the one chosen so far."""
+    """Returns of greedy episodes against steps, of the present policy and, with a model, of the one chosen so far."""
     config = run.config
     steps = np.arange(1, config.steps // config.round_steps + 1) * config.round_steps
     offset = config.random_transitions if config.protocol == "interactive" else 0
@@ -47,7 +47,7 @@ def draw_learning_curve(ax: Axes, run: Run, *, last: str, colour: str) -> None:
     if chosen is not None:
         draw_band(ax, steps + offset, chosen, "model-based, chosen in imagination", COLOURS["chosen"])
     ax.set_xlabel("real transitions" if config.protocol == "interactive" else "updates")
-    ax.set_ylabel("return, IQM over seeds")
+    ax.set_ylabel("imagined return, IQM over seeds" if config.evaluation.where == "model" else "return, IQM over seeds")
     if run.result.metrics.curve_return.min() >= 0:
         ax.set_ylim(bottom=0)
 
@@ -106,13 +106,16 @@ def draw_run(run: Run, path: Path) -> None:
     """One run: its learning curve and final returns; with a model also the loss and how well imagination predicts."""
     outcome = run.result.outcome
     with_loss = algorithm_of(run.config).imagines and len(losses_of(run)) > 0
-    with_score = getattr(run.result.metrics, "score", None) is not None
+    in_model = run.config.evaluation.where == "model"
+    with_score = getattr(run.result.metrics, "score", None) is not None and not in_model
     figure, axes = new_figure(2, 2 if with_loss or with_score else 1)
     draw_learning_curve(axes[0], run, last="last policy", colour=COLOURS["last"])
     arms = {"last policy": (per_seed(outcome.returns_last), COLOURS["last"])}
     if outcome.returns_chosen is not None:
         arms["chosen policy"] = (per_seed(outcome.returns_chosen), COLOURS["chosen"])
-    draw_profile(axes[1], arms, run.config.environment.name)
+    draw_profile(axes[1], arms, "" if in_model else run.config.environment.name)
+    if in_model:
+        axes[1].set_xlabel("final imagined return at least")
     if with_loss:
         draw_loss(axes[2], run)
     if with_score:

@@ -57,6 +57,11 @@ def one_line(entry: Entry) -> str:
 def _warnings(entry: Entry) -> list[str]:
     """What a reader must know before anything else about a run."""
     told = []
+    if entry.run.config.evaluation.where == "model":
+        told.append(
+            f"{entry.label}: no real return was measured. Its policies were judged in the learned model: wherever this page has "
+            "a return of it, the return is an imagined one."
+        )
     diverged = entry.summary.get("diverged_model_seeds", [])  # runs of earlier versions do not tell
     if diverged:
         told.append(

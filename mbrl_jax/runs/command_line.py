@@ -19,7 +19,7 @@ import tyro
 from mbrl_jax import config as settings
 from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import ConfigError, RunConfig, expand, presets, read_preset
-from mbrl_jax.environments import success_marks
+from mbrl_jax.environments import data, success_marks
 from mbrl_jax.runs import execution, folder, interruption, keeping, launch, listing, results, runner, shards, sweep, terminal
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
@@ -62,6 +62,10 @@ USAGE = """usage: mbrl-jax COMMAND …
       one page about one run or several: what was run, curves, model, imagination, and how the policy moves
   evaluate DIR [--episodes 50] [--env gymnax|gymnasium] [--seed BASE]
       play the policies that a run saved
+  data check FILE [FILE …] [--environment NAME] [--figure FILE.png]
+      say what there is in files of logged transitions, and whether training on them could be right: `train CONFIG --data FILE …`
+  data collect ENV --transitions N --out FILE.parquet [--policy random|RUN] [--epsilon E] [--seed BASE]
+      make such a file
   reference CONFIG --seeds N --out DIR [--seed BASE] [--compile] [--processes N] [--device cpu] [--any.setting VALUE …]
       the same run in plain PyTorch, one seed after another, with the same files as `train` (needs the extra `torch`)
 
@@ -98,6 +102,7 @@ def _run(words: list[str]) -> None:
         "report": _write_report,
         "evaluate": _evaluate,
         "reference": _reference,
+        "data": _data,
     }
     if not words or words[0] not in commands:
         _show_usage(words)
@@ -132,6 +137,8 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
     flags = dataclasses.make_dataclass(command.capitalize(), fields, kw_only=True)
     given: Any = tyro.cli(flags, args=words[1:], prog=f"mbrl-jax {command} {words[0]}", description=type(preset).__doc__)
     given.out, given.seeds = expand(given.out), shards.parse_seeds(given.seeds)
+    settings.check(given.config)
+    given.config = data.settle(given.config)
     settings.check(given.config)
     runner.seed_numbers(given.seeds, given.seed)
     return given
@@ -279,6 +286,12 @@ def _sweep(words: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _data(words: list[str]) -> None:
+    from mbrl_jax.runs import data_command
+
+    data_command.main(words)
+
+
 def _tune(words: list[str]) -> None:
     from mbrl_jax.tuning import search, space
     from mbrl_jax.tuning.study import Asked, Measure, Sampler
@@ -357,6 +370,8 @@ def _print(run: Run, summary: Mapping[str, Any], out: Path) -> None:
             shares = (f"{share[arm]:.0%}" for share in marks.values())
             rows.append((arm, str(iqm), *shares))
     title = f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}"
+    if summary["note"] is not None:
+        terminal.show(summary["note"])
     terminal.show(
         terminal.table(("policy", "IQM", *(f">= {mark}" for mark in marks)), rows, title=title),
         f"compiled in {run.seconds.compile:.0f} s, ran in {run.seconds.run:.0f} s: "

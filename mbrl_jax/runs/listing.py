@@ -75,7 +75,9 @@ def _finished(name: str, summary: dict[str, Any]) -> Listed:
     settings |= {"seeds": summary["seeds"], "seed": summary["base_seed"]}
     chosen, last = (Estimate.from_json(summary["iqm"][arm]) for arm in ("chosen", "last"))
     frozen = len(summary["frozen_seeds"])
-    return Listed(name, settings, "finished", chosen, last, f"{frozen} seeds went non-finite" if frozen else "")
+    notes = ["imagined returns"] if summary.get("evaluated_in") == "model" else []
+    notes += [f"{frozen} seeds went non-finite"] if frozen else []
+    return Listed(name, settings, "finished", chosen, last, ", ".join(notes))
 
 
 def _unfinished(name: str, place: Path) -> Listed:

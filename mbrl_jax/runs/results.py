@@ -7,6 +7,8 @@
 * ``model.npz``, with a model: the parameters that it imagined with at the end, ``[seeds, ...]``, of an ensemble
   :class:`mbrl_jax.model.ensemble.Members`;
 * ``outcome.npz``: returns of the final episodes ``[seeds, n]`` and what else there is to a seed's end;
+* ``held_out.npz``, with a model of logged transitions: its errors on held-out episodes,
+  :class:`mbrl_jax.imagination.validation.HeldOut`, ``[seeds, ...]``;
 * ``diagnosis.npz``, if it was asked for: :class:`mbrl_jax.imagination.diagnosis.Diagnosis`, ``[seeds, ...]``.
 
 :func:`read` makes the run of them again. ``summary.json`` is written last: where it is, the rest is whole.
@@ -29,6 +31,7 @@ from mbrl_jax.algorithms.training import Outcome, Result
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, expand, load, save, to_dict
 from mbrl_jax.environments import Environment, environment_of, success_marks
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
+from mbrl_jax.imagination.validation import LEVELS, HeldOut
 from mbrl_jax.packages import version_of
 from mbrl_jax.runs import interruption, metrics
 from mbrl_jax.runs.run import Backend, Run, Seconds, diverged_model_seeds, frozen_seeds
@@ -36,6 +39,7 @@ from mbrl_jax.runs.run import Backend, Run, Seconds, diverged_model_seeds, froze
 FORMAT = 1
 RUN, LOCK, CHECKPOINTS, SHARDS = "run.json", ".lock", "checkpoints", "shards"
 Draw = Callable[[Run, Path], None]  # draws a run into its folder
+NO_REAL_RETURN = "no real return was measured: every return is of episodes that the model imagined"
 OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what outcome.npz holds
 
 
@@ -98,7 +102,8 @@ def summarise(run: Run) -> dict[str, Any]:
     """The figures of a run, as the fields of ``summary.json``.
 
     ``return_last`` and ``return_chosen`` hold one number a seed, the mean of its evaluation episodes; what the model-free arm
-    cannot have (a chosen policy) is null, and so is a number that is not finite. Rates are over the training phase, without
+    cannot have (a chosen policy) is null, and so is a number that is not finite. Where ``evaluated_in`` is the model, these are
+    imagined episodes, no real return was measured, and no marks are asked. Rates are over the training phase, without
     compilation.
     """
     config, outcome = run.config, run.result.outcome
@@ -120,6 +125,8 @@ def summarise(run: Run) -> dict[str, Any]:
         return lambda scores: float(statistics.fraction_at_least(mark)(scores))
 
     collected = np.asarray(run.result.collected)
+    imagining = config.evaluation.where == "model"
+    marks = () if imagining else success_marks(config.environment.name)
     return {
         "config": to_dict(config),
         "algorithm": algorithm_name(config),
@@ -134,10 +141,14 @@ def summarise(run: Run) -> dict[str, Any]:
         "imagined_transitions": imagined,
         "updates": config.updates,
         "random_return": None if np.all(np.isnan(collected)) else float(np.nanmean(collected)),
+        "data": None if config.data is None else {"files": list(config.data), "held_out": summarise_held_out(outcome.held_out)},
+        "evaluated_in": config.evaluation.where,
+        "note": NO_REAL_RETURN if imagining else None,
+        "imagined_by_member": by_member(outcome) if imagining else None,
         "return_last": last.tolist(),
         "return_chosen": None if chosen is None else chosen.tolist(),
         "iqm": for_each(lambda scores: statistics.estimate(scores).as_json()),
-        "fraction_at_least": {str(mark): for_each(share_at_least(mark)) for mark in success_marks(config.environment.name)},
+        "fraction_at_least": {str(mark): for_each(share_at_least(mark)) for mark in marks},
         "seconds": {
             "compile": run.seconds.compile,
             "run": run.seconds.run,
@@ -154,6 +165,44 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
+def by_member(outcome: Outcome) -> dict[str, Any] | None:
+    """Mean imagined returns over seeds in each of M members, for each policy [M], from the lowest; none if members are unknown.
+
+    A policy that only some members are pleased with is one that their errors may have made.
+    """
+    if outcome.held_out is None:
+        return None
+    members = np.asarray(outcome.held_out.error).shape[1]
+
+    def told(returns: Any) -> list[float] | None:
+        if returns is None:
+            return None
+        each = np.asarray(returns, np.float64)
+        return np.sort(each.reshape(len(each), members, -1).mean(axis=2), axis=1).mean(axis=0).tolist()
+
+    return {"last": told(outcome.returns_last), "chosen": told(outcome.returns_chosen)}
+
+
+def summarise_held_out(measured: HeldOut | None) -> dict[str, Any] | None:
+    """Means over seeds and members of the model's errors on held-out episodes; a number that nothing tells is null."""
+    if measured is None:
+        return None
+
+    def mean(values: Any) -> Any:
+        each = np.asarray(values, np.float64)
+        return np.where(np.isfinite(each), each, np.nan).mean(axis=tuple(range(each.ndim - 1))).tolist()
+
+    coverage = None if measured.coverage is None else dict(zip(map(str, LEVELS), mean(measured.coverage), strict=True))
+    return {
+        "error_after_steps": mean(measured.error),
+        "still_after_steps": mean(measured.still),
+        "coverage": coverage,
+        "reward_error": float(np.mean(mean(measured.reward_error))),
+        "missed_terminations": float(np.mean(mean(measured.missed))),
+        "false_terminations": float(np.mean(mean(measured.false_alarms))),
+    }
+
+
 def write(run: Run, folder: Path, draw: Draw | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Write the results into an existing folder and draw them; return the summary, which is written last.
 
@@ -167,6 +216,7 @@ def write(run: Run, folder: Path, draw: Draw | None = None, say: Callable[[str],
         "policies.npz": {"last": outcome.last, "chosen": outcome.chosen},
         "model.npz": outcome.model,
         "outcome.npz": {name: getattr(outcome, name) for name in OUTCOME},
+        "held_out.npz": outcome.held_out,
         "diagnosis.npz": run.diagnosis,
     }
     with new_file(folder / "config.yaml") as path:
@@ -223,18 +273,21 @@ def read(folder: str | Path, *, environment: Environment | None = None) -> Run:
         collected, fit, measured = metrics.read(folder / "metrics.parquet", config)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder / 'metrics.parquet'}: it cannot be read: {error}") from error
-    model = diagnosis = None
+    model = diagnosis = held_out = None
     if (folder / "model.npz").exists():
         found = trees.nest(load_arrays(folder / "model.npz"))
         model = trees.like(model_template(config, task), found)
     if (folder / "diagnosis.npz").exists():
         found = trees.nest(load_arrays(folder / "diagnosis.npz"))
         diagnosis = Diagnosis(ByDepth(**found["by_depth"]), ErrorMap(**found["map"]))
+    if (folder / "held_out.npz").exists():
+        found = load_arrays(folder / "held_out.npz")
+        held_out = HeldOut(**{name: found.get(name) for name in HeldOut._fields})  # type: ignore[arg-type]
     packages = tuple(name for name in summary["versions"] if name not in ("python", "mbrl-jax"))
-    template = policy_template(config, task)
+    template = algorithm_of(config).params(config, task)
     last, chosen = (filled(template, arrays["policies"].get(name)) for name in ("last", "chosen"))
     ended: dict[str, Any] = {name: arrays["outcome"].get(name) for name in OUTCOME}
-    outcome = Outcome(last=last, chosen=chosen, model=model, **ended)
+    outcome = Outcome(last=last, chosen=chosen, model=model, held_out=held_out, **ended)
     return Run(
         config,
         summary["base_seed"],
@@ -273,13 +326,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: it cannot be read: {error}") from error
     return summary
-
-
-def policy_template(config: RunConfig, task: Environment) -> Any:
-    """Shapes and dtypes of a policy's parameters, as they are saved."""
-    algorithm = algorithm_of(config).make_train(config, environment=task)
-    state, _ = jax.eval_shape(algorithm.init, jax.random.key(0))
-    return jax.eval_shape(algorithm.policies, state)[0]
 
 
 def model_template(config: RunConfig, task: Environment) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 import jax
@@ -11,6 +12,7 @@ from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, check_kind, check_seeds
 from mbrl_jax.environments import Environment, environment_of
+from mbrl_jax.environments import data as data_
 from mbrl_jax.imagination import diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.runs import execution
@@ -66,6 +68,7 @@ class Options(TypedDict, total=False):
     display: Display | None
     controller: HorizonController | None
     environment: Environment | None
+    data: str | Path | Sequence[str | Path] | None
     diagnose: bool
     memory: int | None
     devices: int | None
@@ -79,6 +82,7 @@ def run(
     display: Display | None = None,
     controller: HorizonController | None = None,
     environment: Environment | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     diagnose: bool = False,
     memory: int | None = None,
     devices: int | None = None,
@@ -93,6 +97,7 @@ def run(
       display: shows progress; none is silent.
       controller: a horizon controller in place of the one that ``config`` names.
       environment: an environment in place of the one that ``config`` names; the run's config has its name.
+      data: files of logged transitions in place of those that ``config`` names.
       diagnose: ask the real dynamics at the end how wrong the final model is.
       memory: bytes that may be used, in place of what the devices have.
       devices: how many of the local devices to use, on a CPU its cores; none uses all.
@@ -104,7 +109,7 @@ def run(
 
     """
     options: Options = {"base_seed": base_seed, "display": display, "controller": controller, "diagnose": diagnose}
-    options |= {"environment": environment, "memory": memory, "devices": devices}
+    options |= {"environment": environment, "data": data, "memory": memory, "devices": devices}
     (one,) = run_all([config], seeds, callbacks=callbacks, **options)
     return one
 
@@ -160,6 +165,7 @@ def prepare(
     display: Display | None = None,
     controller: HorizonController | None = None,
     environment: Environment | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     diagnose: bool = False,
     memory: int | None = None,
     devices: int | None = None,
@@ -178,6 +184,10 @@ def prepare(
     if environment is not None:
         environment = environment_of(configs[0].environment, environment)
         configs = [_named(config, environment) for config in configs]
+    if data is not None:
+        files = tuple(map(str, [data] if isinstance(data, str | Path) else data))
+        configs = [dataclasses.replace(config, data=files) for config in configs]
+    configs = [data_.settle(config, environment) for config in configs]
     algorithm, show = check(configs, diagnose, controller, environment), Display.silent() if display is None else display
     program_of: Callable[..., Program] = Program
     task = environment_of(configs[0].environment, environment)

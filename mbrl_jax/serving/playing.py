@@ -149,7 +149,7 @@ def load_policies(folder: str | Path, *, environment: Environment | None = None)
             raise ConfigError(f"{str(folder)!r}: the run in it is not finished and has no checkpoint yet")
         found = trees.nest(checkpoint.read(folder / CHECKPOINTS, there[-1]).arrays)["policies"]
         config = from_dict(results.read_run(folder)["config"])
-    template = results.policy_template(config, environment_of(config.environment, environment))
+    template = algorithm_of(config).params(config, environment_of(config.environment, environment))
     return config, {name: results.filled(template, nested) for name, nested in found.items()}
 
 

@@ -1,0 +1,1 @@
+"""Logged transitions: files, the episodes in them, and what can be said of them before anything is trained."""
