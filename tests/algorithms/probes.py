@@ -15,24 +15,23 @@ class Inner(NamedTuple):
     time: jax.Array
 
 
-def probe(name, reward, length, *, random_start=True, reward_of_action=False):
-    """An episode of ``length`` steps, or one that only the time limit ends if that is none.
+def probe(name, reward, length):
+    """An episode of ``length`` steps, or one that only the time limit ends if that is infinite, and whose phase stands still.
 
     The observation is (sign, phase): a sign drawn at the reset and the number of steps since. ``reward(s, a, s')`` is known.
     """
     spec = EnvironmentSpec(name, observation_size=2, action_count=2, time_limit=TIME_LIMIT, observation_scale=(1.0, 1.0))
 
     def terminated(s, a, s2):
-        never = jnp.zeros(s2.shape[:-1], bool)
-        return never if length is None else s2[..., 1] > length - 0.5
+        return s2[..., 1] > length - 0.5
 
     def draw_resets(key, shape):
-        sign = jnp.where(jax.random.bernoulli(key, 0.5, shape), 1.0, -1.0) if random_start else jnp.ones(shape)
+        sign = jnp.where(jax.random.bernoulli(key, 0.5, shape), 1.0, -1.0)
         inner = Inner(jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
         return EnvironmentState(inner, jnp.stack([sign, jnp.zeros(shape)], axis=-1))
 
     def step(state, action, fresh):
-        phase = state.inner.phase + (0.0 if length is None else 1.0)
+        phase = state.inner.phase + jnp.where(jnp.isinf(length), 0.0, 1.0)
         observation = jnp.stack([state.observation[0], phase])
         time = state.inner.time + 1
         ended, cut = terminated(state.observation, action, observation), time >= TIME_LIMIT
@@ -50,31 +49,22 @@ def probe(name, reward, length, *, random_start=True, reward_of_action=False):
     return Environment(spec, draw_resets, step, reward, terminated)
 
 
-def constant_reward():
-    """One step, reward 1: the value is 1 everywhere."""
-    return probe("constant reward", lambda s, a, s2: jnp.ones(s.shape[:-1]), 1)
+KINDS = {  # the reward of a step, and the length of an episode
+    "constant reward": (lambda s, a, s2: jnp.ones(s.shape[:-1]), 1.0),  # the value is 1 everywhere
+    "value from the observation": (lambda s, a, s2: s[..., 0], 1.0),  # the sign that it shows
+    "discounting": (lambda s, a, s2: jnp.where(s2[..., 1] > 1.5, 1.0, 0.0), 2.0),  # the first step is worth the discount
+    "action value": (lambda s, a, s2: (2 * a - 1).astype(s.dtype), 1.0),  # +1 for action 1 and -1 for action 0
+    "both": (lambda s, a, s2: (2 * a - 1).astype(s.dtype) * s[..., 0], 1.0),  # +1 if the action fits the sign and -1 if not
+    "endless": (lambda s, a, s2: jnp.ones(s.shape[:-1]), jnp.inf),  # the value is 1 / (1 - discount)
+}
 
 
-def observation_value():
-    """One step, the reward is the sign that the observation shows."""
-    return probe("value from the observation", lambda s, a, s2: s[..., 0], 1)
+def make(name):
+    """The probe of that name."""
+    return probe(name, *KINDS[name])
 
 
-def discounting():
-    """Two steps, reward 1 at the second: the first is worth the discount."""
-    return probe("discounting", lambda s, a, s2: jnp.where(s2[..., 1] > 1.5, 1.0, 0.0), 2)
-
-
-def action_value():
-    """One step, the reward is +1 for action 1 and -1 for action 0."""
-    return probe("action value", lambda s, a, s2: (2 * a - 1).astype(s.dtype), 1)
-
-
-def observation_and_action():
-    """One step, the reward is +1 if the action fits the sign and -1 if not."""
-    return probe("both", lambda s, a, s2: (2 * a - 1).astype(s.dtype) * s[..., 0], 1)
-
-
-def endless():
-    """Reward 1 a step, and only the time limit ends an episode: the value is 1 / (1 - discount)."""
-    return probe("endless", lambda s, a, s2: jnp.ones(s.shape[:-1]), None)
+def number(which):
+    """The probe of a number, which may be traced: all probes are one program."""
+    rewards, lengths = zip(*KINDS.values(), strict=True)
+    return probe("a probe", lambda s, a, s2: jnp.stack([each(s, a, s2) for each in rewards])[which], jnp.array(lengths)[which])

@@ -1,5 +1,6 @@
 """The policy gradient with a model and without one."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -58,29 +59,44 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
 
 
-@pytest.mark.parametrize("name", ["interactive", "without a model"])
-def test_a_run_in_chunks_is_the_whole_run(name):
-    config, keys = CONFIGS[name], seed_keys(0, SEEDS)
+@functools.cache
+def whole_run(name):
+    """Of all seeds in one program, in numpy."""
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(make(CONFIGS[name]).train))(seed_keys(0, SEEDS)))
+
+
+@functools.cache
+def run_in_chunks(name):
+    """``(returns of random episodes, [(state, metrics) after each round], outcome)`` of the same seeds."""
+    config = CONFIGS[name]
     algorithm = make(config)
     axes = algorithm.axes
-    whole = jax.jit(jax.vmap(algorithm.train))(keys)
-    state, collected = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
+    state, collected = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(seed_keys(0, SEEDS))
     state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
     advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
-    for number in range(algorithm.rounds):
-        state, metrics = advance(state, config)
+    rounds = []
+    for _ in range(algorithm.rounds):
+        rounds.append(advance(state, config))
+        state = rounds[-1][0]
+    return collected, rounds, jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
+
+
+@pytest.mark.parametrize("name", ["interactive", "without a model"])
+def test_a_run_in_chunks_is_the_whole_run(name):
+    config, whole = CONFIGS[name], whole_run(name)
+    collected, rounds, outcome = run_in_chunks(name)
+    assert len(rounds) == 2
+    for number, (_, metrics) in enumerate(rounds):
         close(metrics, jax.tree.map(lambda leaf, number=number: leaf[:, number], whole.metrics), rtol=1e-3, atol=1e-4)
-    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
     close(outcome, whole.outcome, rtol=1e-3, atol=1e-4)
     assert collected.shape == (SEEDS, config.random_transitions)
     assert outcome.updates.tolist() == [config.updates] * SEEDS
-    assert int(state.time) == config.steps
+    assert int(rounds[-1][0].time) == config.steps
 
 
 def test_a_seed_alone_gives_the_numbers_it_gives_among_others():
-    train = make(CONFIGS["batch"]).train
-    among = jax.jit(jax.vmap(train))(seed_keys(0, SEEDS))
-    alone = jax.jit(train)(seed_keys(0, 1, first=1)[0])
+    among = whole_run("interactive")
+    alone = jax.jit(make(CONFIGS["interactive"]).train)(seed_keys(0, 1, first=1)[0])
     close(alone.outcome.last, jax.tree.map(lambda leaf: leaf[1], among.outcome.last), rtol=1e-3, atol=1e-4)
     assert not np.allclose(*among.outcome.last["params"]["Dense_0"]["kernel"])
 
@@ -96,12 +112,10 @@ def test_the_batch_protocol_never_touches_the_environment_again():
 
 def test_in_the_interactive_protocol_every_step_is_one_more_real_transition_by_the_policy():
     config = CONFIGS["interactive"]
-    algorithm = make(config)
-    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
-    state, _ = jax.jit(algorithm.fit)(state, config)
-    state, metrics = jax.jit(algorithm.advance)(state, config)
-    assert int(state.real.written) == config.random_transitions + config.round_steps
-    assert metrics.refit.loss.shape == (config.model.members,)
+    _, rounds, _ = run_in_chunks("interactive")
+    for number, (state, metrics) in enumerate(rounds, start=1):
+        assert int(state.real.written) == config.random_transitions + number * config.round_steps
+        assert metrics.refit.loss.shape == (SEEDS, config.model.members)
 
 
 def test_an_imagined_policy_gradient_and_dyna_q_are_given_the_same_real_data(tiny):
@@ -115,16 +129,16 @@ PROBE = {"steps": 300, "round_steps": 300, "metric_steps": 100, **COMMON}
 
 
 @pytest.mark.parametrize(
-    ("with_model", "make_probe", "baseline"),
+    ("with_model", "probe", "baseline"),
     [
-        (True, probes.observation_and_action, "value"),
-        (True, probes.action_value, "none"),
-        (False, probes.observation_and_action, "none"),
-        (False, probes.action_value, "value"),
+        (True, "both", "value"),
+        (True, "action value", "none"),
+        (False, "both", "none"),
+        (False, "action value", "value"),
     ],
 )
-def test_the_policy_finds_the_action_that_is_rewarded(with_model, make_probe, baseline):
-    agent, task = replace(AGENT, baseline=baseline, entropy_weight=0.0), make_probe()
+def test_the_policy_finds_the_action_that_is_rewarded(with_model, probe, baseline):
+    agent, task = replace(AGENT, baseline=baseline, entropy_weight=0.0), probes.make(probe)
     if with_model:
         config = ImaginedPGConfig(
             **{**PROBE, "agent": agent},
@@ -139,8 +153,8 @@ def test_the_policy_finds_the_action_that_is_rewarded(with_model, make_probe, ba
     np.testing.assert_allclose(outcome.returns_last, 1.0)
 
 
-@pytest.mark.parametrize("estimator", ["score", "pathwise"])
-@pytest.mark.parametrize("protocol", ["batch", "interactive"])
+# Of several actions by their scores in the interactive protocol: the test below.
+@pytest.mark.parametrize(("protocol", "estimator"), [("batch", "score"), ("interactive", "pathwise")])
 def test_continuous_actions_are_learned_of_both_ways(estimator, protocol):
     config = replace(WITH, **PENDULUM, protocol=protocol, agent=replace(AGENT, estimator=estimator))
     result = jax.jit(make(config).train)(seed_keys(0, 1)[0])
@@ -156,11 +170,8 @@ def test_a_run_with_several_continuous_actions_imagines_from_real_states_and_tel
 
     def run(key):
         state, _ = algorithm.fit(algorithm.init(key)[0], config)
-        rounds = []
-        for _ in range(algorithm.rounds):
-            state, metrics = algorithm.advance(state, config)
-            rounds.append(metrics)
-        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rounds), algorithm.finish(state, config)
+        state, metrics = jax.lax.scan(lambda state, _: algorithm.advance(state, config), state, None, length=algorithm.rounds)
+        return state, metrics, algorithm.finish(state, config)
 
     state, metrics, outcome = jax.jit(run)(seed_keys(0, 1)[0])
     stored = make_replay(task.spec, config.real_transitions)
@@ -268,10 +279,11 @@ def test_a_critic_learns_the_known_value_through_time_limits():
     discount = 0.8
     agent = replace(AGENT, discount=discount, decay=0.9)
     config = ModelFreePGConfig(**{**PROBE, "steps": 15_000, "round_steps": 15_000, "agent": agent}, segment_steps=10)
-    algorithm = make(config, probes.endless())
+    task = probes.make("endless")
+    algorithm = make(config, task)
     state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
     state, _ = jax.jit(algorithm.advance)(state, config)
-    learner = PolicyGradient(agent, probes.endless().spec)
+    learner = PolicyGradient(agent, task.spec)
     assert float(learner.values(state.agent.online.critic, jnp.array([1.0, 0.0]))) == pytest.approx(1 / (1 - discount), rel=0.05)
 
 

@@ -39,42 +39,68 @@ MODEL_BASED = DynaQConfig(
     imagination=ImaginationConfig(lanes=8, steps=2, capacity=1_600, epsilon=1.0),
     selection=SelectionConfig(episodes=2, steps=20),
 )
-CASES = [
-    (probes.constant_reward, {(1, 0): (1, 1), (-1, 0): (1, 1)}),
-    (probes.observation_value, {(1, 0): (1, 1), (-1, 0): (-1, -1)}),
-    (probes.discounting, {(1, 0): (DISCOUNT, DISCOUNT), (1, 1): (1, 1)}),
-    (probes.action_value, {(1, 0): (-1, 1), (-1, 0): (-1, 1)}),
-    (probes.observation_and_action, {(1, 0): (-1, 1), (-1, 0): (1, -1)}),
-    (probes.endless, {(1, 0): (1 / (1 - DISCOUNT), 1 / (1 - DISCOUNT))}),
-]
+STATES = ((1, 0), (-1, 0), (1, 1))
+VALUES = {  # of both actions, in the states that the probe has
+    "constant reward": {(1, 0): (1, 1), (-1, 0): (1, 1)},
+    "value from the observation": {(1, 0): (1, 1), (-1, 0): (-1, -1)},
+    "discounting": {(1, 0): (DISCOUNT, DISCOUNT), (1, 1): (1, 1)},
+    "action value": {(1, 0): (-1, 1), (-1, 0): (-1, 1)},
+    "both": {(1, 0): (-1, 1), (-1, 0): (1, -1)},
+    "endless": {(1, 0): (1 / (1 - DISCOUNT), 1 / (1 - DISCOUNT))},
+}
 
 
-def learned_values(algorithm, config, environment, states):
-    train = algorithm.make_train(config, environment=environment).train
-    outcome = jax.jit(train)(seed_keys(0, 1)[0]).outcome
+def values_in(algorithm, config, environment):
+    """[3, 2] what one seed has learned that the actions in ``STATES`` are worth."""
+    outcome = algorithm.make_train(config, environment=environment).train(seed_keys(0, 1)[0]).outcome
     learner = make_q_learner(config.agent, environment.spec)
-    return np.asarray(learner.values(outcome.last, jnp.asarray(states, jnp.float32)))
+    return learner.values(outcome.last, jnp.array(STATES, jnp.float32))
 
 
-@pytest.mark.parametrize(("make", "values"), CASES, ids=[make.__name__ for make, _ in CASES])
-def test_model_free_q_learning_finds_the_known_values(make, values):
-    learned = learned_values(model_free_q, MODEL_FREE, make(), list(values))
-    np.testing.assert_allclose(learned, list(values.values()), atol=0.08 * max(1, np.abs(list(values.values())).max()))
+def values_in_all(algorithm, config):
+    """``{probe: {state: values}}``, learned in all probes by one program."""
+    learn = jax.jit(jax.vmap(lambda which: values_in(algorithm, config, probes.number(which))))
+    learned = np.asarray(learn(np.arange(len(probes.KINDS), dtype=np.int32)))
+    return {name: dict(zip(STATES, values, strict=True)) for name, values in zip(probes.KINDS, learned, strict=True)}
 
 
-@pytest.mark.parametrize(("make", "values"), CASES, ids=[make.__name__ for make, _ in CASES])
-def test_dyna_q_finds_the_known_values_from_imagined_transitions_alone(make, values):
-    learned = learned_values(dyna_q, MODEL_BASED, make(), list(values))
-    np.testing.assert_allclose(learned, list(values.values()), atol=0.12 * max(1, np.abs(list(values.values())).max()))
+@pytest.fixture(scope="module")
+def without_a_model():
+    return values_in_all(model_free_q, MODEL_FREE)
+
+
+@pytest.fixture(scope="module")
+def with_a_model():
+    return values_in_all(dyna_q, MODEL_BASED)
+
+
+def assert_known(learned, name, tolerance):
+    known = VALUES[name]
+    size = max(1, np.abs(list(known.values())).max())
+    np.testing.assert_allclose([learned[name][state] for state in known], list(known.values()), atol=tolerance * size)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_model_free_q_learning_finds_the_known_values(without_a_model, name):
+    assert_known(without_a_model, name, 0.08)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_dyna_q_finds_the_known_values_from_imagined_transitions_alone(with_a_model, name):
+    assert_known(with_a_model, name, 0.12)
+
+
+def test_every_probe_has_known_values():
+    assert list(VALUES) == list(probes.KINDS)
 
 
 def test_a_learned_model_never_learns_time_limits():
     config = replace(MODEL_BASED, model=replace(MODEL_BASED.model, termination="learned", reward="learned"))
-    environment = probes.endless()
+    environment = probes.make("endless")
     state, _ = jax.jit(dyna_q.make_train(config, environment=environment).init)(seed_keys(0, 1)[0])
     rows = rows_of(make_replay(environment.spec, config.real_transitions), state.real)
     assert rows.reward.shape == (config.random_transitions,)
     assert int(jnp.sum(rows.depth == probes.TIME_LIMIT - 1)) > 10  # episodes were cut
     assert not bool(jnp.any(rows.terminated))
-    learned = learned_values(dyna_q, config, environment, [(1, 0)])
-    np.testing.assert_allclose(learned, [[1 / (1 - DISCOUNT)] * 2], rtol=0.1)
+    learned = jax.jit(lambda: values_in(dyna_q, config, environment))()
+    np.testing.assert_allclose(learned[0], [1 / (1 - DISCOUNT)] * 2, rtol=0.1)

@@ -37,25 +37,27 @@ def world(terminated=lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool), **changes)
 
 @pytest.fixture(scope="module")
 def real():
-    observation = jax.random.uniform(jax.random.key(1), (CAPACITY, 4), minval=-0.04, maxval=0.04)
-    ones = jnp.ones(CAPACITY)
-    return Rows(
+    observation = np.random.default_rng(1).uniform(-0.04, 0.04, (CAPACITY, 4)).astype(np.float32)
+    ones, zeros = np.ones(CAPACITY, np.float32), np.zeros(CAPACITY, np.int32)
+    rows = Rows(
         observation=observation,
         next_observation=observation,
-        action=jnp.zeros(CAPACITY, jnp.int32),
+        action=zeros,
         reward=ones,
         terminated=ones < 0,
         weight=ones,
-        depth=jnp.zeros(CAPACITY, jnp.int32),
+        depth=zeros,
     )
+    return jax.device_put(rows)
 
 
 def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
     """Rows [real_steps, H, K], logs [real_steps] and the draws of consecutive real steps, and the members; ``real`` are rows."""
     controller = horizon.fixed(length=settings.controller.length) if controller is None else controller
     world, replay = world_of(ensemble, CAPACITY, by=settings.sampling)
-    members, memory = world.acting(world.init(jax.random.key(7))), stored(replay, real)
-    draws = lanes.draw(settings, TASK.spec, world, jax.random.key(key), (real_steps,))
+    members = jax.jit(lambda key: world.acting(world.init(key)))(jax.random.key(7))
+    memory = stored(replay, real)
+    draws = jax.jit(lambda key: lanes.draw(settings, TASK.spec, world, key, (real_steps,)))(jax.random.key(key))
 
     def policy(observation, explore, random_action):
         greedy = (observation[..., 2] > 0).astype(jnp.int32)
@@ -66,9 +68,12 @@ def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
         state, rows, log = lanes.advance(settings, world, controller, state, members, policy, memory, time, draw)
         return state, (rows, log)
 
-    state = lanes.init(settings, controller, world, members, memory)
-    times = jnp.arange(real_steps, dtype=jnp.int32)
-    state, (rows, log) = jax.jit(lambda state: jax.lax.scan(step, state, (times, draws)))(state)
+    @jax.jit
+    def run(draws):
+        state = lanes.init(settings, controller, world, members, memory)
+        return jax.lax.scan(step, state, (jnp.arange(real_steps, dtype=jnp.int32), draws))[1]
+
+    rows, log, draws = jax.tree.map(np.asarray, (*run(draws), draws))
     return rows, log, draws, members
 
 
@@ -122,7 +127,7 @@ def test_fixed_with_its_own_cap_makes_plain_rollouts_of_that_length(real):
     settings = config(cap=4, controller=controller_settings("fixed", length=4.0), epsilon=1.0)  # four steps for every real one
     ensemble = world()
     rows, _, draws, members = imagine(settings, ensemble, real)
-    roots = real.observation
+    roots = np.asarray(real.observation)
 
     @jax.jit
     def step(state, action, member, noise):  # one lane by its member alone
@@ -140,14 +145,14 @@ def test_fixed_with_its_own_cap_makes_plain_rollouts_of_that_length(real):
                 member = int(np.flatnonzero(np.asarray(draws.model.deal[time, h]) == lane)[0]) // (LANES // MEMBERS)
                 action = draws.action[time, h, lane]
                 np.testing.assert_allclose(rows.observation[time, h, lane], state, atol=1e-5)
-                state = step(state, action, jnp.asarray(member, jnp.int32), draws.model.noise[time, h, lane])
+                state = step(state, action, np.int32(member), draws.model.noise[time, h, lane])
                 np.testing.assert_allclose(rows.next_observation[time, h, lane], state, atol=1e-5)
 
 
 def test_a_stop_or_the_cap_is_never_stored_as_a_termination(real):
     rows = imagine(config(cap=2), world(TASK.terminated), real)[0]
     assert 0 < np.asarray(rows.terminated).mean() < 1
-    known = TASK.terminated(rows.observation, rows.action, rows.next_observation)
+    known = jax.jit(TASK.terminated)(rows.observation, rows.action, rows.next_observation)
     np.testing.assert_array_equal(rows.terminated, known)
 
 
@@ -206,14 +211,18 @@ def test_asking_for_all_members_changes_nothing_that_is_imagined(real, sampling)
 def member_that_explains(rows, members, ensemble):
     """[...] int, which deterministic member maps each row's s, a to its s'."""
     ask = (MEMBERS, *rows.action.shape)
-    flat = jax.tree.map(lambda x: jnp.broadcast_to(x[None], ask + x.shape[rows.action.ndim :]), rows)
+    flat = jax.tree.map(lambda x: np.broadcast_to(x[None], ask + x.shape[rows.action.ndim :]), rows)
     observation, action = flat.observation.reshape(MEMBERS, -1, 4), flat.action.reshape(MEMBERS, -1)
-    prediction = ens.predict(ensemble, members, observation, action)
-    imagined = ens.decode(ensemble, members.normaliser, prediction, observation, action, None)
-    error = jnp.abs(imagined.next_observation.reshape(*ask, 4) - rows.next_observation[None])
-    error = jnp.max(error / (1 + jnp.abs(rows.next_observation[None])), axis=-1)
-    assert float(jnp.max(jnp.min(error, axis=0))) < 1e-5
-    return np.asarray(jnp.argmin(error, axis=0))
+
+    @jax.jit
+    def imagined(observation, action):
+        prediction = ens.predict(ensemble, members, observation, action)
+        return ens.decode(ensemble, members.normaliser, prediction, observation, action, None).next_observation
+
+    error = np.abs(np.asarray(imagined(observation, action)).reshape(*ask, 4) - rows.next_observation[None])
+    error = np.max(error / (1 + np.abs(rows.next_observation[None])), axis=-1)
+    assert error.min(axis=0).max() < 1e-5
+    return error.argmin(axis=0)
 
 
 def test_ts1_deals_lanes_evenly_and_anew_at_every_step(real):
@@ -248,13 +257,10 @@ def test_the_ensemble_mean_moves_every_lane_by_the_mean_of_all_members(real):
     rows, _, _, members = imagine(config(sampling="mean"), ensemble, real)
     observation = rows.observation.reshape(-1, 4)
     action = rows.action.reshape(-1)
-    each = ens.predict(
-        ensemble,
-        members,
-        jnp.broadcast_to(observation[None], (MEMBERS, *observation.shape)),
-        jnp.broadcast_to(action[None], (MEMBERS, *action.shape)),
+    each = jax.jit(lambda observation, action: ens.predict(ensemble, members, observation, action))(
+        np.broadcast_to(observation[None], (MEMBERS, *observation.shape)), np.broadcast_to(action[None], (MEMBERS, *action.shape))
     )
-    expected = observation + jnp.mean(each.mean, axis=0)  # an unfitted model's statistics are the identity
+    expected = observation + np.asarray(each.mean).mean(axis=0)  # an unfitted model's statistics are the identity
     np.testing.assert_allclose(rows.next_observation.reshape(-1, 4), expected, atol=1e-6)
 
 
@@ -285,21 +291,25 @@ def test_the_log_counts_what_happened(real):
 
 def one_real_step(task, settings):
     """Transitions [CAPACITY] of a task, the draws of one real step, and the rows [H, K] that random actions imagine in it."""
-    drawn = environments.draw_collection(task, jax.random.key(3), CAPACITY)
-    _, transitions, _ = jax.jit(lambda drawn: environments.collect(task, drawn))(drawn)
+    collect = jax.jit(lambda key: environments.collect(task, environments.draw_collection(task, key, CAPACITY)))
+    _, transitions, _ = collect(jax.random.key(3))
     ensemble = Ensemble(ModelConfig(members=MEMBERS, hidden=(8, 8)), task.spec, task.reward, task.terminated)
     world, replay = world_of(ensemble, CAPACITY)
-    params, real = world.acting(world.init(jax.random.key(7))), stored(replay, training.real_rows(transitions))
-    draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, task.spec, world, jax.random.key(0), (1,)))
+    params = jax.jit(lambda key: world.acting(world.init(key)))(jax.random.key(7))
+    real = stored(replay, training.real_rows(transitions))
+    draws = jax.jit(lambda key: lanes.draw(settings, task.spec, world, key, (1,)))(jax.random.key(0))
+    draws = jax.tree.map(lambda leaf: np.asarray(leaf)[0], draws)
     fixed = horizon.fixed(length=settings.controller.length)
 
     def policy(observation, explore, random_action):
         return random_action
 
-    def advance(state):
+    @jax.jit
+    def advance(draws):
+        state = lanes.init(settings, fixed, world, params, real)
         return lanes.advance(settings, world, fixed, state, params, policy, real, jnp.int32(0), draws)[1]
 
-    return transitions, draws, jax.jit(advance)(lanes.init(settings, fixed, world, params, real))
+    return transitions, draws, advance(draws)
 
 
 @pytest.mark.parametrize("numbers", [1, 2, 3, 6])

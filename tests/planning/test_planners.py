@@ -45,29 +45,33 @@ def line(*, continuous=False, prediction="deterministic", reward=None, terminate
     never = lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool)  # noqa: E731
     config = ModelConfig(members=MEMBERS, hidden=(2,), prediction=prediction, activation="relu")
     ensemble = Ensemble(config, spec, reward or near, terminated or never)
-    factor = jnp.asarray(move)[:, None, None]
+    factor = np.asarray(move, np.float32)[:, None, None]
     # relu(a) - relu(-a) = a, where the inputs are the state and the action
-    first = jnp.broadcast_to(jnp.array([[0.0, 0.0], [1.0, -1.0]]), (MEMBERS, 2, 2))
+    first = np.broadcast_to(np.array([[0.0, 0.0], [1.0, -1.0]], np.float32), (MEMBERS, 2, 2))
     outputs = 1 if prediction == "deterministic" else 2
-    last = jnp.broadcast_to(jnp.array([[1.0] * outputs, [-1.0] * outputs]), (MEMBERS, 2, outputs)) * factor
+    last = factor * np.array([[1.0] * outputs, [-1.0] * outputs], np.float32)
     if prediction == "gaussian":
-        last = last.at[..., 1].set(0.0)
+        last[..., 1] = 0.0
     params = {
         "params": {
-            "Dense_0": {"kernel": first, "bias": jnp.zeros((MEMBERS, 2))},
-            "Dense_1": {"kernel": last, "bias": jnp.zeros((MEMBERS, outputs))},
+            "Dense_0": {"kernel": first, "bias": np.zeros((MEMBERS, 2), np.float32)},
+            "Dense_1": {"kernel": last, "bias": np.zeros((MEMBERS, outputs), np.float32)},
         }
     }
-    bounds = Bounds(jnp.full((MEMBERS, 1), -10.0), jnp.full((MEMBERS, 1), 0.5))
-    same = Normaliser(jnp.zeros(1), jnp.ones(1), jnp.zeros(1), jnp.ones(1))
+    bounds = Bounds(np.full((MEMBERS, 1), -10.0, np.float32), np.full((MEMBERS, 1), 0.5, np.float32))
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
     world, _ = world_of(ensemble, 1, by="ts_infinity")
-    return Line(spec, world, Members(params, bounds, same))
+    return Line(spec, world, jax.device_put(Members(params, bounds, Normaliser(zero, one, zero, one))))
 
 
 def planned(config, line, start=0.0, seed=0):
     planner = line.planner(config)
-    drawn = planner.draw(jax.random.key(seed), ())
-    return jax.jit(planner.plan)(line.members, planner.init(), jnp.array([start]), drawn)
+
+    @jax.jit
+    def plan(members, start, key):
+        return planner.plan(members, planner.init(), start, planner.draw(key, ()))
+
+    return plan(line.members, np.array([start], np.float32), jax.random.key(seed))
 
 
 @pytest.mark.parametrize("method", [*METHODS, "enumeration"])
@@ -96,8 +100,8 @@ def test_a_continuous_action_goes_as_far_as_it_should(method):
 
 @pytest.mark.parametrize("correlation", [0.3, 0.8])
 def test_correlated_draws_stay_uniform_and_follow_each_other_as_closely_as_they_should(correlation):
-    white = jax.random.uniform(jax.random.key(0), (4_000, 6, 2))
-    drawn = np.asarray(correlated(white, correlation, axis=1))
+    draw = jax.jit(lambda key: correlated(jax.random.uniform(key, (4_000, 6, 2)), correlation, axis=1))
+    drawn = np.asarray(draw(jax.random.key(0)))
     assert drawn.min() >= 0
     assert drawn.max() < 1
     for t in range(6):
@@ -110,9 +114,10 @@ def test_correlated_draws_stay_uniform_and_follow_each_other_as_closely_as_they_
 
 
 def test_a_correlation_of_0_changes_nothing_and_one_of_1_repeats_the_first_draw():
-    white = jax.random.uniform(jax.random.key(0), (100, 5), minval=0.01, maxval=0.99)
-    np.testing.assert_allclose(correlated(white, 0.0, axis=1), white, atol=1e-5)
-    np.testing.assert_allclose(correlated(white, 1.0, axis=1), jnp.broadcast_to(white[:, :1], white.shape), atol=1e-5)
+    white = np.random.default_rng(0).uniform(0.01, 0.99, (100, 5)).astype(np.float32)
+    same, repeated = jax.jit(lambda white: tuple(correlated(white, each, axis=1) for each in (0.0, 1.0)))(white)
+    np.testing.assert_allclose(same, white, atol=1e-5)
+    np.testing.assert_allclose(repeated, np.broadcast_to(white[:, :1], white.shape), atol=1e-5)
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -121,8 +126,8 @@ def test_a_planners_candidates_hold_on_to_what_they_do(continuous):
 
     def likeness(correlation):
         planner = there.planner(replace(CONFIG, candidates=512, correlation=correlation))
-        drawn = planner.draw(jax.random.key(1), ()).candidates[0]
-        actions = np.asarray(planner.candidates(planner.init(), drawn)).reshape(512, H).astype(float)
+        draw = jax.jit(lambda key: planner.candidates(planner.init(), planner.draw(key, ()).candidates[0]))
+        actions = np.asarray(draw(jax.random.key(1))).reshape(512, H).astype(float)
         return np.corrcoef(actions[:, :-1].ravel(), actions[:, 1:].ravel())[0, 1]
 
     assert abs(likeness(0.0)) < 0.1
@@ -196,12 +201,12 @@ def test_candidates_are_drawn_with_the_plans_probabilities_and_the_first_is_its_
 
 def test_continuous_candidates_are_gaussian_cut_to_the_range_of_actions():
     planner = line(continuous=True).planner(CONFIG)
-    plan = Plan(jnp.full((H, 1), 0.8), jnp.full((H, 1), 0.5))
-    uniform = jax.random.uniform(jax.random.key(0), (5_000, H, 1))
-    found = np.asarray(planner.candidates(plan, uniform))[1:, 0, 0]
+    plan = Plan(np.full((H, 1), 0.8, np.float32), np.full((H, 1), 0.5, np.float32))
+    uniform, candidates = jax.random.uniform(jax.random.key(0), (5_000, H, 1)), jax.jit(planner.candidates)
+    found = np.asarray(candidates(plan, uniform))[1:, 0, 0]
     law = scipy.stats.truncnorm((-1 - 0.8) / 0.5, (1 - 0.8) / 0.5, loc=0.8, scale=0.5)
     assert scipy.stats.kstest(found, law.cdf).pvalue > 1e-3
-    far = planner.candidates(Plan(jnp.full((H, 1), 9.0), jnp.full((H, 1), 0.05)), uniform)
+    far = candidates(Plan(np.full((H, 1), 9.0, np.float32), np.full((H, 1), 0.05, np.float32)), uniform)
     assert np.isfinite(far).all()
 
 
@@ -209,8 +214,12 @@ def test_continuous_candidates_are_gaussian_cut_to_the_range_of_actions():
 
 
 def earned(config, line, actions, start=0.0, value=None):
-    drawn = draw_particles(config, line.world, jax.random.key(0), ())
-    return np.asarray(returns_of(config, line.world, line.members, jnp.array([start]), jnp.asarray(actions), drawn, value))
+    @jax.jit
+    def returns(members, start, actions, key):
+        drawn = draw_particles(config, line.world, key, ())
+        return returns_of(config, line.world, members, start, actions, drawn, value)
+
+    return np.asarray(returns(line.members, np.array([start], np.float32), actions, jax.random.key(0)))
 
 
 @pytest.mark.parametrize("propagation", ["ts1", "ts_infinity"])
