@@ -43,6 +43,28 @@ from mbrl_jax.environments import Environment, Transition  # noqa: E402
 from mbrl_jax.model.ensemble import LOG_VARIANCE_BOUNDS, Bounds, Ensemble, init_params  # noqa: E402
 from mbrl_jax.replay import Rows  # noqa: E402
 
+# A file is one worker's. These take from half a minute to two, and those that take longest are begun first.
+LONG_FILES = (
+    "parity/test_faults.py",
+    "algorithms/test_imagined_pg.py",
+    "algorithms/test_dyna_q.py",
+    "test_docs.py",
+    "test_guests.py",
+    "algorithms/test_mpc.py",
+    "runs/test_command_line.py",
+    "runs/test_batches.py",
+    "parity/test_algorithms.py",
+    "runs/test_kills.py",
+    "runs/test_launch.py",
+    "imagination/test_controllers.py",
+    "runs/test_folder.py",
+    "test_notebooks.py",
+    "test_examples.py",
+    "report/test_report.py",
+    "report/test_horizon_figures.py",
+    "tuning/test_search.py",
+    "algorithms/test_probes.py",
+)
 MEMORY = Path("/proc/self/statm")  # Linux
 ENOUGH = 1.2 * 2**30  # bytes; what is imported takes half of it
 
@@ -55,6 +77,13 @@ def resident() -> int:
 def pytest_configure(config: pytest.Config) -> None:
     """Let JAX compile afresh in silence what it cannot read back, as while another worker writes it."""
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no worker is left with it while the others have nothing to do."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

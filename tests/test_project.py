@@ -1,5 +1,6 @@
 """The files about the project are what their readers and tools expect."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -94,3 +95,9 @@ def test_the_names_that_a_contributor_is_sent_to_are_there():
             assert name.split()[-1] in read("CONTRIBUTING.md")
             assert name in read(path), f"{path} has no {name}"
     assert set(registry.ALGORITHMS) == set(schema.ALGORITHMS.values())
+
+
+def test_the_test_files_that_are_begun_first_are_there():
+    names = ast.literal_eval(re.search(r"^LONG_FILES = (\(.*?^\))", read("tests/conftest.py"), re.MULTILINE | re.DOTALL)[1])
+    assert len(set(names)) == len(names) > 5
+    assert [name for name in names if not (ROOT / "tests" / name).exists()] == []
