@@ -100,6 +100,7 @@ class MLP(nn.Module):
     activation: str
     output_bias: bool = True  # without it, the last layer's is left to the caller to add
     output_scale: float = 1.0  # of the last layer's initial kernel
+    layer_norm: bool = False  # of each hidden layer, before its nonlinearity (Ba et al. 2016, arXiv:1607.06450)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -108,7 +109,11 @@ class MLP(nn.Module):
         columns = x.shape[0] >= COLUMNS_FROM
         x = x.T if columns else x
         for width in self.hidden:
-            x = ACTIVATIONS[self.activation](Dense(width, columns)(x))
+            x = Dense(width, columns)(x)
+            if self.layer_norm:
+                units = 0 if columns else 1
+                x = nn.LayerNorm(reduction_axes=units, feature_axes=units)(x)
+            x = ACTIVATIONS[self.activation](x)
         x = Dense(self.outputs, columns, linear=not self.output_bias, scale=self.output_scale)(x)
         return (x.T if columns else x).reshape(*before, self.outputs)
 

@@ -43,7 +43,9 @@ class Distribution(NamedTuple):
 def policy_of(spec: EnvironmentSpec) -> Distribution:
     """What suits a task's actions."""
     if spec.continuous:
-        return Distribution(2 * spec.action_size, _squashed, _squashed, _squashed_log_probability, _squashed_entropy, _centre)
+        return Distribution(
+            2 * spec.action_size, _squashed, _squashed, _squashed_log_probability, _squashed_entropy, squashed_mean
+        )
     return Distribution(
         outputs=spec.action_count,
         sample=_categorical,
@@ -84,9 +86,34 @@ def _best(outputs: Array) -> Array:
 # ------------------------------------------------------------ Gaussian, squashed into (-1, 1) by the hyperbolic tangent
 
 
-def _mean_and_log_std(outputs: Array) -> tuple[Array, Array]:
+def sample_with_log_probability(outputs: Array, normal: Array, bounds: tuple[float, float]) -> tuple[Array, Array]:
+    """Draw from a squashed Gaussian, so that both results can be differentiated with respect to the outputs.
+
+    The logarithm is taken of the density at the number before it is squashed, where no digits are lost near -1 and 1.
+
+    Args:
+      outputs: [..., 2 A].
+      normal: [..., A] standard normal.
+      bounds: of the logarithm of the deviation.
+
+    Returns:
+      Actions [..., A], and their log-probabilities [...], nats.
+
+    """
+    mean, log_std = _mean_and_log_std(outputs, bounds)
+    raw = mean + jnp.exp(log_std) * normal
+    density = -0.5 * jnp.square(normal) - log_std - 0.5 * jnp.log(2 * jnp.pi)
+    return jnp.tanh(raw), jnp.sum(density - 2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw)), axis=-1)
+
+
+def squashed_mean(outputs: Array) -> Array:
+    """[..., A] the squashed mean of outputs [..., 2 A]."""
+    return jnp.tanh(jnp.split(outputs, 2, axis=-1)[0])
+
+
+def _mean_and_log_std(outputs: Array, bounds: tuple[float, float] = LOG_STD_BOUNDS) -> tuple[Array, Array]:
     mean, free = jnp.split(outputs, 2, axis=-1)
-    low, high = LOG_STD_BOUNDS
+    low, high = bounds
     return mean, low + (high - low) * jax.nn.sigmoid(free)
 
 
@@ -105,7 +132,3 @@ def _squashed_log_probability(outputs: Array, action: Array) -> Array:
 
 def _squashed_entropy(outputs: Array) -> Array:
     return jnp.sum(_mean_and_log_std(outputs)[1] + 0.5 * jnp.log(2 * jnp.pi * jnp.e), axis=-1)
-
-
-def _centre(outputs: Array) -> Array:
-    return jnp.tanh(_mean_and_log_std(outputs)[0])

@@ -1,5 +1,6 @@
 """Q-learning on minibatches of transitions, whether they are real or imagined."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -8,15 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from mbrl_jax.agents.outcomes import Outcomes, expected_outcomes
+from mbrl_jax.agents.outcomes import MEMBER_TARGETS, Outcomes, expanded_targets, expected_outcomes
 from mbrl_jax.agents.protocol import Agent, Minibatches, Model
 from mbrl_jax.config import ConfigError, QLearningConfig
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.networks import MLP, Params, adam_step, all_finite, optimiser_of
 from mbrl_jax.replay import Rows
-
-MEMBER_TARGETS = ("quantile", "mean_std", "steve")  # targets that ask every member of the dynamics ensemble
-STEVE_FLOOR = 1e-8  # added to variances before they are inverted
 
 
 class QState(NamedTuple):
@@ -135,7 +133,7 @@ class QLearner(NamedTuple):
             raise ValueError(f"the target {kind!r} needs the outcomes that every member predicts")
         if kind == "steve":
             assert outcomes is not None
-            return self._expanded_targets(state, batch, outcomes)
+            return expanded_targets(outcomes, batch, discount, partial(self._best_values, state.target))
         if kind in ("quantile", "mean_std"):
             assert outcomes is not None
             best = jnp.max(self.values(state.target, outcomes.next_observation), axis=-1)
@@ -151,35 +149,9 @@ class QLearner(NamedTuple):
             best = jnp.max(value, axis=-1)
         return batch.reward + discount * (1 - batch.terminated.astype(best.dtype)) * best
 
-    def _expanded_targets(self, state: QState, batch: Rows, outcomes: Outcomes) -> Array:
-        """[B] the target of each horizon up to H, mixed by how sure members and Q-networks are of it (STEVE, Buckman et al. 2018,
-        arXiv:1807.01675).
-        """
-        discount, networks = self.config.discount, self.config.members
-
-        def horizon(carry: Any, step: Outcomes) -> tuple[Any, tuple[Array, Array]]:
-            rewards, alive, factor = carry  # [M, B] discounted sum, [M, B] of what follows how much counts
-            rewards = rewards + factor * alive * step.reward
-            alive = alive * (1 - step.terminated.astype(alive.dtype))
-            factor = factor * discount
-            return (rewards, alive, factor), spread(rewards, factor * alive, step.next_observation)
-
-        def spread(rewards: Array, factor: Array, observation: Array) -> tuple[Array, Array]:
-            """Mean and variance [B] over members and networks."""
-            best = jnp.max(self.each_value(state.target, observation), axis=-1)  # [Q, M, B]
-            each = (rewards[None] + factor[None] * best).reshape(networks * rewards.shape[0], -1)
-            return jnp.mean(each, axis=0), jnp.var(each, axis=0)
-
-        members = outcomes.reward.shape[1]
-        rewards = jnp.broadcast_to(batch.reward[None], (members, *batch.reward.shape))
-        alive = jnp.broadcast_to(1 - batch.terminated.astype(rewards.dtype)[None], rewards.shape)
-        factor = jnp.asarray(discount, rewards.dtype)
-        nearest = jnp.broadcast_to(batch.next_observation[None], (members, *batch.next_observation.shape))
-        own = spread(rewards, factor * alive, nearest)
-        _, further = jax.lax.scan(horizon, (rewards, alive, factor), outcomes, unroll=True)
-        mean, variance = (jnp.concatenate([first[None], rest]) for first, rest in zip(own, further, strict=True))  # [H + 1, B]
-        weight = 1 / (variance + STEVE_FLOOR)
-        return jnp.sum(weight * mean, axis=0) / jnp.sum(weight, axis=0)
+    def _best_values(self, params: Params, observation: Array) -> Array:
+        """Every Q-network's value [Q, ...] of observations [..., D]."""
+        return jnp.max(self.each_value(params, observation), axis=-1)
 
     def loss(self, params: Params, batch: Rows, targets: Array) -> tuple[Array, Array]:
         """[] the mean of the rows' losses by their weights, 0 if none has any, and [] that over the variance of the targets.
@@ -235,7 +207,9 @@ def q_agent(config: QLearningConfig, spec: EnvironmentSpec) -> Agent:
     def update(state: QState, batch: Rows, draws: None, progress: Array | float, model: Model | None) -> tuple[QState, UpdateLog]:
         outcomes = None
         if model is not None:
-            outcomes = expected_outcomes(config, model, batch, lambda s: learner.greedy(state.online, s))
+            outcomes = expected_outcomes(
+                config.target, config.target_steps, model, batch, lambda s: learner.greedy(state.online, s)
+            )
         return learner.update(state, batch, outcomes, progress)
 
     return Agent(

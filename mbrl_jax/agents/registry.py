@@ -6,6 +6,7 @@ from typing import Any
 from mbrl_jax.agents.policy_gradient import policy_gradient_agent
 from mbrl_jax.agents.protocol import Agent
 from mbrl_jax.agents.q_learning import q_agent
+from mbrl_jax.agents.sac import SACConfig, sac_agent
 from mbrl_jax.config import AGENTS, AgentConfig, PolicyGradientConfig, QLearningConfig
 from mbrl_jax.environments import EnvironmentSpec
 
@@ -43,3 +44,4 @@ def make_agent(config: AgentConfig, spec: EnvironmentSpec) -> Agent:
 
 register("q_learning", QLearningConfig, q_agent)
 register("policy_gradient", PolicyGradientConfig, policy_gradient_agent)
+register("sac", SACConfig, sac_agent)

@@ -28,6 +28,8 @@ COLUMNS: dict[str, Column] = {
     "update.loss": Column("squared return", "mean loss of the updates: the Q-networks' TD loss, or the critic's"),
     "update.scaled_loss": Column("1", "that loss over the variance of its targets"),
     "update.entropy": Column("nats", "mean entropy of the policy in the states of the updates"),
+    "update.temperature": Column("return per nat", "soft actor-critic: what an action's log-probability weighs in its value"),
+    "update.value": Column("return", "soft actor-critic: mean of the critics' values of the minibatches' actions"),
     "lanes.depth": Column("imagined steps", "mean depth of the imagined rows that were kept, a root's first step counting 1"),
     "lanes.kept": Column("share", "imagined rows that were kept"),
     "lanes.stopped": Column("share", "imagined steps at which the horizon controller ended a lane"),

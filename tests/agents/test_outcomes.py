@@ -9,7 +9,7 @@ from dreams import LIMIT, SPEED, dream
 
 from mbrl_jax.agents.outcomes import expected_outcomes
 from mbrl_jax.agents.protocol import Model
-from mbrl_jax.config import ConfigError, QLearningConfig
+from mbrl_jax.config import ConfigError
 from mbrl_jax.replay import Rows, make_replay
 
 B = 5
@@ -32,14 +32,14 @@ def never(features):
 
 @pytest.mark.parametrize("target", ["max", "double"])
 def test_targets_of_the_rows_alone_ask_nobody(batch, target):
-    assert expected_outcomes(QLearningConfig(target=target), MODEL, batch, never) is None
+    assert expected_outcomes(target, 3, MODEL, batch, never) is None
 
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("target", ["quantile", "mean_std"])
 def test_each_member_is_asked_about_the_rows_own_states_and_actions(batch, target, known):
     model = MODEL._replace(world=WORLD._replace(spec=WORLD.spec._replace(reward_known=known)))
-    found = expected_outcomes(QLearningConfig(target=target), model, batch, never)
+    found = expected_outcomes(target, 3, model, batch, never)
     for member, speed in enumerate(SPEED):
         place = np.asarray(batch.observation)[:, :2] + speed * (2 * np.asarray(batch.action) - 1)[:, None]
         np.testing.assert_allclose(found.next_observation[member, :, :2], place, rtol=1e-6)
@@ -54,7 +54,7 @@ def test_each_member_goes_on_alone_from_the_rows_next_states_by_the_greedy_polic
         assert features.shape == (2, B, 3)
         return (features[..., 0] < 0).astype(jnp.int32)  # towards the middle
 
-    found = expected_outcomes(QLearningConfig(target="steve", target_steps=3, members=2), MODEL, batch, greedy)
+    found = expected_outcomes("steve", 3, MODEL, batch, greedy)
     assert found.reward.shape == (3, 2, B)
     for member, speed in enumerate(SPEED):
         place, clock = np.asarray(batch.next_observation)[:, :2], np.arange(B) + 1
@@ -70,4 +70,4 @@ def test_each_member_goes_on_alone_from_the_rows_next_states_by_the_greedy_polic
 def test_a_world_whose_features_do_not_tell_where_a_rollout_stands_cannot_be_asked(batch):
     model = MODEL._replace(world=WORLD._replace(belief=None))
     with pytest.raises(ConfigError, match="features that tell where a rollout stands"):
-        expected_outcomes(QLearningConfig(target="quantile"), model, batch, never)
+        expected_outcomes("quantile", 3, model, batch, never)

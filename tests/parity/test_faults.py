@@ -4,18 +4,14 @@ A fault is a change of a function's source, as somebody might have mistyped or m
 identity and gets the changed code, so that whoever imported it has the fault.
 """
 
-import contextlib
-import importlib
-import inspect
-import operator
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from faults import planted
 
 from mbrl_jax.imagination.horizon import controller_settings
 
@@ -47,31 +43,6 @@ class Fault(NamedTuple):
     new: str
     test: Test
     arguments: tuple[Any, ...] = ()
-
-
-@contextlib.contextmanager
-def planted(where: str, old: str, new: str) -> Iterator[None]:
-    """Within, the function ``where`` has ``new`` in place of ``old`` in its source.
-
-    Raises:
-      ValueError: its source does not have ``old`` exactly once.
-
-    """
-    module, name = where.split(":")
-    function = operator.attrgetter(name)(importlib.import_module(f"mbrl_jax.{module}"))
-    source = textwrap.dedent(inspect.getsource(function))
-    if source.count(old) != 1:
-        raise ValueError(f"{where} has {old!r} {source.count(old)} times")
-    namespace = dict(function.__globals__)
-    exec(compile(source.replace(old, new), f"<{where} with a fault>", "exec"), namespace)  # the source is ours
-    sound = function.__code__
-    function.__code__ = namespace[function.__name__].__code__
-    jax.clear_caches()  # what was traced before does not have the fault, and what is traced now has
-    try:
-        yield
-    finally:
-        function.__code__ = sound
-        jax.clear_caches()
 
 
 def short_run(rng: np.random.Generator, agree: Agreement, protocol: str) -> None:
@@ -457,21 +428,21 @@ FAULTS = {
     ),
     # the learner
     "STEVE's horizons weighed by variance": Fault(
-        "agents.q_learning:QLearner._expanded_targets",
+        "agents.outcomes:expanded_targets",
         "weight = 1 / (variance + STEVE_FLOOR)",
         "weight = variance + STEVE_FLOOR",
         q_targets,
         ("steve", "known"),
     ),
     "STEVE's rollouts discounted once": Fault(
-        "agents.q_learning:QLearner._expanded_targets",
+        "agents.outcomes:expanded_targets",
         "factor = factor * discount",
         "factor = factor",
         q_targets,
         ("steve", "known"),
     ),
     "STEVE's rewards after a termination": Fault(
-        "agents.q_learning:QLearner._expanded_targets",
+        "agents.outcomes:expanded_targets",
         "rewards + factor * alive * step.reward",
         "rewards + factor * step.reward",
         q_targets,

@@ -37,7 +37,7 @@ def test_targets_are_the_references(rng: np.random.Generator, agree: Agreement, 
 
     def targets(state: Any, batch: Any) -> jax.Array:
         greedy = lambda s: learner.learner.greedy(state.online, s)  # noqa: E731
-        outcomes = expected_outcomes(config, Model(world, model.members), batch, greedy)
+        outcomes = expected_outcomes(config.target, config.target_steps, Model(world, model.members), batch, greedy)
         return learner.learner.targets(state, batch, outcomes)
 
     expected = reference.targets(learner.reference.online, learner.reference.target, theirs, learner.config, model.world)
