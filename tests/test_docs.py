@@ -1,6 +1,7 @@
 """The documentation's examples run, its commands parse, its links lead somewhere, and what it names exists."""
 
 import dataclasses
+import importlib
 import json
 import re
 import shlex
@@ -189,7 +190,9 @@ def small(small_configs, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(small_configs)
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command_line, "presets", lambda: {path.stem: path for path in small_configs.rglob("*.yaml")})
+    known = importlib.import_module("mbrl_jax.config.presets")  # the package's own name is the function
+    monkeypatch.setattr(known, "presets", lambda: {path.stem: path for path in small_configs.rglob("*.yaml")})
+    assert settings.read_preset("cartpole_batch").steps == SIZES["steps"]
     kinds = (settings.AGENTS, settings.MODELS, settings.CONTROLLERS)
     registries = [CONTROLLERS, losses.LOSSES, environments._REGISTERED, *(each.classes() for each in kinds)]
     before = [dict(each) for each in registries]
