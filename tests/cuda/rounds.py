@@ -253,6 +253,12 @@ def sizes_of(config: DynaQConfig, **variant: int) -> RoundSizes:
     )
 
 
+def adam_schedule(rate: Any, count: np.ndarray) -> np.ndarray:
+    """[..., 2] the learning rate over 1 - b1^n and 1 over 1 - b2^n, in optax's float32: 0.999 is rounded before the power."""
+    left = [1 - np.float32(decay) ** np.float32(count) for decay in (0.9, 0.999)]
+    return np.stack([rate / left[0], 1 / left[1]], axis=-1)
+
+
 def schedules(config: DynaQConfig, case: Case, time: int) -> tuple[np.ndarray, np.ndarray]:
     """What the kernel is told of each step [S, T, 4] and of each update [S, T, U, 2]."""
     seeds, steps, updates = case.bits.shape[:3]
@@ -267,7 +273,7 @@ def schedules(config: DynaQConfig, case: Case, time: int) -> tuple[np.ndarray, n
     by_step = np.stack([np.full(steps, imagination.epsilon), stop, np.full(steps, imagination.cap), exploration], axis=-1)
     rate = config.agent.learning_rate * (1 - config.agent.learning_rate_decay * progress)
     count = case.learner.optimizer.count[:, None, None] + 1 + np.arange(steps * updates).reshape(1, steps, updates)
-    by_update = np.stack([rate[None, :, None] / (1 - 0.9**count), 1 / (1 - 0.999**count)], axis=-1)
+    by_update = adam_schedule(rate[None, :, None], count)
     return np.broadcast_to(by_step, (seeds, steps, 4)), by_update
 
 
