@@ -11,9 +11,9 @@ from mbrl_jax.runs import runner
 
 
 @pytest.fixture(scope="module")
-def runs(tiny):
+def runs(tiny, dyna):
     free = ModelFreeQConfig(**{field.name: getattr(tiny, field.name) for field in fields(ModelFreeQConfig)})
-    return runner.run(tiny, 4), runner.run(free, 4)
+    return dyna, runner.run(free, 4)
 
 
 def test_figures_of_runs_and_of_their_comparison_are_drawn(runs, tmp_path):

@@ -39,12 +39,12 @@ needs_browser = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def runs(tiny):
+def runs(tiny, dyna):
     """A diagnosed batch run, one without a model, and an interactive one with deterministic members."""
     free = ModelFreeQConfig(**{field.name: getattr(tiny, field.name) for field in fields(ModelFreeQConfig)})
     blunt = replace(tiny, protocol="interactive", model=replace(tiny.model, prediction="deterministic"))
     return {
-        "dyna": runner.run(tiny, 4, diagnose=True),
+        "dyna": dyna,
         "free": runner.run(free, 3, base_seed=5),
         LONG: runner.run(blunt, 4),
     }

@@ -1,8 +1,11 @@
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -47,18 +50,44 @@ def fails(capsys, *words):
     return capsys.readouterr().err
 
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure"])
+
+
+def work(words: Sequence[str], folder: Path, cache: str, output: Path, errors: Path) -> None:
+    """``mbrl-jax`` in a process that has imported it already and begins here."""
+    os.chdir(folder)
+    os.environ["COLUMNS"] = "200"
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with output.open("w") as out, errors.open("w") as err, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        command_line.main(list(words))
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """``mbrl-jax`` in a process of its own, as a person runs it."""
-    folder = tmp_path_factory.mktemp("command")
+    """``mbrl-jax`` in a process of its own, which imports all anew if the environment tells it something, as in a shell."""
+    folder, said = tmp_path_factory.mktemp("command"), tmp_path_factory.mktemp("said")
+    cache = jax.config.jax_compilation_cache_dir
+
+    def as_in_a_shell(words, told):
+        settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "200"}
+        settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+        program = [sys.executable, "-m", "mbrl_jax.runs.command_line", *words]
+        return subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | settings | told)
+
+    def at_once(words):
+        process = CONTEXT.Process(target=work, args=(words, folder, cache, said / "output", said / "errors"))
+        process.start()
+        process.join()
+        texts = (said / "output").read_text(), (said / "errors").read_text()
+        return subprocess.CompletedProcess(words, process.exitcode, *texts)
 
     def run(*words, status=0, **told):
-        program = [sys.executable, "-m", "mbrl_jax.runs.command_line", *map(str, words)]
-        cache = jax.config.jax_compilation_cache_dir
-        settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "200"}
-        settings |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-        settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | settings | told)
+        words = [str(word) for word in words]
+        done = as_in_a_shell(words, told) if told else at_once(words)
         assert done.returncode == status, done.stderr
         return done
 
@@ -69,9 +98,8 @@ def command(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(command):
     out = command.folder / "trained"
-    sent = ("--tensorboard", "--wandb", "a_project")
-    done = command("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002", *sent)
-    return out, done
+    words = ("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002")
+    return out, command(*words, "--tensorboard", "--wandb", "a_project", WANDB_MODE="offline", WANDB_SILENT="true")
 
 
 @pytest.mark.parametrize(
