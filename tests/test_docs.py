@@ -178,8 +178,9 @@ def write_files(folder):
 def write_log(path):
     """Write logged transitions of CartPole's shapes, for commands that are parsed only."""
     generator, ended = np.random.default_rng(0), np.arange(400) % 20 == 19
-    walk = np.cumsum(generator.normal(size=(401, 4)), axis=0).astype(np.float32)
-    columns = (walk[:-1], generator.integers(0, 2, 400), np.ones(400), walk[1:], ended, ~ended & False)
+    walk = np.cumsum(generator.normal(0, 1e-3, (401, 4)), axis=0).astype(np.float32)
+    after = np.where(ended[:, None], np.float32([3, 0, 0, 0]), walk[1:])  # off the track
+    columns = (walk[:-1], generator.integers(0, 2, 400), np.ones(400), after, ended, ~ended & False)
     spec = make_environment(settings.EnvironmentConfig()).spec
     write_parquet(path, [Logged(*columns, np.arange(400) % 20, np.zeros(400, bool))], spec)
 

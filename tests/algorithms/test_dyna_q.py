@@ -1,6 +1,5 @@
 import re
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,36 +39,23 @@ def assert_same(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
 
 
-class Parts(NamedTuple):
-    """A run's parts, compiled for all seeds, with the state's axes declared."""
-
-    init: Any
-    fit: Any
-    advance: Any
-    finish: Any
-
-
-@pytest.fixture(scope="module")
-def parts(algorithm, interactive):
+def chunked(algorithm, config, keys):
+    """The run by init, fit, advance and finish, with the state's axes declared."""
     axes = algorithm.axes
-    init = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))
-    fit = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))
-    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)), donate_argnums=0)
-    finish = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))
-    state, _ = jax.eval_shape(init, seed_keys(0, SEEDS))
-    return Parts(init, fit, advance.lower(state, interactive).compile(), finish)
-
-
-@pytest.fixture(scope="module")
-def in_chunks(algorithm, interactive, parts):
-    state, collected = parts.init(seed_keys(0, SEEDS))
-    state, fit = parts.fit(state, interactive)
+    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+    state, collected = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
+    state, fit = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
     rounds = []
     for _ in range(algorithm.rounds):
-        state, metrics = parts.advance(state, interactive)
+        state, metrics = advance(state, config)
         rounds.append(metrics)
-    outcome = parts.finish(state, interactive)
-    return state, outcome, collected, fit, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *rounds)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
+    return state, outcome, collected, fit, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rounds)
+
+
+@pytest.fixture(scope="module")
+def in_chunks(algorithm, interactive):
+    return chunked(algorithm, interactive, seed_keys(0, SEEDS))
 
 
 def test_a_run_in_chunks_is_the_whole_run(result, in_chunks):
@@ -79,15 +65,15 @@ def test_a_run_in_chunks_is_the_whole_run(result, in_chunks):
     assert_same((collected, fit), (result.collected, result.fit), rtol=1e-5, atol=1e-6)
 
 
-def test_the_last_policy_is_the_target_network_and_the_chosen_one_the_snapshot(algorithm, interactive, in_chunks, parts):
-    state, pushes = in_chunks[0], []
+def test_the_last_policy_is_the_target_network_and_the_chosen_one_the_snapshot(algorithm, interactive, in_chunks):
+    state, axes, pushes = in_chunks[0], algorithm.axes, []
     for action in (0, 1):  # a network that always prefers the one action, and one that prefers the other
         network = jax.tree.map(jnp.zeros_like, state.agent.target)
         network["params"]["Dense_2"]["bias"] = network["params"]["Dense_2"]["bias"].at[..., action].set(1.0)
         pushes.append(network)
     state = state._replace(agent=state.agent._replace(target=pushes[0]), chosen=state.chosen._replace(params=pushes[1]))
     assert_same(algorithm.policies(state), tuple(pushes), rtol=0)
-    outcome = parts.finish(state, interactive)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, interactive)
     assert_same((outcome.last, outcome.chosen), tuple(pushes), rtol=0)
     task, played = make_environment(interactive.environment), []
 
@@ -131,29 +117,17 @@ def test_every_real_step_of_the_interactive_protocol_is_stored_once(in_chunks, i
     np.testing.assert_array_equal(~going_on, ended[:, :-1])
 
 
-@pytest.fixture(scope="module")
-def batch(tiny):
-    """``config -> (real rows before learning, state before the end, metrics, last policy)`` of one seed, compiled once."""
-    config = replace(tiny, steps=60)
-    algorithm = dyna_q.make_train(config)
-
-    def run(config):
-        begun, _ = algorithm.init(seed_keys(0, 1)[0])
-        state, _ = algorithm.fit(begun, config)
-        state, metrics = jax.lax.scan(lambda state, _: algorithm.advance(state, config), state, None, length=algorithm.rounds)
-        return begun.real, state, metrics, algorithm.policies(state)[0]
-
-    return config, jax.jit(run)
-
-
-def test_the_batch_protocol_never_touches_the_environment_again(batch):
-    config, run = batch
-    before, after, _, _ = run(config)
+def test_the_batch_protocol_never_touches_the_environment_again(tiny):
+    algorithm = dyna_q.make_train(tiny)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    before = state.real
+    state, _ = jax.jit(algorithm.fit)(state, tiny)
+    after, _ = jax.jit(algorithm.advance)(state, tiny)
     assert_same(before, after.real, rtol=0)
-    assert int(after.real.written) == config.random_transitions
+    assert int(after.real.written) == tiny.random_transitions
 
 
-def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(algorithm, interactive, result, parts):
+def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(tiny, algorithm, interactive, result):
     rates = jnp.array([0.0, interactive.agent.learning_rate])
     hyper = replace(interactive, agent=replace(interactive.agent, learning_rate=rates))
     axes = jax.tree.map(lambda _: None, interactive)
@@ -162,7 +136,7 @@ def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(algorithm, int
     grid = both(seed_keys(0, SEEDS), hyper)
     assert grid.outcome.returns_last.shape[:2] == (2, SEEDS)
     assert_same(grid.metrics.update.loss[1], result.metrics.update.loss, rtol=1e-3, atol=1e-5)
-    fresh = parts.init(seed_keys(0, SEEDS))[0].agent.online
+    fresh = jax.vmap(algorithm.init, out_axes=(algorithm.axes, 0))(seed_keys(0, SEEDS))[0].agent.online
     assert_same(jax.tree.map(lambda leaf: leaf[0], grid.outcome.last), fresh, atol=1e-6)  # rate 0 learns nothing
 
 
@@ -201,13 +175,17 @@ def test_what_is_not_one_typed_key_is_refused(algorithm, call, key, found):
         getattr(algorithm, call)(key)
 
 
-def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish(algorithm, interactive, in_chunks, parts):
-    state, _ = parts.fit(parts.init(seed_keys(0, SEEDS))[0], interactive)
+def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish(algorithm, interactive, in_chunks):
+    axes = algorithm.axes
+    keys = seed_keys(0, SEEDS)
+    state, _ = jax.vmap(algorithm.init, out_axes=(axes, 0))(keys)
+    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, interactive)
     poisoned = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.model.params)
     state = state._replace(model=state.model._replace(params=poisoned))
+    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
     for _ in range(algorithm.rounds):
-        state, _ = parts.advance(state, interactive)
-    outcome = parts.finish(state, interactive)
+        state, _ = advance(state, interactive)
+    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, interactive)
     assert outcome.frozen.tolist() == [False, True, False]
     assert int(outcome.updates[1]) == 0
     assert outcome.updates.tolist()[::2] == [interactive.steps] * 2
@@ -222,9 +200,9 @@ def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish
     )
 
 
-def test_the_chosen_policy_is_the_best_scored_snapshot_in_the_batch_protocol(batch):
-    config, run = batch
-    metrics = run(config)[2]
+def test_the_chosen_policy_is_the_best_scored_snapshot_in_the_batch_protocol(tiny):
+    config = replace(tiny, steps=60)
+    metrics = jax.jit(dyna_q.make_train(config).train)(seed_keys(0, 1)[0]).metrics
     score = np.asarray(metrics.score)
     np.testing.assert_allclose(metrics.chosen_score, np.maximum.accumulate(score))
     best_before = np.append(-np.inf, np.maximum.accumulate(score)[:-1])
@@ -260,15 +238,17 @@ def test_conservative_targets_train_with_real_and_imagined_rows_mixed(tiny, targ
     assert np.isfinite(np.asarray(result.metrics.update.loss)).all()
 
 
-def test_a_batch_of_real_rows_only_is_unmoved_by_the_world_model(tiny, batch):
+def test_a_batch_of_real_rows_only_is_unmoved_by_the_world_model(tiny):
     config = replace(tiny, agent=replace(tiny.agent, real_ratio=1.0))
     train = jax.jit(dyna_q.make_train(config).train)
     worse = replace(config, model=replace(config.model, learning_rate=1e-9))
     key = seed_keys(0, 1)[0]
     assert_same(train(key, config).outcome.last, train(key, worse).outcome.last, rtol=1e-6)
-    mixed, run = batch
-    rate = replace(mixed, model=replace(mixed.model, learning_rate=1e-9))
-    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), run(mixed)[3], run(rate)[3])
+    mixed = jax.jit(dyna_q.make_train(tiny).train)
+    rate = replace(tiny, model=replace(tiny.model, learning_rate=1e-9))
+    moved = jax.tree.map(
+        lambda a, b: float(jnp.max(jnp.abs(a - b))), mixed(key, tiny).outcome.last, mixed(key, rate).outcome.last
+    )
     assert max(jax.tree.leaves(moved)) > 1e-5
 
 
@@ -292,9 +272,11 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_built(tiny):
         dyna_q.make_train(replace(tiny, imagination=replace(tiny.imagination, controller="nope")))
 
 
-def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(interactive, parts):
-    state, _ = jax.eval_shape(parts.init, seed_keys(0, SEEDS))
-    program = parts.advance.as_text()
+def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(algorithm, interactive):
+    axes = algorithm.axes
+    state, _ = jax.eval_shape(jax.vmap(algorithm.init, out_axes=(axes, 0)), seed_keys(0, SEEDS))
+    advance = jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0))
+    program = jax.jit(advance, donate_argnums=0).lower(state, interactive).compile().as_text()
     body = program[: program.index("\nENTRY")]
     for stored, capacity in ((state.real, interactive.real_transitions), (state.imagined, interactive.imagination.capacity)):
         assert stored.rows.shape[:2] == (SEEDS, capacity)

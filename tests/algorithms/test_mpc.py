@@ -1,7 +1,7 @@
 """Model-predictive control, run."""
 
-import functools
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,58 +43,22 @@ CONFIG = MPCConfig(
 )
 VALUED = replace(CONFIG, planning=replace(CONFIG.planning, terminal="value", method="mppi"))
 PENDULUM = replace(CONFIG, environment=EnvironmentConfig(name="Pendulum-v1", time_limit=30))
-ENDING = {"environment": EnvironmentConfig(time_limit=9), "random_transitions": 58}  # episodes end within a round
-ROUNDS = {
-    name: replace(config, **ENDING, planning=replace(config.planning, warm_start=0.9))
-    for name, config in {"with a value": VALUED, "without one": CONFIG}.items()
-}
-
-
-@functools.cache
-def one_round(name):
-    """``(algorithm, state before a round, state after it, its metrics)`` of one seed."""
-    config = ROUNDS[name]
-    algorithm = mpc.make_train(config)
-
-    @jax.jit
-    def run(key):
-        before, _ = algorithm.fit(algorithm.init(key)[0], config)
-        return before, *algorithm.advance(before, config)
-
-    return algorithm, *run(seed_keys(0, 1)[0])
 
 
 def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
 
 
-CHUNKS = {"with a value": VALUED, "continuous": PENDULUM}
-
-
-@functools.cache
-def run_in_chunks(name):
-    """``(algorithm, states before the rounds and after each, the rounds' metrics)`` of two seeds."""
-    config = CHUNKS[name]
-    algorithm = mpc.make_train(config)
+@pytest.mark.parametrize("config", [VALUED, PENDULUM], ids=["with a value", "continuous"])
+def test_a_run_in_chunks_is_the_whole_run(config):
+    algorithm, keys = mpc.make_train(config), seed_keys(0, 2)
     axes = algorithm.axes
-    state, _ = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(seed_keys(0, 2))
+    whole = jax.jit(jax.vmap(algorithm.train))(keys)
+    state, _ = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
     state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
     advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
-    states, rounds = [state], []
-    for _ in range(algorithm.rounds):
-        state, metrics = advance(states[-1], config)
-        states, rounds = [*states, state], [*rounds, metrics]
-    return algorithm, states, rounds
-
-
-@pytest.mark.parametrize("name", CHUNKS)
-def test_a_run_in_chunks_is_the_whole_run(name):
-    config = CHUNKS[name]
-    algorithm, (*_, state), rounds = run_in_chunks(name)
-    axes = algorithm.axes
-    whole = jax.tree.map(np.asarray, jax.jit(jax.vmap(algorithm.train))(seed_keys(0, 2)))
-    assert len(rounds) == 2
-    for number, metrics in enumerate(rounds):
+    for number in range(algorithm.rounds):
+        state, metrics = advance(state, config)
         close(metrics, jax.tree.map(lambda leaf, number=number: leaf[:, number], whole.metrics), rtol=1e-3, atol=1e-4)
     last, _ = jax.vmap(algorithm.policies, in_axes=(axes,))(state)
     close(last, whole.outcome.last, rtol=1e-3, atol=1e-4)
@@ -104,21 +68,19 @@ def test_a_run_in_chunks_is_the_whole_run(name):
 
 
 def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
-    config = ROUNDS["without one"]
-    _, state, after, metrics = one_round("without one")
-    task = make_environment(config.environment)
-    planner = mpc.planner_of(config, task)
-
-    @jax.jit
-    def plan(state):
-        key = mpc.stream(seed_keys(0, 1)[0], mpc.Stream.ROUND, 0)
-        draws = mpc.draw(config, task, planner, key, config.round_steps)
-        first = jax.tree.map(lambda leaf: leaf[0], draws.plan)
-        return planner.plan(planner.world.acting(state.model), state.plan, state.episode.observation, first)
-
-    _, action, log = plan(state)
-    rows = rows_of(make_replay(task.spec, config.real_transitions), after.real)
-    row = jax.tree.map(lambda leaf: leaf[config.random_transitions], rows)
+    algorithm = mpc.make_train(CONFIG)
+    key = seed_keys(0, 1)[0]
+    state, _ = jax.jit(algorithm.init)(key)
+    state, _ = jax.jit(algorithm.fit)(state, CONFIG)
+    after, metrics = jax.jit(algorithm.advance)(state, CONFIG)
+    task = make_environment(CONFIG.environment)
+    planner = mpc.planner_of(CONFIG, task)
+    members = planner.world.acting(state.model)
+    draws = mpc.draw(CONFIG, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0), CONFIG.round_steps)
+    first = jax.tree.map(lambda leaf: leaf[0], draws.plan)
+    _, action, log = jax.jit(planner.plan)(members, state.plan, state.episode.observation, first)
+    rows = rows_of(make_replay(task.spec, CONFIG.real_transitions), after.real)
+    row = jax.tree.map(lambda leaf: leaf[CONFIG.random_transitions], rows)
     assert int(row.action) == int(action)
     np.testing.assert_allclose(row.observation, state.episode.observation)
     assert metrics.plan.value.shape == (2,)
@@ -146,15 +108,21 @@ def test_a_run_with_several_continuous_actions_plans_each_of_them(numbers):
     assert (np.asarray(outcome.returns_last) < 0).all()
 
 
-@pytest.mark.parametrize("name", ROUNDS)
-def test_a_round_is_its_steps_one_after_another(name):
-    config, key = ROUNDS[name], seed_keys(0, 1)[0]
-    _, before, after, metrics = one_round(name)
-    task = make_environment(config.environment)
+@pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
+def test_a_round_is_its_steps_one_after_another(config):
+    config = replace(
+        config,
+        environment=EnvironmentConfig(time_limit=9),
+        random_transitions=58,
+        planning=replace(config.planning, warm_start=0.9),
+    )
+    algorithm, task = mpc.make_train(config), make_environment(config.environment)
+    key = seed_keys(0, 1)[0]
+    before, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(key)[0], config)
+    after, metrics = jax.jit(algorithm.advance)(before, config)
     planner, learner = mpc.planner_of(config, task), mpc.make_q_learner(config.agent, task.spec)
     members = planner.world.acting(before.model)
-    draws = jax.jit(lambda key: mpc.draw(config, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0), config.round_steps))(key)
-    draws = jax.tree.map(np.asarray, draws)
+    draws = mpc.draw(config, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0), config.round_steps)
 
     def value_of(target):
         return None if config.planning.terminal == "none" else lambda s: jnp.max(learner.values(target, s), axis=-1)
@@ -165,7 +133,7 @@ def test_a_round_is_its_steps_one_after_another(name):
         jax.jit(lambda agent, batch, progress: learner.update(agent, batch, progress=progress)[0]),
     )
     plan, episode, agent, ends, values = planner.init(), before.episode, before.agent, [], []
-    rows, _ = jax.tree.map(np.asarray, make_replay(task.spec, config.real_transitions).contents(after.real))
+    rows, _ = make_replay(task.spec, config.real_transitions).contents(after.real)
     for t in range(config.round_steps):
         now = jax.tree.map(lambda leaf, t=t: leaf[t], draws._replace(pool=None))
         plan, action, log = plan_once(plan, episode.observation, now.plan, None if agent is None else agent.target)
@@ -201,20 +169,21 @@ def test_after_a_step_that_ends_an_episode_the_plan_is_the_planners_first(random
 
 
 def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted():
-    task, key = make_environment(PENDULUM.environment), seed_keys(0, 1)[0]
-    _, (before, after, *_), (metrics, _) = run_in_chunks("continuous")
+    algorithm, task = mpc.make_train(PENDULUM), make_environment(PENDULUM.environment)
+    key = seed_keys(0, 1)[0]
+    before, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(key)[0], PENDULUM)
+    after, metrics = jax.jit(algorithm.advance)(before, PENDULUM)
     starts = task.draw_resets(mpc.stream(key, mpc.Stream.CURVE, after.time), (PENDULUM.evaluation.curve_episodes,))
     planner = mpc.planner_of(PENDULUM, task)
 
     @jax.jit
-    def played(model):  # of the first seed
-        model = jax.tree.map(lambda leaf: leaf[0], model)
+    def played(model):
         memory = planner.begin(mpc.stream(key, mpc.Stream.PLANNING, after.time), PENDULUM.evaluation.curve_episodes)
-        act = functools.partial(planner.act, planner.world.acting(model))
+        act = partial(planner.act, planner.world.acting(model))
         return jnp.mean(play_with_memory(task, act, memory, starts))
 
-    assert float(metrics.curve_return[0]) == pytest.approx(float(played(after.model)), rel=1e-4)
-    assert float(metrics.curve_return[0]) != pytest.approx(float(played(before.model)), rel=1e-3)
+    assert float(metrics.curve_return) == pytest.approx(float(played(after.model)), rel=1e-4)
+    assert float(metrics.curve_return) != pytest.approx(float(played(before.model)), rel=1e-3)
 
 
 @pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])

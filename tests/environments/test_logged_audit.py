@@ -1,4 +1,5 @@
 import re
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -198,3 +199,29 @@ def test_repetitions_are_still_found_where_hashes_are_thinned(monkeypatch):
     columns = repeated(episodes([20] * 1_000))
     assert audit_of(columns, size=4_096).duplicates == pytest.approx(2 / 3, abs=0.05)
     assert audit_of(episodes([20] * 1_000), size=4_096).duplicates == 0
+
+
+def test_memory_does_not_grow_with_the_file(monkeypatch):
+    columns = episodes([100] * 200)
+    size = sum(values.nbytes for values in columns.values())
+
+    def peak(times):
+        """Of the audit, where the same rows with other numbers come so many times."""
+
+        def blocks():
+            for number in range(times):
+                moved = {name: values + np.float32(number) if values.ndim == 2 else values for name, values in columns.items()}
+                yield from log_of(moved, 5_000).blocks()
+
+        tracemalloc.start()
+        try:
+            found = Audit([log_of(columns)._replace(blocks=blocks, rows=20_000 * times)])
+            return found.rows, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    monkeypatch.setattr(audit_, "KEPT_ROWS", 1_000)
+    monkeypatch.setattr(columns_, "KEPT_HASHES", 10_000)
+    (few, small), (many, large) = peak(2), peak(20)
+    assert (few, many) == (40_000, 400_000)
+    assert large < small + size < 10 * size

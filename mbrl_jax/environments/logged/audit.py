@@ -75,7 +75,7 @@ class Audit:
                 if task is not None:
                     check_spaces(self.files[0], rows, task)
             self._add(rows)
-            kept.append(rows.part(slice((-self.rows) % spacing, None, spacing)))
+            kept.append(rows.part(np.arange((-self.rows) % spacing, len(rows.reward), spacing)))  # copies, not views of the block
             self.rows += len(rows.reward)
         self.lost, self.lost_terminated = episodes.lost, episodes.lost_terminated
         if not self.rows:
