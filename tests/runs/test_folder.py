@@ -60,17 +60,38 @@ def enter(opened):
         pass
 
 
+PROGRAMS = {}  # compiled ones, by what was asked for and by how seeds are laid out
+
+
+def prepared(asked):
+    """The program of a run, compiled once for all that go on with it here; processes of their own are killed in test_kills."""
+    key = repr((asked, execution.choose_layout))
+    if key not in PROGRAMS:
+        PROGRAMS[key] = runner.prepare([asked.config], asked.numbers, base_seed=asked.base_seed, diagnose=asked.diagnose)
+    return PROGRAMS[key]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_end_with_this_file():
+    yield
+    PROGRAMS.clear()
+
+
 def go(opened, asked, interruption=None):
-    program = runner.prepare([asked.config], asked.numbers, base_seed=asked.base_seed, diagnose=asked.diagnose)
     with opened as there:
         return train(
-            program,
+            prepared(asked),
             Batch(0, asked.seeds),
             callbacks=[there.lines, there.checkpoints],
             found=there.found,
             interruption=interruption,
             diagnose=asked.diagnose,
         )
+
+
+def unbroken(asked):
+    """The same run from its beginning to its end, without a folder."""
+    return train(prepared(asked), Batch(0, asked.seeds), diagnose=asked.diagnose)
 
 
 def stop_after(path, asked, rounds, every=1e9):
@@ -83,14 +104,14 @@ def stop_after(path, asked, rounds, every=1e9):
 def test_a_run_that_was_stopped_and_goes_on_is_bit_for_bit_the_unbroken_one(tiny, tmp_path, protocol):
     config = longer(free(tiny), "interactive") if protocol == "model_free" else longer(tiny, protocol)
     asked = Asked(config, 3, 4, diagnose=protocol == "batch")
-    unbroken = runner.run(config, 3, base_seed=4, diagnose=asked.diagnose)
+    whole = runner.run(config, 3, base_seed=4, diagnose=asked.diagnose)
     done = stop_after(tmp_path / "run", asked, 2)
     assert 2 <= done < 6
     said = []
     finished = go(take_up(tmp_path / "run", asked, said=said), asked)
     assert said == [f"goes on after round {done}"]
-    assert jax.tree.structure(finished.result) == jax.tree.structure(unbroken.result)
-    jax.tree.map(np.testing.assert_array_equal, (finished.result, finished.diagnosis), (unbroken.result, unbroken.diagnosis))
+    assert jax.tree.structure(finished.result) == jax.tree.structure(whole.result)
+    jax.tree.map(np.testing.assert_array_equal, (finished.result, finished.diagnosis), (whole.result, whole.diagnosis))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
@@ -99,12 +120,12 @@ def test_a_run_that_was_stopped_and_goes_on_is_bit_for_bit_the_unbroken_one(tiny
 
 def test_it_goes_on_with_another_number_of_devices(tiny, tmp_path, monkeypatch):
     asked = Asked(longer(tiny, "interactive"), 3, 0, False)
-    unbroken = runner.run(asked.config, 3)
+    whole = unbroken(asked)
     stop_after(tmp_path / "run", asked, 2)  # on two devices, four places for three seeds
     everywhere = execution.choose_layout
     monkeypatch.setattr(execution, "choose_layout", lambda seeds, most=None: everywhere(1))
     finished = go(take_up(tmp_path / "run", asked), asked)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), finished.result, unbroken.result)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), finished.result, whole.result)
 
 
 def test_a_checkpoint_holds_the_policies_as_they_stand(tiny, tmp_path):
@@ -172,7 +193,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_offered_and_goes_on(copied, t
         enter(take_up(folder, asked))
     assert checkpoint.rounds(folder / "checkpoints") == [2, 3]  # refused, and left as it was
     finished = go(take_up(folder, asked, number=2), asked)
-    jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
+    jax.tree.map(np.testing.assert_array_equal, finished.result, unbroken(asked).result)
 
 
 def test_the_manifest_says_what_the_checkpoint_is_of_and_with_what_it_was_made(stopped):
@@ -250,7 +271,7 @@ def test_a_run_that_was_never_saved_begins_anew(tiny, tmp_path):
     said = []
     finished = go(take_up(tmp_path / "run", asked, said=said), asked)
     assert said == ["there is no checkpoint yet: the run begins anew"]
-    jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
+    jax.tree.map(np.testing.assert_array_equal, finished.result, unbroken(asked).result)
 
 
 def _try(path, asked, answers):
@@ -403,7 +424,7 @@ def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(tiny, tmp_path, monk
     assert [text for text in said if "No space left" in text] == said
     assert len(said) == 2
     assert "the one of round 1 is kept, and the run goes on" in said[0]
-    jax.tree.map(np.testing.assert_array_equal, finished.result, runner.run(asked.config, 2).result)
+    jax.tree.map(np.testing.assert_array_equal, finished.result, unbroken(asked).result)
     assert checkpoint.rounds(tmp_path / "run" / "checkpoints") == [5, 6]
 
 
