@@ -43,7 +43,7 @@ def test_rungs_that_would_fall_together_or_before_the_first_round_are_refused(ro
         ({3: 1.0, 4: 5.0}, [9.0, 8.0], 2, [4]),  # the two best have gone on before, but a batch has one at least
         ({3: 7.0, 4: 8.0}, [9.0, 6.0], 2, [4]),
         ({3: 8.0, 4: 7.0}, [6.0, 5.0], 2, [3, 4]),
-        ({3: 8.0, 4: 7.0}, [8.0, 5.0], 2, [3]),  # an equal earlier one counts as better
+        ({3: 8.0, 4: 8.0}, [8.0, 1.0], 2, [3]),  # an equal earlier one counts as better
         ({3: math.nan, 4: 1.0}, [math.nan, math.nan], 2, [4]),
         ({3: math.nan, 4: math.nan}, [], 2, [3]),
         ({3: -math.inf, 4: -5.0, 5: -6.0, 6: -7.0}, [], 2, [4, 5]),
@@ -58,8 +58,8 @@ def trained(free):
     """Three trials in two groups, of which two come to the end, and what was compiled for it."""
     configs = {
         5: with_agent(free, learning_rate=1e-3),
-        6: with_agent(free, learning_rate=3e-3),
-        7: with_agent(free, discount=0.9),
+        6: with_agent(free, learning_rate=0.3),
+        7: with_agent(free, learning_rate=0.1, discount=0.0),
     }
     machine = halving.Machine(range(2, 5), 4, ("agent.learning_rate", "agent.discount"), Display.silent(), devices=2)
     compiled, original = [], execution.Lowered.compile
@@ -83,6 +83,7 @@ def test_a_trial_among_others_has_the_numbers_of_a_run_of_its_own(trained, numbe
     np.testing.assert_allclose(before[number], alone.metrics.curve_return[:, :1], rtol=1e-5)
     np.testing.assert_allclose(ended[number].returns, alone.outcome.returns_last.mean(axis=1), rtol=1e-5)
     assert ended[number].frozen == 0
+    assert (ended[5].curve != ended[7].curve).any(axis=1).sum() > 1, "any of them would do for the other"
 
 
 def test_trials_that_are_pruned_compile_nothing_anew(trained):

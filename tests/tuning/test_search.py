@@ -144,6 +144,20 @@ def test_an_importance_is_that_of_all_trials_at_the_first_rung(tmp_path):
     assert sum(importances.values()) == pytest.approx(1)
 
 
+def test_every_batch_is_drawn_anew_and_follows_from_the_seed(tmp_path):
+    def rates(name, **changes):
+        found = searching(tmp_path / name, sampler="random", **changes).study
+        numbers = [found.ask(3), found.ask(3)]
+        trials = found.trials("running")
+        assert [trial.number for trial in trials] == [*numbers[0], *numbers[1]]
+        return [trial.params["agent.learning_rate"] for trial in trials]
+
+    first = rates("first")
+    assert len(set(first)) == 6
+    assert rates("again") == first
+    assert not set(rates("other", base_seed=1)) & set(first)
+
+
 def stopping(after):
     """A request to stop that comes after so many looks."""
     looks = iter(range(1_000))
