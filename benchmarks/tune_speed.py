@@ -1,34 +1,39 @@
 """Time 64 settings of Dyna-Q with 8 seeds each: in one search, and as one process for each setting.
 
-    python benchmarks/tune_speed.py                 # about six minutes on two quiet cores
+    python benchmarks/tune_speed.py                      # all parts, about five minutes on two quiet cores
+    python benchmarks/tune_speed.py --parts process.0    # one part; those measured before are kept
 
 Every process begins with empty caches, so compilation is included, and so are imports. The search is `mbrl-jax tune`,
-without pruning, which is the same work, and with it. Of the 64 processes of `mbrl-jax train` some are run, one at a time,
-before and after the searches, and all are taken as 64 times their median; then one is run twice, to have the time of one
-that finds its program in the cache. Writes benchmarks/results/speed/tune.json and prints a table.
+without pruning, which is the same work, and with it. Of the 64 processes of `mbrl-jax train` four are run, one at a time,
+and all are taken as 64 times their median; one more is run twice, to have the time of one that finds its program in the
+cache. Beside the wall clock stand the seconds of processor time, which other processes on the machine disturb less. Writes
+benchmarks/results/speed/tune.json and prints a table.
 """
 
 import argparse
 import os
+import resource
 import statistics as numbers
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax import packages, strict_json
-from mbrl_jax.config import from_dict, load, save, to_dict
+from mbrl_jax.config import RunConfig, from_dict, load, save, to_dict
 from mbrl_jax.runs import execution
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "tune.json"
 TRIALS, SEEDS = 64, 8
-SIZES = {"random_transitions": 1_000, "steps": 1_000, "round_steps": 50}
+SIZES: dict[str, Any] = {"random_transitions": 1_000, "steps": 1_000, "round_steps": 50}
+SELECTION = {"episodes": 20, "steps": 200}
 SPACE = {
     "agent.learning_rate": {"float": [1e-4, 1e-2], "log": True},
     "agent.target_rate": {"float": [0.002, 0.2], "log": True},
@@ -36,10 +41,11 @@ SPACE = {
     "imagination.epsilon": {"float": [0.0, 0.5]},
 }
 SETTINGS = ("--agent.learning-rate 3e-4", "--agent.learning-rate 3e-3", "--imagination.cap 1", "--imagination.epsilon 0.3")
+PARTS = ("process.0", "process.1", "search.all", "search.pruned", "process.2", "process.3", "process.cached")
 
 
-def seconds(words: list[str], cache: Path) -> float:
-    """Wall-clock seconds of a command in a process of its own.
+def spent(words: list[str], cache: Path) -> dict[str, float]:
+    """Seconds that a command takes in a process of its own: on the clock, and of processor time.
 
     Raises:
       RuntimeError: it failed, with what it printed.
@@ -47,73 +53,91 @@ def seconds(words: list[str], cache: Path) -> float:
     """
     surroundings = os.environ | {"XDG_CACHE_HOME": str(cache)}
     surroundings.pop("JAX_COMPILATION_CACHE_DIR", None)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "mbrl_jax.command", *words], env=surroundings, capture_output=True, text=True, check=False
     )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return time.perf_counter() - start
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.perf_counter() - start, "processor_seconds": processor}
+
+
+def measure(part: str) -> dict[str, float]:
+    """Run one of the parts."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(config(), folder / "config.yaml")
+        (folder / "space.yaml").write_text(yaml.safe_dump(SPACE), encoding="utf-8")
+        common = [str(folder / "config.yaml"), "--seeds", str(SEEDS)]
+        kind, _, which = part.partition(".")
+        if kind == "search":
+            words = ["tune", *common, "--space", str(folder / "space.yaml"), "--trials", str(TRIALS), "--batch", str(TRIALS)]
+            rungs = "0" if which == "all" else "2"
+            return spent([*words, "--rungs", rungs, "--out", str(folder / "run")], folder / "cache")
+        if which != "cached":
+            return spent(["train", *common, "--out", str(folder / "run"), *SETTINGS[int(which)].split()], folder / "cache")
+        spent(["train", *common, "--out", str(folder / "first"), *SETTINGS[0].split()], folder / "cache")
+        return spent(["train", *common, "--out", str(folder / "run"), *SETTINGS[1].split()], folder / "cache")
+
+
+def config() -> RunConfig:
+    """Dyna-Q as in `cartpole_batch`, with fewer steps."""
+    content = to_dict(load(ROOT / "configs" / "cartpole_batch.yaml")) | SIZES
+    return from_dict(content | {"selection": content["selection"] | SELECTION})
+
+
+def compare(measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Seconds for all 64 settings by what trained them, and how many times as fast as one process a setting."""
+    rows: dict[str, dict[str, float]] = {}
+    processes = [measured[part] for part in PARTS if part.removeprefix("process.").isdecimal()]
+    for unit in ("seconds", "processor_seconds"):
+        base = TRIALS * numbers.median(each[unit] for each in processes)
+        rows.setdefault("one process a setting", {})[unit] = base
+        rows.setdefault("one process a setting, programs from the cache", {})[unit] = TRIALS * measured["process.cached"][unit]
+        rows.setdefault("one search, every trial to its end", {})[unit] = measured["search.all"][unit]
+        rows.setdefault("one search, pruned at two rungs", {})[unit] = measured["search.pruned"][unit]
+        for row in rows.values():
+            row[f"times_as_fast_in_{unit}"] = base / row[unit]
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
     execution.use_all_cores()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        config = from_dict(to_dict(load(ROOT / "configs" / "cartpole_batch.yaml")) | SIZES)
-        save(config, folder / "config.yaml")
-        (folder / "space.yaml").write_text(yaml.safe_dump(SPACE), encoding="utf-8")
-        count = iter(range(100))
-
-        def train(setting: str, cache: str | None = None) -> float:
-            place = str(next(count))
-            words = [
-                "train",
-                str(folder / "config.yaml"),
-                "--seeds",
-                str(SEEDS),
-                "--out",
-                str(folder / f"run{place}"),
-                *setting.split(),
-            ]
-            return seconds(words, folder / (cache or f"cache{place}"))
-
-        def tune(rungs: int) -> float:
-            place = str(next(count))
-            words = ["tune", str(folder / "config.yaml"), "--space", str(folder / "space.yaml"), "--trials", str(TRIALS)]
-            words += ["--batch", str(TRIALS), "--seeds", str(SEEDS), "--rungs", str(rungs), "--out", str(folder / f"run{place}")]
-            return seconds(words, folder / f"cache{place}")
-
-        processes = [train(setting) for setting in SETTINGS[:2]]
-        searches = {"every trial to its end": tune(0), "pruned at two rungs": tune(2)}
-        processes += [train(setting) for setting in SETTINGS[2:]]
-        train(SETTINGS[0], "shared")
-        cached = train(SETTINGS[1], "shared")
-    one = numbers.median(processes)
-    rows = {"one process a setting": TRIALS * one, "the same, programs from the cache": TRIALS * cached, **searches}
-    table = Table("64 settings x 8 seeds", "seconds", "times as fast", title=execution.device())
-    for label, spent in rows.items():
-        table.add_row(label, f"{spent:,.0f}", f"{TRIALS * one / spent:.1f}")
-    content = {
-        "stage": "tune_speed",
-        "settings": TRIALS,
-        "seeds": SEEDS,
-        "config": to_dict(config),
-        "space": SPACE,
-        "processes": {"measured": processes, "median": one, "from_cache": cached, "for_all": "settings x median"},
-        "searches": searches,
-        "seconds": rows,
-        "times_as_fast": {label: TRIALS * one / spent for label, spent in rows.items()},
-        "precision": config.precision,
-        "versions": packages.versions((*execution.PACKAGES, "optuna")),
-        "device": execution.device(),
-        "git": packages.git_revision(),
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    strict_json.write(given.out, content)
+    measured = strict_json.loads(given.out.read_text(encoding="utf-8"))["measured"] if given.out.exists() else {}
+    for part in given.parts:
+        measured[part] = measure(part)
+        whole = set(measured) == set(PARTS)
+        compared = compare(measured) if whole else {}
+        content = {
+            "stage": "tune_speed",
+            "settings": TRIALS,
+            "seeds": SEEDS,
+            "config": to_dict(config()),
+            "space": SPACE,
+            "measured": measured,
+            "for_all_settings": compared or None,
+            "extrapolated": "one process a setting: settings x the median of four",
+            "precision": "float32, matrix products default",
+            "versions": packages.versions((*execution.PACKAGES, "optuna")),
+            "device": execution.device(),
+            "git": packages.git_revision(),
+        }
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        strict_json.write(given.out, content)
+        print(part, measured[part], flush=True)
+    if not whole:
+        return
+    table = Table(f"{TRIALS} settings x {SEEDS} seeds", "s", "times as fast", "processor s", "times", title=execution.device())
+    for label, row in compared.items():
+        told = (f"{row[unit]:,.0f}" for unit in ("seconds", "processor_seconds"))
+        faster = (f"{row[f'times_as_fast_in_{unit}']:.1f}" for unit in ("seconds", "processor_seconds"))
+        table.add_row(label, *(each for pair in zip(told, faster, strict=True) for each in pair))
     Console().print(table)
 
 
