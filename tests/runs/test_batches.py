@@ -1,13 +1,13 @@
 """Seeds that do not fit into memory at once."""
 
 import multiprocessing
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import numpy as np
 import pytest
 
-from mbrl_jax.config import ConfigError, save
+from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
 from mbrl_jax.runs import command_line, execution, folder, keeping, listing, results, runner, shards
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.program import Batch, split
@@ -24,13 +24,34 @@ def close(found, expected):
 
 @pytest.fixture(scope="module")
 def whole(tiny):
-    return runner.run(tiny, SEEDS, base_seed=3, diagnose=True)
+    """The run at once, on one of the devices that tests have."""
+    return runner.run(tiny, SEEDS, base_seed=3, diagnose=True, devices=1)
+
+
+def room_of(config):
+    """Bytes for two seeds, but not for three: those of a program for two, and a little more."""
+    return int(1.05 * runner.prepare([config], 2).bytes)
 
 
 @pytest.fixture(scope="module")
 def room(tiny):
-    """Bytes for two seeds, but not for three: those of a program for two, and a little more."""
-    return int(1.05 * runner.prepare([tiny], 2).bytes)
+    return room_of(tiny)
+
+
+@pytest.fixture(scope="module")
+def free(tiny):
+    """The model-free half of ``tiny``: what concerns folders alone is trained at less cost."""
+    return ModelFreeQConfig(**{field.name: getattr(tiny, field.name) for field in fields(ModelFreeQConfig)})
+
+
+@pytest.fixture(scope="module")
+def free_whole(free):
+    return runner.run(free, SEEDS, base_seed=3)
+
+
+@pytest.fixture(scope="module")
+def free_room(free):
+    return room_of(free)
 
 
 def test_batches_are_as_few_and_as_equal_as_can_be():
@@ -70,11 +91,11 @@ def kill(*_, **__):
 
 
 @pytest.fixture
-def words(tiny, tmp_path, room):
-    save(tiny, tmp_path / "tiny.yaml")
+def words(free, tmp_path, free_room):
+    save(free, tmp_path / "free.yaml")
     out = tmp_path / "out"
-    given = ["train", str(tmp_path / "tiny.yaml"), "--seeds", str(SEEDS), "--seed", "3", "--diagnose"]
-    return out, [*given, "--memory", str(room / 1e9), "--out", str(out)]
+    given = ["train", str(tmp_path / "free.yaml"), "--seeds", str(SEEDS), "--seed", "3"]
+    return out, [*given, "--memory", str(free_room / 1e9), "--out", str(out)]
 
 
 def same(out, whole):
@@ -84,17 +105,20 @@ def same(out, whole):
     assert not (out / "shards").exists()
 
 
-def test_the_command_line_trains_in_batches_and_leaves_one_run(words, whole, capsys):
-    out, command = words
-    command_line.main(command)
+def test_the_command_line_trains_in_batches_and_leaves_one_run(tiny, whole, room, tmp_path, capsys):
+    out = tmp_path / "out"
+    save(tiny, tmp_path / "tiny.yaml")
+    words = ["train", str(tmp_path / "tiny.yaml"), "--seeds", str(SEEDS), "--seed", "3", "--diagnose"]
+    command_line.main([*words, "--memory", str(room / 1e9), "--out", str(out)])
     same(out, whole)
+    close(results.read(out).diagnosis, whole.diagnosis)
     assert "3 batches" in capsys.readouterr().err
     assert results.read_summary(out)["seeds"] == SEEDS
     assert (out / "curves.png").exists()
 
 
 @pytest.mark.parametrize("moment", ["between batches", "while results are joined", "before batches are removed"])
-def test_a_run_in_batches_that_was_killed_goes_on(words, whole, moment, monkeypatch, capsys):
+def test_a_run_in_batches_that_was_killed_goes_on(words, free_whole, moment, monkeypatch, capsys):
     out, command = words
     written = []
 
@@ -123,7 +147,7 @@ def test_a_run_in_batches_that_was_killed_goes_on(words, whole, moment, monkeypa
     without = [word for word in command if word != "--memory"]
     without.remove(command[command.index("--memory") + 1])  # how it was cut is on file
     command_line.main([*without, "--resume"])
-    same(out, whole)
+    same(out, free_whole)
     assert len(before) == {"between batches": 1}.get(moment, 3)
 
 
@@ -156,23 +180,22 @@ def test_what_one_seed_holds_must_fit(tiny):
 
 
 def on_four_devices(config, connection):
-    """In a process of its own: the same seeds on one virtual device and on four."""
+    """In a process of its own: the same seeds on four virtual devices."""
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_disable_most_optimizations", True)
-    runs = [runner.run(config, SEEDS, base_seed=3, devices=number) for number in (1, None)]
-    connection.send(([run.result for run in runs], len(jax.local_devices())))
+    connection.send((runner.run(config, SEEDS, base_seed=3).result, len(jax.local_devices())))
 
 
-def test_a_run_on_several_virtual_devices_gives_each_seed_the_numbers_of_the_run_on_one(tiny):
+def test_a_run_on_several_virtual_devices_gives_each_seed_the_numbers_of_the_run_on_one(tiny, whole):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=on_four_devices, args=(tiny, theirs))
     process.start()
     theirs.close()
-    (one, four), devices = ours.recv()
+    four, devices = ours.recv()
     process.join()
     assert devices == 4
-    close(four, one)
+    close(four, whole.result)
 
 
 def test_several_configs_in_batches_have_the_numbers_of_each_config_alone(tiny, room):
@@ -189,10 +212,10 @@ def test_several_configs_in_batches_have_the_numbers_of_each_config_alone(tiny, 
         close(found.diagnosis, alone.diagnosis)
 
 
-def test_the_command_line_sweeps_in_batches(tiny, room, tmp_path, capsys):
-    save(tiny, tmp_path / "tiny.yaml")
-    words = ["sweep", str(tmp_path / "tiny.yaml"), "--grid", "agent.learning_rate=1e-3,1e-2", "--seeds", "2"]
-    command_line.main([*words, "--memory", str(room / 1e9), "--devices", "2", "--out", str(tmp_path / "out")])
+def test_the_command_line_sweeps_in_batches(free, free_room, tmp_path, capsys):
+    save(free, tmp_path / "free.yaml")
+    words = ["sweep", str(tmp_path / "free.yaml"), "--grid", "agent.learning_rate=1e-3,1e-2", "--seeds", "2"]
+    command_line.main([*words, "--memory", str(free_room / 1e9), "--devices", "2", "--out", str(tmp_path / "out")])
     assert "2 of 4 seeds fit into memory at once" in capsys.readouterr().err
     assert results.read_summary(tmp_path / "out" / "1")["seeds"] == 2
 
