@@ -7,9 +7,11 @@ import pytest
 from logs import as_table, episodes, log_of, write
 
 from mbrl_jax.config import ConfigError
+from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.environments.logged import arrays, blocks, tables
 from mbrl_jax.environments.logged.episodes import Episodes, Logged, concatenate
 from mbrl_jax.environments.logged.files import open_log
+from mbrl_jax.environments.logged.writing import write_parquet
 
 D4RL = {
     "observation": "observations",
@@ -116,6 +118,19 @@ def test_a_parquet_file_says_how_many_actions_there_are_or_what_scale_they_have(
     continuous = write(episodes((4, 4), continuous=True), tmp_path / "continuous.parquet", action_scale=[2])
     assert open_log(discrete)[3:] == (5, None)
     assert open_log(continuous)[3:] == (None, (2.0,))
+
+
+def test_a_parquet_file_is_not_held_in_memory_while_it_is_read(tmp_path):
+    rows = concatenate(list(Episodes([log_of(episodes([100] * 200), 20_000)])))
+    spec = EnvironmentSpec("a walk", observation_size=2, action_count=2, time_limit=100, observation_scale=(1.0, 1.0))
+    moved = (rows._replace(observation=rows.observation + np.float32(i), reward=rows.reward + np.float32(i)) for i in range(20))
+    write_parquet(tmp_path / "log.parquet", moved, spec)
+    before, held = pa.total_allocated_bytes(), []
+    for block in open_log(str(tmp_path / "log.parquet")).blocks():
+        assert len(block.reward) <= 20_000
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 20
+    assert max(held[10:]) < 1.5 * max(held[:5])
 
 
 def test_a_missing_number_is_not_a_number(tmp_path):

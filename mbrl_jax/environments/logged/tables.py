@@ -24,9 +24,10 @@ def parquet(path: str) -> LogFile:
     def blocks() -> Iterator[Block]:
         first = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BLOCK, columns=names):
-                yield _from_table(path, columns, batch, first)
-                first += batch.num_rows
+            for group in range(file.num_row_groups):  # over several at once, a reader holds all that it has read
+                for batch in file.iter_batches(BLOCK, row_groups=[group], columns=names):
+                    yield _from_table(path, columns, batch, first)
+                    first += batch.num_rows
 
     return LogFile(path, rows, blocks, *_space(schema.metadata))
 
