@@ -42,6 +42,8 @@ class Engine(NamedTuple):
         :func:`mbrl_jax.evaluation.play_imagined` gives them.
       play: ``(policy, starts [n]) -> returns [n]`` of greedy real episodes, as :func:`mbrl_jax.evaluation.play` gives them.
       fit: ``(hyper, state, real, key) -> (state, log)``: the model's first fit.
+      refit: the same of a later one.
+      notes: what a summary says besides: which parts are left to the plain path, or why it is that path, and not another.
 
     """
 
@@ -50,6 +52,8 @@ class Engine(NamedTuple):
     score: Callable[[Any, Params, Any, Any], Array] | None = None
     play: Callable[[Params, EnvironmentState], Array] | None = None
     fit: Callable[[Any, Any, ReplayState, Array], tuple[Any, FitLog]] | None = None
+    refit: Callable[[Any, Any, ReplayState, Array], tuple[Any, FitLog]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 MakeEngine = Callable[[RunConfig, Environment], Engine]

@@ -25,7 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 COLUMNS_FROM = 128
 """Rows from which on a batch goes through a network as columns, as it measured best on a CPU: benchmarks/NOTES.md."""
 
-ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)  # eps is added to the root
+ADAM_DECAYS = (0.9, 0.999)  # of the first and the second moment
+ADAM = optax.scale_by_adam(*ADAM_DECAYS, eps=1e-8)  # eps is added to the root
 
 
 def optimiser_of(clip: float | None, *, batched: bool = False) -> optax.GradientTransformation:

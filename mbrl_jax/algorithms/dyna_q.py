@@ -199,7 +199,8 @@ def make_train(
 
     def close(state: State, hyper: DynaQConfig, logs: tuple[UpdateLog, LaneLog]) -> tuple[State, Metrics]:
         agent, imagination = agent_of(hyper), imagination_of(hyper)
-        state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state, parts)
+        refit = None if parts.refit is None else partial(parts.refit, hyper)
+        state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state, parts, refit)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
         return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
 
@@ -213,6 +214,6 @@ def make_train(
     def diagnose(state: State, hyper: DynaQConfig) -> Diagnosis:
         return phases.diagnose(hyper, task, imagination_of(hyper), agent_of(hyper), hyper.imagination.epsilon, state)
 
-    return training.assemble(
-        config, init, fit, learn, close, finish, policies, phases.axes_of(config, AXES), diagnose, on_host=task.host is not None
-    )
+    axes, on_host = phases.axes_of(config, AXES), task.host is not None
+    algorithm = training.assemble(config, init, fit, learn, close, finish, policies, axes, diagnose, on_host=on_host)
+    return algorithm._replace(engine=parts)

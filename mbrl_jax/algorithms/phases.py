@@ -217,9 +217,9 @@ def fit(world: WorldModel, state: Any, how: Callable[..., tuple[Any, FitLog]] | 
     return state._replace(model=model), log
 
 
-def refit(world: WorldModel, state: Any) -> tuple[Any, FitLog]:
-    """Fit the model again, to all real transitions so far."""
-    model, log = world.refit(state.model, state.real, stream(state.key, Stream.REFIT, state.time))
+def refit(world: WorldModel, state: Any, how: Callable[..., tuple[Any, FitLog]] | None = None) -> tuple[Any, FitLog]:
+    """Fit the model again, to all real transitions so far; ``how`` stands for the world's own ``refit``."""
+    model, log = (world.refit if how is None else how)(state.model, state.real, stream(state.key, Stream.REFIT, state.time))
     return state._replace(model=model), log
 
 
@@ -271,11 +271,15 @@ def end_of_round(
     agent: Agent,
     state: Any,
     engine: Engine = PLAIN,
+    how: Callable[..., tuple[Any, FitLog]] | None = None,
 ) -> tuple[Any, RoundEnd]:
-    """Refit the model where the agent has acted, choose among policies in imagination, and draw a point of the learning curve."""
+    """Refit the model where the agent has acted, choose among policies in imagination, and draw a point of the learning curve.
+
+    ``how`` stands for the world's own ``refit``, and ``engine`` computes the episodes.
+    """
     log, interactive, now = None, config.protocol == "interactive", state
     if interactive:
-        now, log = refit(imagination.world, now)
+        now, log = refit(imagination.world, now, how)
         now = calibrate(imagination, replay, now)
     score = chosen_score = is_chosen = None
     if config.selection.choose:

@@ -35,6 +35,7 @@ class Algorithm(NamedTuple):
     imagines: bool  # whether it learns, and chooses its policy, in imagined lanes
     loss: str  # what its updates' loss is called
     behaviour: Callable[[Any, Environment], Behaviour] = agent_behaviour  # (config, task) -> what acts while it learns
+    takes_engine: bool = False  # whether its make_train takes an ``engine``
 
 
 def _agent_policy(config: Any, task: Environment) -> Policy:
@@ -49,7 +50,9 @@ def _agent_params(config: Any, task: Environment) -> Any:
 TD, CRITIC = "TD loss", "critic's loss"
 _AGENT: dict[str, Any] = {"policy": _agent_policy, "params": _agent_params}
 ALGORITHMS: dict[type[RunConfig], Algorithm] = {
-    DynaQConfig: Algorithm(dyna_q.make_train, dyna_q.Metrics, has_model=True, imagines=True, loss=TD, **_AGENT),
+    DynaQConfig: Algorithm(
+        dyna_q.make_train, dyna_q.Metrics, has_model=True, imagines=True, loss=TD, takes_engine=True, **_AGENT
+    ),
     ModelFreeQConfig: Algorithm(
         model_free_q.make_train, model_free_q.Metrics, has_model=False, imagines=False, loss=TD, **_AGENT
     ),

@@ -13,6 +13,7 @@ from jax import Array
 
 from mbrl_jax import draws
 from mbrl_jax.config import ConfigError, ExplorationConfig, RunConfig, check_seeds
+from mbrl_jax.engine import PLAIN, Engine
 from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_actions, draw_pool
 from mbrl_jax.networks import Params
 from mbrl_jax.replay import Rows
@@ -61,6 +62,7 @@ class Train(NamedTuple):
       policies: ``state -> (last, chosen)``: the policies' parameters as they stand, none where none is chosen.
       axes: of the state for ``vmap``, as a prefix of its tree: 0 for what each seed has, None for counters that all share.
       diagnose: ``(state, hyper) -> Diagnosis``: how wrong the model is where it is used; none without one.
+      engine: what computes.
 
     """
 
@@ -75,6 +77,7 @@ class Train(NamedTuple):
     policies: Callable[[Any], tuple[Params, Params | None]]
     axes: Any
     diagnose: Callable[[Any, Any], Any] | None = None
+    engine: Engine = PLAIN
 
 
 def assemble(

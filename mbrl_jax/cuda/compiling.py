@@ -23,7 +23,7 @@ from mbrl_jax.config import ConfigError, expand
 from mbrl_jax.cuda import nvrtc
 from mbrl_jax.cuda.nvrtc import Nvrtc
 
-OPTIONS = ("--std=c++17",)
+OPTIONS = ("--std=c++17", "-default-device", "--disable-warnings")
 OLDEST_PTX = (7, 8)  # has mma.sync, ldmatrix, cp.async and movmatrix
 FIRST_PTX = {"100": (8, 6), "101": (8, 6), "120": (8, 7), "103": (8, 8), "121": (8, 8), "110": (9, 0)}
 """The PTX versions that brought the architectures which OLDEST_PTX does not have."""

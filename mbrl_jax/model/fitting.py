@@ -133,18 +133,27 @@ def fit(
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, error)), log
 
 
-def refit(ensemble: Ensemble, state: ModelState, real: Rows, size: Array, key: Array, stride: int) -> tuple[ModelState, FitLog]:
+def refit(
+    ensemble: Ensemble,
+    state: ModelState,
+    real: Rows,
+    size: Array,
+    key: Array,
+    stride: int,
+    pass_over: Pass | None = None,
+) -> tuple[ModelState, FitLog]:
     """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from data that grow.
 
     Args and returns as :func:`fit`; the first ``size`` [] rows are data.
     """
     config = ensemble.config
+    pass_over = partial(_pass_over, ensemble) if pass_over is None else pass_over
     normaliser, data = _prepare(ensemble, real, size, stride)
     key_batches, key_probes = jax.random.split(key)
     shape = (config.refit_batches, config.members, config.batch_size)
     batches = (draws.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
     directions = losses.laplacian_directions(ensemble, key_probes)
-    now, log = _pass_over(ensemble, (state.params, state.bounds, state.optimizer), data, batches, directions)
+    now, log = pass_over((state.params, state.bounds, state.optimizer), data, batches, directions, None)
     params, bounds, optimizer = now
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, log.holdout_mse)), log
 

@@ -36,12 +36,14 @@ MACHINE: tuple[tuple[str, Any, Any], ...] = (  # flags
     ("retries", int, 3),
     ("launcher_option", MANY, ()),
 )
+ENGINE: tuple[str, Any, Any] = ("engine", Literal["auto", "xla", "cuda"], "xla")
 USAGE = """usage: mbrl-jax COMMAND …
 
   train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
       [--checkpoint-every SECONDS] [--checkpoints K] saves the run as it goes; --resume goes on with one that was stopped
       [--devices all|N] [--memory GB] how many devices and how much memory to use; seeds that do not fit go in batches
+      [--engine auto|xla|cuda] cuda: on an NVIDIA GPU a round in one launch, for what its kernels cover; auto: that where it fits
       [--seeds FIRST:END] trains a shard of a run: these seeds of it
       [--launcher slurm|ray --shards N] trains N shards as jobs of a cluster, and joins them
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
@@ -155,6 +157,7 @@ def _train(words: list[str]) -> None:
         ("checkpoints", int, 2),
         ("tensorboard", bool, False),
         ("wandb", str | None, None),
+        ENGINE,
         *MACHINE,
     )
     memory, devices, launcher = _machine(given)
@@ -164,7 +167,7 @@ def _train(words: list[str]) -> None:
         raise ConfigError(f"checkpoints: {given.checkpoints!r} is out of range; it must be at least 1")
     resume = given.resume or given.resume_from is not None
     saving = (given.checkpoint_every, given.checkpoints, given.tensorboard, given.wandb)
-    keep = Keeping(resume, given.resume_from, *saving, memory, devices)
+    keep = Keeping(resume, given.resume_from, *saving, memory, devices, given.engine)
     asked = Asked(given.config, len(given.seeds), given.seed, given.diagnose, given.seeds.start)
     train(asked, given.out, keep, shlex.join(["mbrl-jax", "train", *words]), launcher)
 
@@ -258,7 +261,7 @@ def _join(words: list[str]) -> None:
 
 def _sweep(words: list[str]) -> None:
     options = (("grid", MANY, ()), ("resume", bool, False), ("combinations", str | None, None))
-    given = _parse("sweep", words, *options, *MACHINE)
+    given = _parse("sweep", words, *options, ENGINE, *MACHINE)
     memory, devices, launcher = _machine(given)
     only = None
     if given.combinations is not None:
@@ -270,8 +273,10 @@ def _sweep(words: list[str]) -> None:
     started = time.perf_counter()
     with Display.standard("sweep") as display:
         if launcher is None:
-            sweep.train(table, given.resume, display.say, display=display, memory=memory, devices=devices)
+            sweep.train(table, given.resume, display.say, display=display, memory=memory, devices=devices, engine=given.engine)
         else:
+            if given.engine != "xla":
+                raise ConfigError(f"engine: {given.engine!r} does not fit a sweep with --launcher; it must be xla")
             launch.train_sweep(table, given.grid, launcher, given.resume, memory, devices, display.say)
         finished, shown = table.finished(), []
         if finished:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError
@@ -29,6 +29,7 @@ class Keeping(NamedTuple):
     wandb: str | None = None  # the project
     memory: int | None = None  # bytes that may be used, in place of what the devices have
     devices: int | None = None  # how many; none uses all
+    engine: Literal["auto", "xla", "cuda"] = "xla"
 
 
 def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Display, draw: Draw | None = None) -> Run:
@@ -61,6 +62,7 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
             diagnose=asked.diagnose,
             memory=keeping.memory,
             devices=keeping.devices,
+            engine=keeping.engine,
             at_once=folder.at_once(out) if begun else None,
         )
     work = _Work(program, asked, keeping, command, command if keeping.resume else f"{command} --resume", display)
@@ -120,7 +122,7 @@ def reporting(out: Path, again: str) -> Iterator[None]:
 
 def check(asked: Asked, keeping: Keeping) -> None:
     """Refuse what cannot work before a folder is made. Raises ConfigError: naming it."""
-    runner.check([asked.config], asked.diagnose)
+    runner.check([asked.config], asked.diagnose, engine=keeping.engine)
     if keeping.tensorboard:
         require("tensorboardX", "tensorboard")
     if keeping.wandb is not None:

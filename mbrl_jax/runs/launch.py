@@ -66,6 +66,7 @@ def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launch
     def train_shards(left: Mapping[Path, Asked]) -> None:
         options = ["--checkpoint-every", str(keep.every), "--checkpoints", str(keep.keep)]
         options += _machine(keep.memory, keep.devices) + (["--diagnose"] if asked.diagnose else [])
+        options += [] if keep.engine == "xla" else ["--engine", keep.engine]
         start = ["train", str(_saved(asked.config, out)), "--seed", str(asked.base_seed), "--resume", *options]
         seeds = {place: f"{shard.first}:{shard.numbers.stop}" for place, shard in left.items()}
         run_all(

@@ -33,7 +33,7 @@ from mbrl_jax.environments import Environment, environment_of, success_marks
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.imagination.validation import LEVELS, HeldOut
 from mbrl_jax.packages import version_of
-from mbrl_jax.runs import interruption, metrics
+from mbrl_jax.runs import engines, interruption, metrics
 from mbrl_jax.runs.run import Backend, Run, Seconds, diverged_model_seeds, frozen_seeds
 
 FORMAT = 1
@@ -161,6 +161,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "versions": packages.versions(run.backend.packages),
         "device": run.backend.device,
         "precision": run.backend.precision,
+        "engine": engines.as_json(run.backend.engine),
         "git": packages.git_revision(),
     }
 
@@ -293,7 +294,7 @@ def read(folder: str | Path, *, environment: Environment | None = None) -> Run:
         summary["base_seed"],
         Result(outcome, collected, fit, measured),
         Seconds(summary["seconds"]["compile"], **summary["seconds"]["phases"]),
-        Backend(summary["backend"], summary["device"], summary["precision"], packages),
+        Backend(summary["backend"], summary["device"], summary["precision"], packages, engines.from_json(summary.get("engine"))),
         summary["bytes_per_seed"]["state"],
         summary["bytes_per_seed"]["temporary"],
         diagnosis,

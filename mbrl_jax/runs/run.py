@@ -9,6 +9,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.training import Outcome, Result
 from mbrl_jax.config import RunConfig
+from mbrl_jax.engine import Engine
 from mbrl_jax.imagination.diagnosis import Diagnosis
 
 
@@ -34,6 +35,7 @@ class Backend(NamedTuple):
     device: str
     precision: str
     packages: tuple[str, ...]  # whose versions the figures depend on
+    engine: Engine | None = None  # its name and notes; none of PyTorch
 
 
 class Run(NamedTuple):

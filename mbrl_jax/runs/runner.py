@@ -15,7 +15,7 @@ from mbrl_jax.environments import Environment, environment_of
 from mbrl_jax.environments import data as data_
 from mbrl_jax.imagination import diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
-from mbrl_jax.runs import execution
+from mbrl_jax.runs import engines, execution
 from mbrl_jax.runs.callbacks import Callback
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.hosted import HostedProgram
@@ -26,18 +26,24 @@ from mbrl_jax.runs.training import rounds_of_a_chunk, train
 __all__ = ["Run", "make_train", "prepare", "run", "run_all"]
 
 
-def make_train(config: RunConfig, controller: HorizonController | None = None, environment: Environment | None = None) -> Train:
+def make_train(
+    config: RunConfig,
+    controller: HorizonController | None = None,
+    environment: Environment | None = None,
+    engine: engines.Asked = "xla",
+) -> Train:
     """The algorithm that ``config`` configures, with a controller and an environment in place of those that it names.
 
-    Raises ConfigError: ``config`` is none, the settings cannot work, or there is a controller and nothing is imagined.
+    Raises ConfigError: ``config`` is none, the settings cannot work, there is a controller and nothing is imagined, or the engine
+    does not cover the settings.
     """
     check_kind(config, RunConfig)
-    make = algorithm_of(config).make_train
+    make = partial(algorithm_of(config).make_train, config, environment=environment)
     if algorithm_of(config).imagines:
-        return make(config, controller=controller, environment=environment)
-    if controller is not None:
+        make = partial(make, controller=controller)
+    elif controller is not None:
         raise ConfigError(f"controller: one does not fit; {algorithm_name(config)!r} has no imagined lanes, so it must be none")
-    return make(config, environment=environment)
+    return engines.make_with(engine, config, make)
 
 
 def check(
@@ -45,12 +51,13 @@ def check(
     diagnose: bool = False,
     controller: HorizonController | None = None,
     environment: Environment | None = None,
+    engine: engines.Asked = "xla",
 ) -> Train:
     """The algorithm of configs that compile to one program, its ``hyper`` any of them.
 
     Raises ConfigError: as :func:`make_train`, the configs differ in a static setting, or there is no model to diagnose.
     """
-    algorithms = [make_train(config, controller, environment) for config in configs]
+    algorithms = [make_train(config, controller, environment, engine) for config in configs]
     if any(jax.tree.structure(config) != jax.tree.structure(configs[0]) for config in configs):  # type: ignore[operator]
         raise ConfigError("configs: they differ in static settings; such configs compile apart and must be run apart")
     if diagnose and algorithms[0].diagnose is None:
@@ -72,6 +79,7 @@ class Options(TypedDict, total=False):
     diagnose: bool
     memory: int | None
     devices: int | None
+    engine: engines.Asked
 
 
 def run(
@@ -86,6 +94,7 @@ def run(
     diagnose: bool = False,
     memory: int | None = None,
     devices: int | None = None,
+    engine: engines.Asked = "xla",
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train ``seeds`` agents in one compiled program, all at once or, where memory does not hold them, in equal batches.
@@ -101,15 +110,16 @@ def run(
       diagnose: ask the real dynamics at the end how wrong the final model is.
       memory: bytes that may be used, in place of what the devices have.
       devices: how many of the local devices to use, on a CPU its cores; none uses all.
+      engine: ``xla``; ``cuda``, kernels that do a round in one launch; ``auto``, these where they fit; or one of one's own.
       callbacks: follow the training, batch by batch.
 
     Raises:
-      ConfigError: the settings cannot work, there are no seeds, not one fits into memory, the results of all do not fit into the
-        host's, there are fewer devices, or there is nothing that can be diagnosed.
+      ConfigError: the settings cannot work, the engine does not cover them, there are no seeds, not one fits into memory, the
+        results of all do not fit into the host's, there are fewer devices, or there is nothing that can be diagnosed.
 
     """
     options: Options = {"base_seed": base_seed, "display": display, "controller": controller, "diagnose": diagnose}
-    options |= {"environment": environment, "data": data, "memory": memory, "devices": devices}
+    options |= {"environment": environment, "data": data, "memory": memory, "devices": devices, "engine": engine}
     (one,) = run_all([config], seeds, callbacks=callbacks, **options)
     return one
 
@@ -169,6 +179,7 @@ def prepare(
     diagnose: bool = False,
     memory: int | None = None,
     devices: int | None = None,
+    engine: engines.Asked = "xla",
     at_once: int | None = None,
 ) -> Program:
     """Compile the program of :func:`run_all`, for as many agents as memory holds at once.
@@ -188,7 +199,10 @@ def prepare(
         files = tuple(map(str, [data] if isinstance(data, str | Path) else data))
         configs = [dataclasses.replace(config, data=files) for config in configs]
     configs = [data_.settle(config, environment) for config in configs]
-    algorithm, show = check(configs, diagnose, controller, environment), Display.silent() if display is None else display
+    algorithm = check(configs, diagnose, controller, environment, engine)
+    show = Display.silent() if display is None else display
+    if engine != "xla":
+        show.say(engines.describe(algorithm.engine))
     program_of: Callable[..., Program] = Program
     task = environment_of(configs[0].environment, environment)
     if task.host is not None:

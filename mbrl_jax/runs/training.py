@@ -10,6 +10,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Result, missing_as_nan
+from mbrl_jax.engine import Engine
 from mbrl_jax.runs import execution, metrics
 from mbrl_jax.runs.callbacks import Callback, SoFar
 from mbrl_jax.runs.checkpoint import Checkpoint
@@ -89,6 +90,7 @@ def train(
     for callback in everyone:
         callback.begin(so_far)
     _advance(program, so_far, chunk, everyone, interruption)
+    engine = Engine(program.algorithm.engine.name, notes=program.algorithm.engine.notes)
     outcome = program.to_host(_timed(program, so_far, "evaluating", "evaluate", "finish"))
     diagnosis = missing_as_nan(program.to_host(_timed(program, so_far, "diagnosing", None, "diagnose"))) if diagnose else None
     _note_compiling(program, so_far)
@@ -99,7 +101,9 @@ def train(
         base_seed=program.base_seed,
         result=Result(outcome, so_far.collected, so_far.fit, so_far.metrics()),
         seconds=Seconds(**so_far.seconds),
-        backend=Backend("jax", execution.device(), f"float32, matrix products {so_far.config.precision}", execution.PACKAGES),
+        backend=Backend(
+            "jax", execution.device(), f"float32, matrix products {so_far.config.precision}", execution.PACKAGES, engine
+        ),
         state_bytes_per_seed=execution.bytes_per_seed(program.algorithm.axes, program.out("init")[0], len(program.number)),
         temporary_bytes_per_seed=program.temporary_bytes,
         diagnosis=diagnosis,

@@ -37,6 +37,7 @@ SUMMARY_FIELDS = {
     "versions",
     "device",
     "precision",
+    "engine",
     "git",
 }
 RESULTS = {"config.yaml", "summary.json", "metrics.parquet", "model.npz", "outcome.npz", "policies.npz", "curves.png"}
@@ -98,7 +99,7 @@ def command(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(command):
     out = command.folder / "trained"
-    words = ("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002")
+    words = ("train", "smoke", "--seeds", 3, "--out", out, "--seed", 7, "--agent.learning-rate", "0.002", "--engine", "auto")
     return out, command(*words, "--tensorboard", "--wandb", "a_project", WANDB_MODE="offline", WANDB_SILENT="true")
 
 
@@ -190,6 +191,8 @@ def test_train_says_what_it_is_doing(trained):
     _, done = trained
     for phase in ("compiling", "collecting", "fitting", "training", "IQM", "evaluating"):
         assert phase in done.stderr
+    first = next(line for line in done.stderr.splitlines() if line.strip())
+    assert "engine xla; not cuda: engine: 'cuda' does not fit; it needs NVIDIA GPUs" in first
     assert "chosen" in done.stdout
 
 
