@@ -39,11 +39,12 @@ from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import DynaQConfig, load, to_dict
+from mbrl_jax.config.grid import vary
 from mbrl_jax.report import horizon_figures
 from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Run, frozen_seeds
-from mbrl_jax.runs.sweep import sweep, vary
+from mbrl_jax.runs.sweep import sweep
 from mbrl_jax.statistics import Estimate
 
 ROOT = Path(__file__).parent.parent

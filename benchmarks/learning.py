@@ -27,9 +27,10 @@ from rich.table import Table
 from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import DynaQConfig, ModelFreeQConfig, load, to_dict
 from mbrl_jax.report import comparison, figures
+from mbrl_jax.report.measures import chosen_so_far
 from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.run import Run, chosen_so_far
+from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 TUNING_SEED = 1_000_000  # no seed of the tuning is a seed of the comparison

@@ -525,7 +525,8 @@ def test_presets_are_saved_to_the_home_folder_and_loaded_from_there_as_bases_too
 
 def test_runs_policies_and_reports_are_looked_for_in_the_home_folder(home):
     from mbrl_jax import report
-    from mbrl_jax.runs import listing, results
+    from mbrl_jax.report import listing
+    from mbrl_jax.runs.claims import claimed
 
     for look in (mbrl_jax.load_run, mbrl_jax.load_policy, listing.find, lambda path: report.write([path], "page.html")):
         with pytest.raises(ConfigError, match=re.escape(str(home / "run"))):
@@ -533,7 +534,7 @@ def test_runs_policies_and_reports_are_looked_for_in_the_home_folder(home):
     (home / "page.html").touch()
     with pytest.raises(ConfigError, match=re.escape(f"{str(home / 'page.html')!r} exists already")):
         report.write([], "~/page.html")
-    with results.new_folder("~/new/folder"):
+    with claimed("~/new/folder"):
         assert (home / "new" / "folder").is_dir()
     assert list(Path().iterdir()) == []
 

@@ -25,7 +25,8 @@ from mbrl_jax.environments.logged.episodes import Logged
 from mbrl_jax.environments.logged.writing import write_parquet
 from mbrl_jax.imagination.horizon import CONTROLLERS
 from mbrl_jax.model import losses
-from mbrl_jax.runs import command_line, listing, runner
+from mbrl_jax.report import listing
+from mbrl_jax.runs import command_line, runner
 from mbrl_jax.serving import playing
 
 ROOT = Path(__file__).parent.parent

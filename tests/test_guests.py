@@ -107,7 +107,8 @@ def test_an_environment_is_given_as_it_is_and_named_in_what_the_run_leaves(tmp_p
     mine = task._replace(spec=task.spec._replace(name="my/acrobot"))
     run = mbrl_jax.run(from_dict(content), 2, environment=mine)
     assert run.config.environment.name == "my/acrobot"
-    results.write(run, results.make_folder(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    results.write(run, tmp_path / "run")
     with pytest.raises(ConfigError, match="environment.name: 'my/acrobot' is not known"):
         mbrl_jax.load_run(tmp_path / "run")
     jax.tree.map(

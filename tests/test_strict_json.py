@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from mbrl_jax import report, strict_json
-from mbrl_jax.config import ModelFreeQConfig
-from mbrl_jax.report import comparison, markup, overview, sweep_figures
-from mbrl_jax.runs import callbacks, folder, listing, results, runner, sweep
+from mbrl_jax.config import ModelFreeQConfig, grid
+from mbrl_jax.report import comparison, listing, markup, overview, sweep_figures
+from mbrl_jax.runs import callbacks, folder, results, runner
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.program import Batch
@@ -125,7 +125,7 @@ def test_returns_that_are_not_finite_are_null_in_a_summary_and_a_dash_where_runs
     assert str(listed.last) == "-"
     assert "nan" not in printed(listing.as_table([listed]))
     assert overview._estimate(summary["iqm"]["last"]) == "-"
-    assert "nan" not in printed(sweep_figures.as_table([sweep.Cell({"steps": 20}, run.config)], [without_returns(run)]))
+    assert "nan" not in printed(sweep_figures.as_table([grid.Cell({"steps": 20}, run.config)], [without_returns(run)]))
 
 
 def test_a_round_without_a_finite_return_is_listed_as_such(diverged, tmp_path):

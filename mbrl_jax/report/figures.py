@@ -11,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from mbrl_jax.algorithms.registry import TD, algorithm_of
 from mbrl_jax.config import ImaginingConfig, RunConfig
 from mbrl_jax.environments import success_marks
+from mbrl_jax.report.measures import chosen_so_far
 from mbrl_jax.runs.results import per_seed
-from mbrl_jax.runs.run import Run, chosen_so_far
+from mbrl_jax.runs.run import Run
 from mbrl_jax.statistics import interquartile_mean, running_interval
 
 LOSS_MARK = 0.15  # the imagined TD loss that the tutorial names

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mbrl_jax import statistics
+from mbrl_jax.runs.run import Run
 from mbrl_jax.statistics import Estimate
 
 Floats = NDArray[np.float64]
@@ -134,3 +135,23 @@ def departure(real: ArrayLike, imagined: ArrayLike, scale: ArrayLike, mark: floa
     if len(beyond):
         return int(beyond[0])
     return len(own) - 1 if len(own) < len(path) else None
+
+
+def chosen_so_far(run: Run) -> np.ndarray | None:
+    """[seeds, rounds] the curve return of the snapshot that was the chosen one at the end of each round; none where
+    none is chosen.
+    """
+    metrics = run.result.metrics
+    if getattr(metrics, "is_chosen", None) is None:
+        return None
+    rounds = np.arange(metrics.is_chosen.shape[1])
+    since = np.maximum.accumulate(np.where(metrics.is_chosen, rounds[None], 0), axis=1)
+    return np.take_along_axis(metrics.curve_return, since, axis=1)
+
+
+def mean_depth(run: Run) -> float:
+    """Mean depth of the imagined rows that a model-based run kept, over seeds and time; a root's first step counts 1."""
+    log = run.result.metrics.lanes
+    kept = np.asarray(log.kept, np.float64)
+    total = kept.sum()
+    return float((np.asarray(log.depth, np.float64) * kept).sum() / total) if total else float("nan")

@@ -12,9 +12,8 @@ from mbrl_jax.report import markup
 from mbrl_jax.report.entries import Entry, by_task, seeds_of
 from mbrl_jax.report.figures import draw_band
 from mbrl_jax.report.markup import Figures, new_axes, plain
-from mbrl_jax.report.measures import performance_profile, probability_of_improvement
+from mbrl_jax.report.measures import chosen_so_far, performance_profile, probability_of_improvement
 from mbrl_jax.report.overview import marks_of
-from mbrl_jax.runs.run import chosen_so_far
 from mbrl_jax.statistics import Estimate, bootstrap
 
 PROFILE_POINTS = 201

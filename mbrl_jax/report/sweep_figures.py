@@ -10,10 +10,11 @@ from rich.table import Table
 from mbrl_jax import statistics
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import algorithm_name
+from mbrl_jax.config.grid import Cell, text_of
 from mbrl_jax.report import figures
+from mbrl_jax.report.measures import mean_depth
 from mbrl_jax.runs import results, terminal
-from mbrl_jax.runs.run import Run, mean_depth
-from mbrl_jax.runs.sweep import Cell, text_of
+from mbrl_jax.runs.run import Run
 from mbrl_jax.statistics import Estimate
 
 NOTHING = Estimate(np.nan, np.nan, np.nan)  # of a policy that a run does not have

@@ -4,7 +4,6 @@ What a person gives, a path above all, is printed as it is (:mod:`mbrl_jax.runs.
 (:mod:`mbrl_jax.runs.interruption`), but for a run that trains.
 """
 
-import contextlib
 import dataclasses
 import logging
 import shlex
@@ -17,10 +16,10 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 
 from mbrl_jax import config as settings
-from mbrl_jax import statistics, strict_json
-from mbrl_jax.config import ConfigError, RunConfig, expand, presets, read_preset
+from mbrl_jax.config import ConfigError, RunConfig, expand, grid, presets, read_preset
 from mbrl_jax.environments import data, success_marks
-from mbrl_jax.runs import execution, folder, interruption, keeping, launch, listing, results, runner, shards, sweep, terminal
+from mbrl_jax.runs import execution, folder, interruption, keeping, launch, results, runner, shards, sweep, terminal
+from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping
@@ -207,7 +206,6 @@ def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launch
 
     Raises ConfigError: what was asked for cannot work, or the folder cannot be used.
     """
-    folder.require_locks()
     execution.use_all_cores()
     execution.check_jax()
     with Display.standard(settings.algorithm_name(asked.config)) as display:
@@ -269,7 +267,7 @@ def _sweep(words: list[str]) -> None:
         only = [number for numbers in ranges for number in numbers]
     execution.use_all_cores()
     execution.check_jax()
-    table = sweep.Table(given.out, given.config, sweep.parse(given.grid), given.seeds, given.seed, only)
+    table = sweep.Table(given.out, given.config, grid.parse(given.grid), given.seeds, given.seed, only)
     started = time.perf_counter()
     with Display.standard("sweep") as display:
         if launcher is None:
@@ -352,7 +350,8 @@ def _reference(words: list[str]) -> None:
     title = f"reference, {settings.algorithm_name(given.config)}"
     if given.seeds.start:
         raise ConfigError(f"seeds: {given.seeds.start}:{given.seeds.stop} does not fit; the reference trains seeds from 0 on")
-    with results.new_folder(given.out) as out, Display.standard(title) as display:
+    out = given.out
+    with claimed(out), Display.standard(title) as display:
         run = reference_run.run(
             given.config,
             len(given.seeds),
@@ -368,31 +367,9 @@ def _reference(words: list[str]) -> None:
 
 def _print(run: Run, summary: Mapping[str, Any], out: Path) -> None:
     """Print the figures of a run."""
-    marks, rows = summary["fraction_at_least"], []
-    for arm in ("chosen", "last"):
-        iqm = statistics.Estimate.from_json(summary["iqm"][arm])
-        if iqm is not None:
-            shares = (f"{share[arm]:.0%}" for share in marks.values())
-            rows.append((arm, str(iqm), *shares))
-    title = f"{summary['algorithm']}, {summary['protocol']}, {summary['seeds']} seeds, {summary['backend']}"
-    if summary["note"] is not None:
-        terminal.show(summary["note"])
-    terminal.show(
-        terminal.table(("policy", "IQM", *(f">= {mark}" for mark in marks)), rows, title=title),
-        f"compiled in {run.seconds.compile:.0f} s, ran in {run.seconds.run:.0f} s: "
-        f"{summary['real_steps_per_second']:,.0f} steps/s, "
-        f"{summary['imagined_transitions_per_second']:,.0f} imagined transitions/s",
-    )
-    frozen, diverged = summary["frozen_seeds"], summary["diverged_model_seeds"]
-    if diverged:
-        which = "every seed" if len(diverged) == summary["seeds"] else f"seeds {diverged}"
-        terminal.show(f"the world model of {which} has numbers that are not finite; try a smaller model.learning_rate")
-    if len(frozen) == summary["seeds"]:
-        hint = "" if diverged else "; try a smaller agent.learning_rate"
-        terminal.show(f"every seed went non-finite and rests at its last finite parameters{hint}")
-    elif frozen:
-        terminal.show(f"went non-finite and rest at their last finite parameters: seeds {frozen}")
-    terminal.show(f"written to {out}")
+    from mbrl_jax.report import printed
+
+    terminal.show(*printed.of_run(run, summary), f"written to {out}")
 
 
 def _compare(words: list[str]) -> None:
@@ -440,41 +417,32 @@ def compare(
 
     Raises ConfigError: the arms do not compare, cannot work, or the folder cannot be used.
     """
-    from mbrl_jax.report import comparison
+    from mbrl_jax.report import comparison, figures
 
     comparison.check_arms(model_based, model_free)
     for config in (model_based, model_free):
         settings.check(config)
     runner.seed_numbers(seeds, seed)
-    folder.require_locks()
     execution.use_all_cores()
     execution.check_jax()
-    with contextlib.nullcontext() if keeping.resume and out.is_dir() else results.new_folder(out):
-        _compare_in(out, model_based, model_free, seeds, seed, keeping, command)
-
-
-def _compare_in(
-    out: Path, model_based: RunConfig, model_free: RunConfig, seeds: int, seed: int, keeping: Keeping, command: str
-) -> None:
-    """The same in a folder that is there."""
-    from mbrl_jax.report import comparison, figures
-
     runs: list[Run] = []
-    for name, config in (("model_based", model_based), ("model_free", model_free)):
-        with Display.standard(name) as display:
-            run = _kept(Asked(config, seeds, seed, False), out / name, keeping, command, display)
-            if run is None:
-                display.say("is finished already")
-            runs.append(results.read(out / name) if run is None else run)
-    ours, theirs = runs
-    measured = comparison.compare(ours, theirs)
-    strict_json.write(out / "comparison.json", comparison.as_json(measured))
-    results.draw_or_say(lambda: figures.draw_comparison(ours, theirs, out / "comparison.png"), Display.standard("compare").say)
-    task, transitions = model_based.environment.name, f"{model_based.real_transitions:,} real transitions"
-    title = f"{task}, {model_based.protocol}: {transitions}, {seeds} seeds"
-    compiling = sum(run.seconds.compile for run in runs)
-    told = f"besides, {compiling:.0f} s of compilation; figure and data in {out}"
-    terminal.show(comparison.as_table(measured, title), told)
+    with claimed(out, keeping.resume):
+        for name, config in (("model_based", model_based), ("model_free", model_free)):
+            with Display.standard(name) as display:
+                run = _kept(Asked(config, seeds, seed, False), out / name, keeping, command, display)
+                if run is None:
+                    display.say("is finished already")
+                runs.append(results.read(out / name) if run is None else run)
+        ours, theirs = runs
+        measured = comparison.compare(ours, theirs)
+        results.write_json(out / "comparison.json", comparison.as_json(measured))
+        say = Display.standard("compare").say
+        results.draw_or_say(lambda: figures.draw_comparison(ours, theirs, out / "comparison.png"), say)
+        task, transitions = model_based.environment.name, f"{model_based.real_transitions:,} real transitions"
+        title = f"{task}, {model_based.protocol}: {transitions}, {seeds} seeds"
+        compiling = sum(run.seconds.compile for run in runs)
+        told = f"besides, {compiling:.0f} s of compilation; figure and data in {out}"
+        terminal.show(comparison.as_table(measured, title), told)
 
 
 def _evaluate(words: list[str]) -> None:
@@ -493,20 +461,14 @@ def _evaluate(words: list[str]) -> None:
             seed: of the initial states
 
         """
+        from mbrl_jax.report import printed
         from mbrl_jax.serving import playing
 
         execution.find_devices()
         config, policies = playing.load_policies(directory)
-        marks, rows = success_marks(config.environment.name), []
-        for name, params in policies.items():
-            returns = results.per_seed(playing.play_policies(config, params, episodes, env, seed))
-            shares = (statistics.fraction_at_least(mark)(returns) for mark in marks)
-            iqm = str(statistics.estimate(returns))
-            average = (f"{returns.mean():.1f}", f"{statistics.median(returns):.1f}")
-            rows.append((name, str(len(returns)), *average, iqm, *(f"{share:.0%}" for share in shares)))
-        columns = ("policy", "seeds", "mean", "median", "IQM", *(f">= {mark}" for mark in marks))
+        returns = {name: playing.play_policies(config, params, episodes, env, seed) for name, params in policies.items()}
         title = f"{config.environment.name} of {env}, {episodes} episodes a policy"
-        terminal.show(terminal.table(columns, rows, title=title))
+        terminal.show(printed.of_episodes(returns, success_marks(config.environment.name), title))
 
     tyro.cli(flags, args=words, prog="mbrl-jax evaluate")
 
@@ -519,6 +481,8 @@ def _runs(words: list[str]) -> None:
             directory: the folder
 
         """
+        from mbrl_jax.report import listing
+
         terminal.show(listing.as_table(listing.find(directory)))
 
     tyro.cli(flags, args=words, prog="mbrl-jax runs")

@@ -10,30 +10,19 @@
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mbrl_jax import packages, strict_json
+from mbrl_jax import packages
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name, flat_settings, from_dict, to_dict
 from mbrl_jax.runs import checkpoint, execution, results
 from mbrl_jax.runs.callbacks import Checkpoints, JsonLines, read_lines
 from mbrl_jax.runs.checkpoint import Checkpoint, DamagedError
-from mbrl_jax.runs.results import CHECKPOINTS, FORMAT, LOCK, RUN
-
-try:
-    import fcntl
-except ImportError:
-    HAS_LOCKS = False  # Windows
-else:
-    HAS_LOCKS = True
+from mbrl_jax.runs.claims import claimed
+from mbrl_jax.runs.results import CHECKPOINTS, FORMAT, RUN
 
 LINES = "metrics.jsonl"
-
-
-class InUseError(ConfigError):
-    """Another process works on the run."""
 
 
 class Asked(NamedTuple):
@@ -52,8 +41,7 @@ class Asked(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted path."""
-        others = {name: getattr(self, name) for name in ("seeds", "base_seed", "diagnose", "first")}
-        return {**flat_settings(self.config), **others}
+        return {**flat_settings(self.config), **{name: getattr(self, name) for name in self._fields if name != "config"}}
 
     def as_json(self) -> dict[str, Any]:
         """As in ``run.json``."""
@@ -77,93 +65,20 @@ class RunFolder(NamedTuple):
             root.rmdir()
 
 
-def require_locks() -> None:
-    """Refuse to go without file locks. Raises ConfigError: this system has none."""
-    if not HAS_LOCKS:
-        raise ConfigError(
-            "out: this system has no file locks (fcntl), which a run's folder needs; Linux and macOS have them, and so has WSL "
-            "on Windows. From Python, mbrl_jax.run trains without a folder"
-        )
+# --------------------------------------------------------------------------------------------- to begin a run, and to go on
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, which ends with the process.
+def opened(path: Path, asked: Asked, command: str, *, resume: bool = False, **options: Any) -> Iterator[RunFolder]:
+    """Begin a run in a new folder, or by ``resume`` go on with the one there, if there is one.
 
-    Raises ConfigError: another process holds it, or the folder or its file system cannot have a lock.
+    Options are those of :func:`followed`. Raises ConfigError: as there, or the folder is in use or cannot be made.
     """
-    require_locks()
-    place, descriptor = path / LOCK, -1
-    while descriptor < 0:
-        try:
-            descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InUseError(
-                f"out: another process works on the run in {str(path)!r}; wait for it or name a new folder"
-            ) from None
-        except OSError as error:
-            if descriptor >= 0:
-                os.close(descriptor)
-            raise ConfigError(f"out: {str(path)!r} cannot be locked: {error}") from error
-        if not _is_at(descriptor, place):  # whoever held it has just removed it
-            os.close(descriptor)
-            descriptor = -1
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def opened(
-    path: Path,
-    asked: Asked,
-    command: str,
-    *,
-    resume: bool = False,
-    number: int | None = None,
-    every: float = 300.0,
-    keep: int = 2,
-    say: Callable[[str], None] = print,
-) -> Iterator[RunFolder]:
-    """Begin a run in a new folder, or go on with the one there.
-
-    Args:
-      path: the folder.
-      asked: what the run is of.
-      command: the words that begin it.
-      resume: go on with the run in the folder, if there is one.
-      number: the round of the checkpoint to go on from; none takes the last one.
-      every: seconds between checkpoints.
-      keep: checkpoints that are kept.
-      say: tells the person what goes wrong.
-
-    Raises:
-      ConfigError: the folder is in use or cannot be made, its run is of something else, or its checkpoint is damaged or gone.
-
-    """
-    if not resume or results.is_untouched(path):
-        results.make_folder(path)
-    with hold(path):
-        if results.is_untouched(path):
+    with claimed(path, resume) as begun:
+        if not begun:
             begin(path, asked, command)
-            found = None
-        elif resume:
-            found = take_up(path, asked, number)
-            say("there is no checkpoint yet: the run begins anew" if found is None else f"goes on after round {found.round}")
-        else:
-            raise InUseError(f"out: another process has just begun a run in {str(path)!r}; name a new folder")
-        saved = found.round if found else 0
-        checkpoints = Checkpoints(path / CHECKPOINTS, results.read_run(path), saved, every, keep, say)
-        lines = JsonLines(path / LINES, saved, lambda: checkpoints.saved)
-        try:
-            yield RunFolder(path, found, checkpoints, lines)
-        finally:
-            checkpoints.close()
-            lines.close()
+        with followed(path, asked, begun, **options) as there:
+            yield there
 
 
 def begin(path: Path, asked: Asked, command: str, at_once: int | None = None) -> None:
@@ -174,10 +89,44 @@ def begin(path: Path, asked: Asked, command: str, at_once: int | None = None) ->
     content = {"format": FORMAT, "command": command, **asked.as_json(), "versions": packages.versions(execution.PACKAGES)}
     content |= {"git": packages.git_revision(), "at_once": asked.seeds if at_once is None else at_once}
     try:
-        with results.new_file(path / RUN) as place:
-            strict_json.write(place, content)
+        results.write_json(path / RUN, content)
     except OSError as error:
         raise ConfigError(f"out: nothing can be written to {str(path)!r}: {error}") from error
+
+
+@contextlib.contextmanager
+def followed(
+    path: Path,
+    asked: Asked,
+    begun: bool,
+    number: int | None = None,
+    every: float = 300.0,
+    keep: int = 2,
+    say: Callable[[str], None] = print,
+) -> Iterator[RunFolder]:
+    """Open a run's lines and checkpoints, in a folder whose lock is held.
+
+    Args:
+      path: the folder, with its ``run.json``.
+      asked: what the run is of.
+      begun: an earlier process began the run: go on from its checkpoint.
+      number: the round of that checkpoint; none takes the last one.
+      every: seconds between checkpoints.
+      keep: checkpoints that are kept.
+      say: tells the person what goes wrong.
+
+    Raises:
+      ConfigError: the run is of something else or finished, or its checkpoint is damaged or gone.
+
+    """
+    found = None
+    if begun:
+        found = take_up(path, asked, number)
+        say("there is no checkpoint yet: the run begins anew" if found is None else f"goes on after round {found.round}")
+    saved = found.round if found else 0
+    checkpoints = Checkpoints(path / CHECKPOINTS, results.read_run(path), saved, every, keep, say)
+    with contextlib.closing(checkpoints), contextlib.closing(JsonLines(path / LINES, saved, lambda: checkpoints.saved)) as lines:
+        yield RunFolder(path, found, checkpoints, lines)
 
 
 def take_up(path: Path, asked: Asked, number: int | None = None) -> Checkpoint | None:
@@ -194,6 +143,27 @@ def take_up(path: Path, asked: Asked, number: int | None = None) -> Checkpoint |
     found = _find(path, number)
     checkpoint.clear(path / CHECKPOINTS, after=found.round if found else None)
     return found
+
+
+@contextlib.contextmanager
+def writing(path: Path, again: str) -> Iterator[None]:
+    """Say of results that cannot be written how to go on. Raises ConfigError: in place of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        told = f"the results cannot be written to {str(path)!r}: {error}. Then go on with: {again}"
+        raise ConfigError(f"out: {told}") from error
+
+
+def clear(path: Path) -> None:
+    """Remove what a killed process left half written, in a folder whose lock is held."""
+    for each in path.iterdir():
+        if each.name.startswith(".") and each.name.endswith(".new") and each.is_file():
+            each.unlink(missing_ok=True)
+    checkpoint.clear(path / CHECKPOINTS)
+
+
+# --------------------------------------------------------------------------------------------------- what a folder holds
 
 
 def is_finished(path: Path) -> bool:
@@ -238,25 +208,6 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, t
     """The settings that differ, with both values."""
     both = {name: (ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs})}
     return {name: values for name, values in both.items() if values[0] != values[1]}
-
-
-def clear(path: Path) -> None:
-    """Remove what a killed process left half written, in a folder whose lock is held."""
-    for each in path.iterdir():
-        if each.name.startswith(".") and each.name.endswith(".new") and each.is_file():
-            each.unlink(missing_ok=True)
-    checkpoint.clear(path / CHECKPOINTS)
-
-
-# ------------------------------------------------------------------------------------------------------------------ pieces
-
-
-def _is_at(descriptor: int, place: Path) -> bool:
-    """Whether an open file is the one at a place."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), place.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _find(path: Path, number: int | None) -> Checkpoint | None:

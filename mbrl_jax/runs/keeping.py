@@ -1,19 +1,20 @@
 """A run that is kept in its folder while it goes on, all seeds at once or in batches one after another."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError
 from mbrl_jax.runs import folder, interruption, results, runner, shards
 from mbrl_jax.runs.callbacks import Callback, TensorBoard, WeightsAndBiases, require
+from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.folder import Asked
+from mbrl_jax.runs.folder import Asked, RunFolder
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.program import Batch, Program
-from mbrl_jax.runs.results import CHECKPOINTS, SHARDS, Draw
+from mbrl_jax.runs.results import SHARDS, Draw
 from mbrl_jax.runs.run import Run
 from mbrl_jax.runs.training import train
 
@@ -48,12 +49,7 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
 
     """
     check(asked, keeping)
-    begun = keeping.resume and not results.is_untouched(out)
-    if begun:
-        folder.check_same(out, asked)
-    elif keeping.resume:
-        display.say(f"there is no run in {out} yet: one begins")
-    with contextlib.nullcontext() if begun else results.new_folder(out):
+    with taken(asked, out, keeping.resume, display) as begun:
         program = runner.prepare(
             [asked.config],
             asked.numbers,
@@ -65,59 +61,19 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
             engine=keeping.engine,
             at_once=folder.at_once(out) if begun else None,
         )
-    work = _Work(program, asked, keeping, command, command if keeping.resume else f"{command} --resume", display)
-    if program.at_once >= asked.seeds and not (out / SHARDS).exists():
-        return work.complete(asked, out, draw)
-    if keeping.resume_from is not None:
-        raise ConfigError(f"resume_from: {keeping.resume_from} does not fit a run in batches; go on with --resume")
-
-    def one_after_another(left: Mapping[Path, Asked]) -> None:
-        for place, shard in left.items():
+        in_batches = program.at_once < asked.seeds or (out / SHARDS).exists()
+        if in_batches and keeping.resume_from is not None:
+            raise ConfigError(f"resume_from: {keeping.resume_from} does not fit a run in batches; go on with --resume")
+        if not begun:
+            folder.begin(out, asked, command, program.at_once)
+        work = _Work(program, asked, keeping, shards.again(command, keeping.resume), display)
+        options: dict[str, Any] = {"every": keeping.every, "keep": keeping.keep, "say": display.say}
+        if not in_batches:
+            return work.complete(asked, folder.followed(out, asked, begun, keeping.resume_from, **options), draw)
+        for place, shard in shards.left(out, asked).items():
             display.say(f"batch {place.name}: seeds {shard.first} to {shard.numbers[-1]}")
-            work._replace(keeping=keeping._replace(resume=True)).complete(shard, place, None)
-
-    return in_shards(asked, out, program.at_once, keeping.resume, command, display, draw, one_after_another)
-
-
-def in_shards(
-    asked: Asked,
-    out: Path,
-    at_once: int,
-    resume: bool,
-    command: str,
-    display: Display,
-    draw: Draw | None,
-    train_shards: Callable[[Mapping[Path, Asked]], None],
-) -> Run:
-    """Train a run in shards of ``at_once`` seeds, or of as many as it was begun with, and join them.
-
-    ``train_shards`` trains those that are not finished, in their folders. Other arguments and errors as of :func:`keep`.
-    """
-    begun = resume and not results.is_untouched(out)
-    with contextlib.nullcontext() if begun else results.new_folder(out), folder.hold(out):
-        if begun:
-            folder.check_same(out, asked)
-            folder.clear(out)
-            if (out / CHECKPOINTS).exists():
-                raise ConfigError(f"launcher: the run in {str(out)!r} was begun by one process; go on with it without a launcher")
-        else:
-            folder.begin(out, asked, command, at_once)
-        places = shards.places(out, asked, folder.at_once(out))
-        train_shards({place: shard for place, shard in places.items() if not folder.is_finished(place)})
-        with reporting(out, command if resume else f"{command} --resume"):
-            run = shards.join(out, list(places), draw, display.say)
-        shards.remove(out)
-    return run
-
-
-@contextlib.contextmanager
-def reporting(out: Path, again: str) -> Iterator[None]:
-    """Say of results that cannot be written how to go on."""
-    try:
-        yield
-    except OSError as error:
-        told = f"the results cannot be written to {str(out)!r}: {error}. Then go on with: {again}"
-        raise ConfigError(f"out: {told}") from error
+            work.complete(shard, folder.opened(place, shard, command, resume=True, **options), None)
+        return shards.finish(out, asked, work.again, draw, display.say)
 
 
 def check(asked: Asked, keeping: Keeping) -> None:
@@ -129,42 +85,56 @@ def check(asked: Asked, keeping: Keeping) -> None:
         require("wandb", "wandb")
 
 
+@contextlib.contextmanager
+def taken(asked: Asked, out: Path, resume: bool, display: Display) -> Iterator[bool]:
+    """Work in the run's folder alone; yield whether the run was begun there before.
+
+    Raises ConfigError: as :func:`mbrl_jax.runs.claims.claimed`, or the run there is of something else.
+    """
+    with claimed(out, resume) as begun:
+        if begun:
+            folder.check_same(out, asked)
+            folder.clear(out)
+        elif resume:
+            display.say(f"there is no run in {out} yet: one begins")
+        yield begun
+
+
 class _Work(NamedTuple):
     """What every batch of a run needs to be trained."""
 
     program: Program
     asked: Asked  # of the whole run
     keeping: Keeping
-    command: str
     again: str  # the command that goes on
     display: Display
 
-    def complete(self, asked: Asked, out: Path, draw: Draw | None) -> Run:
+    def complete(self, asked: Asked, opening: contextlib.AbstractContextManager[RunFolder], draw: Draw | None) -> Run:
         """Train the seeds of a folder and write their results; say with every error what is saved of them."""
-        resume, _, every, keep, *_ = self.keeping
-        options = {"number": self.keeping.resume_from, "every": every, "keep": keep, "say": self.display.say}
-        with folder.opened(out, asked, self.command, resume=resume, **options) as opened:  # type: ignore[arg-type]
+        with opening as opened:
             try:
                 run = self.train(asked, opened)
-                with reporting(out, self.again):
-                    results.write(run, out, draw, self.display.say)
+                with folder.writing(opened.path, self.again):
+                    results.write(run, opened.path, draw, self.display.say)
                 opened.finished()
             except Exception as error:
                 saved = opened.checkpoints.wait()
-                error.add_note(f"Round {saved} of the run in {str(out)!r} is saved. To go on: {self.again}")
+                error.add_note(f"Round {saved} of the run in {str(opened.path)!r} is saved. To go on: {self.again}")
                 raise
         return run
 
-    def train(self, asked: Asked, opened: folder.RunFolder) -> Run:
+    def train(self, asked: Asked, opened: RunFolder) -> Run:
         """Train the seeds of a folder, until the first signal at the most."""
-        batch = Batch(asked.first - self.asked.first, asked.seeds)
-        with interruption.watch(_asked_to_stop(self.display), self.display.leave) as told, self.loggers(asked, opened) as loggers:
-            followers = [opened.lines, *loggers, opened.checkpoints]
+
+        def asked_to_stop() -> None:
+            self.display.say("finishes the rounds in hand and saves; Ctrl-C again stops at once")
+
+        with interruption.watch(asked_to_stop, self.display.leave) as told, self.loggers(asked, opened) as loggers:
             try:
                 return train(
                     self.program,
-                    batch,
-                    callbacks=followers,
+                    Batch(asked.first - self.asked.first, asked.seeds),
+                    callbacks=[opened.lines, *loggers, opened.checkpoints],
                     found=opened.found,
                     interruption=told,
                     diagnose=asked.diagnose,
@@ -174,19 +144,14 @@ class _Work(NamedTuple):
                 raise SystemExit(130) from None
 
     @contextlib.contextmanager
-    def loggers(self, asked: Asked, opened: folder.RunFolder) -> Iterator[list[Callback]]:
+    def loggers(self, asked: Asked, opened: RunFolder) -> Iterator[list[Callback]]:
         """TensorBoard and Weights & Biases, as far as they were asked for."""
         with contextlib.ExitStack() as closing:
             made: list[Callback] = []
             if self.keeping.tensorboard:
                 done = opened.found.round if opened.found else 0
-                made.append(TensorBoard(opened.path, done * asked.config.round_steps))
+                made.append(closing.enter_context(contextlib.closing(TensorBoard(opened.path, done * asked.config.round_steps))))
             if self.keeping.wandb is not None:
-                made.append(WeightsAndBiases(self.keeping.wandb, opened.path, settings.to_dict(asked.config)))
-            for each in made:
-                closing.callback(each.close)
+                run = WeightsAndBiases(self.keeping.wandb, opened.path, settings.to_dict(asked.config))
+                made.append(closing.enter_context(contextlib.closing(run)))
             yield made
-
-
-def _asked_to_stop(display: Display) -> Callable[[], None]:
-    return lambda: display.say("finishes the rounds in hand and saves; Ctrl-C again stops at once")

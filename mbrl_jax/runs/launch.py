@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import yaml
 
 from mbrl_jax import config as settings
-from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError
 from mbrl_jax.config.files import parse as parse_yaml
-from mbrl_jax.runs import interruption, keeping, results, shards, sweep
+from mbrl_jax.config.grid import groups
+from mbrl_jax.runs import folder, interruption, keeping, results, shards, sweep
 from mbrl_jax.runs.callbacks import require
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping
-from mbrl_jax.runs.results import SHARDS, Draw
+from mbrl_jax.runs.results import CHECKPOINTS, SHARDS, Draw
 from mbrl_jax.runs.run import Run
 
 GLANCE = 0.5  # seconds between two looks at the jobs
@@ -63,20 +63,21 @@ def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launch
         )
     submit = engine(launcher, out)
 
-    def train_shards(left: Mapping[Path, Asked]) -> None:
-        options = ["--checkpoint-every", str(keep.every), "--checkpoints", str(keep.keep)]
-        options += _machine(keep.memory, keep.devices) + (["--diagnose"] if asked.diagnose else [])
-        options += [] if keep.engine == "xla" else ["--engine", keep.engine]
-        start = ["train", str(_saved(asked.config, out)), "--seed", str(asked.base_seed), "--resume", *options]
-        seeds = {place: f"{shard.first}:{shard.numbers.stop}" for place, shard in left.items()}
-        run_all(
-            {place: [*start, "--seeds", seeds[place], "--out", str(place.resolve())] for place in left},
-            submit,
-            launcher,
-            display.say,
-        )
-
-    return keeping.in_shards(asked, out, -(-asked.seeds // launcher.shards), keep.resume, command, display, draw, train_shards)
+    with keeping.taken(asked, out, keep.resume, display) as begun:
+        if not begun:
+            folder.begin(out, asked, command, -(-asked.seeds // launcher.shards))
+        elif (out / CHECKPOINTS).exists():
+            raise ConfigError(f"launcher: the run in {str(out)!r} was begun by one process; go on with it without a launcher")
+        start = ["train", str(_saved(asked.config, out)), "--seed", str(asked.base_seed), "--resume"]
+        start += ["--checkpoint-every", str(keep.every), "--checkpoints", str(keep.keep)]
+        start += _machine(keep.memory, keep.devices) + (["--diagnose"] if asked.diagnose else [])
+        start += [] if keep.engine == "xla" else ["--engine", keep.engine]
+        jobs = {
+            place: [*start, "--seeds", f"{shard.first}:{shard.numbers.stop}", "--out", str(place.resolve())]
+            for place, shard in shards.left(out, asked).items()
+        }
+        run_all(jobs, submit, launcher, display.say)
+        return shards.finish(out, asked, shards.again(command, keep.resume), draw, display.say)
 
 
 def train_sweep(
@@ -96,20 +97,13 @@ def train_sweep(
     with table.opened(resume) as left:
         if not left:
             return
-        pieces = _pieces(
-            [[place for place in group if place in table.places] for group in sweep.groups(table.made)], launcher.shards
-        )
-        start = [
-            "sweep",
-            str(_saved(table.config, table.folder)),
-            "--seed",
-            str(table.seed),
-            "--resume",
-            *_machine(memory, devices),
-        ]
+        table.write()
+        programs = [[place for place in group if place in table.places] for group in groups(table.made)]
+        start = ["sweep", str(_saved(table.config, table.folder)), "--seed", str(table.seed), "--resume"]
+        start += _machine(memory, devices)
         start += ["--seeds", f"{table.seeds.start}:{table.seeds.stop}", *(word for one in grid for word in ("--grid", one))]
         jobs = {}
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(_pieces(programs, launcher.shards)):
             place = table.folder / SHARDS / f"{number:04d}"
             jobs[place] = [*start, "--combinations", ",".join(map(str, piece)), "--out", str(place.resolve())]
         run_all({place: words for place, words in jobs.items() if not _is_swept(place)}, submit, launcher, say)
@@ -265,5 +259,4 @@ def _pieces(groups: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 
 def _is_swept(place: Path) -> bool:
     """Whether all combinations of a shard are finished."""
-    path = place / sweep.TABLE
-    return path.exists() and all(one["state"] == "finished" for one in strict_json.loads(path.read_text(encoding="utf-8")))
+    return (place / sweep.TABLE).exists() and all(one["state"] == "finished" for one in sweep.read_table(place).values())

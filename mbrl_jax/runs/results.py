@@ -33,64 +33,14 @@ from mbrl_jax.environments import Environment, environment_of, success_marks
 from mbrl_jax.imagination.diagnosis import ByDepth, Diagnosis, ErrorMap
 from mbrl_jax.imagination.validation import LEVELS, HeldOut
 from mbrl_jax.packages import version_of
-from mbrl_jax.runs import engines, interruption, metrics
+from mbrl_jax.runs import engines, metrics
 from mbrl_jax.runs.run import Backend, Run, Seconds, diverged_model_seeds, frozen_seeds
 
 FORMAT = 1
-RUN, LOCK, CHECKPOINTS, SHARDS = "run.json", ".lock", "checkpoints", "shards"
+RUN, CHECKPOINTS, SHARDS = "run.json", "checkpoints", "shards"
 Draw = Callable[[Run, Path], None]  # draws a run into its folder
 NO_REAL_RETURN = "no real return was measured: every return is of episodes that the model imagined"
 OUTCOME = ("returns_last", "returns_chosen", "frozen", "updates")  # of what outcome.npz holds
-
-
-def make_folder(path: str | Path) -> Path:
-    """A new folder for results; one that is untouched will do.
-
-    Raises ConfigError: something is there already, or the folder cannot be made.
-    """
-    folder = expand(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = not is_untouched(folder)
-    except FileExistsError:
-        there = True  # and no folder
-    except OSError as error:
-        raise ConfigError(f"out: {str(folder)!r} cannot be made: {error}") from error
-    if there:
-        raise ConfigError(f"out: {str(folder)!r} exists already and is left as it is; name a new folder")
-    return folder
-
-
-def is_untouched(path: Path) -> bool:
-    """Whether there is no such folder, or nothing in it but what a process has there that is about to begin a run, or was killed
-    when it was.
-    """
-    if not path.exists():
-        return True
-    return path.is_dir() and all(each.name.startswith((f".{RUN}.", LOCK)) for each in path.iterdir())
-
-
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """The same, removed again, with the folders above it that were made for it, if an error or a signal comes before anything is
-    in it.
-    """
-    path = expand(path)
-    missing = [each for each in (path, *path.parents) if not os.path.isdir(each)]  # the innermost first
-    folder = make_folder(path)
-
-    def remove() -> None:
-        for each in filter(Path.is_dir, missing):
-            if any(each.iterdir()):
-                return
-            each.rmdir()
-
-    try:
-        with interruption.on_leaving(remove):
-            yield folder
-    except BaseException:
-        remove()
-        raise
 
 
 def per_seed(returns: Any) -> np.ndarray:
@@ -230,8 +180,7 @@ def write(run: Run, folder: Path, draw: Draw | None = None, say: Callable[[str],
                 np.savez_compressed(file, **typing.cast(Any, trees.flatten(tree)))
     if draw is not None:
         draw_or_say(lambda: draw(run, folder), say)
-    with new_file(folder / "summary.json") as path:
-        strict_json.write(path, summary)
+    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -253,6 +202,12 @@ def new_file(path: Path) -> Iterator[Path]:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step, as :func:`new_file`. Raises OSError: it cannot be written."""
+    with new_file(path) as temporary:
+        strict_json.write(temporary, content)
 
 
 def read(folder: str | Path, *, environment: Environment | None = None) -> Run:

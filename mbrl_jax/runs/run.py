@@ -90,23 +90,3 @@ def diverged_model_seeds(outcome: Outcome) -> list[int]:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(outcome.model)]
     finite = [np.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1) for leaf in leaves]
     return [int(number) for number in np.flatnonzero(~np.logical_and.reduce(finite))]
-
-
-def chosen_so_far(run: Run) -> np.ndarray | None:
-    """[seeds, rounds] the curve return of the snapshot that was the chosen one at the end of each round; none where
-    none is chosen.
-    """
-    metrics = run.result.metrics
-    if getattr(metrics, "is_chosen", None) is None:
-        return None
-    rounds = np.arange(metrics.is_chosen.shape[1])
-    since = np.maximum.accumulate(np.where(metrics.is_chosen, rounds[None], 0), axis=1)
-    return np.take_along_axis(metrics.curve_return, since, axis=1)
-
-
-def mean_depth(run: Run) -> float:
-    """Mean depth of the imagined rows that a model-based run kept, over seeds and time; a root's first step counts 1."""
-    log = run.result.metrics.lanes
-    kept = np.asarray(log.kept, np.float64)
-    total = kept.sum()
-    return float((np.asarray(log.depth, np.float64) * kept).sum() / total) if total else float("nan")

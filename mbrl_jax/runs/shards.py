@@ -3,13 +3,13 @@
 A shard is a run like any other, whose first seed is not number 0. Its seeds have the random numbers that they have in the whole.
 """
 
-import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mbrl_jax.config import ConfigError
 from mbrl_jax.runs import folder, results
+from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.program import split
 from mbrl_jax.runs.results import RUN, SHARDS, Draw
@@ -31,13 +31,34 @@ def parse_seeds(text: str) -> range:
     return numbers if ":" in text else range(numbers.start)
 
 
-def places(out: Path, asked: Asked, at_once: int) -> dict[Path, Asked]:
-    """The folders of the shards of a run, and what each is of."""
-    shards = split(asked.seeds, at_once)
+def again(command: str, resume: bool) -> str:
+    """The command that goes on with a run that ``command`` began or, by ``resume``, went on with."""
+    return command if resume else f"{command} --resume"
+
+
+def places(out: Path, asked: Asked) -> dict[Path, Asked]:
+    """The folders of the shards of a run that has been begun, and what each is of."""
+    shards = split(asked.seeds, folder.at_once(out))
     return {
         out / SHARDS / f"{i:04d}": asked._replace(seeds=shard.agents, first=asked.first + shard.first)
         for i, shard in enumerate(shards)
     }
+
+
+def left(out: Path, asked: Asked) -> dict[Path, Asked]:
+    """Those that are not finished."""
+    return {place: shard for place, shard in places(out, asked).items() if not folder.is_finished(place)}
+
+
+def finish(out: Path, asked: Asked, again: str, draw: Draw | None, say: Callable[[str], None]) -> Run:
+    """Make one run of its shards, which are all finished, in a folder whose lock is held, and remove them.
+
+    Raises ConfigError: as :func:`join`, or something cannot be written; then ``again`` goes on.
+    """
+    with folder.writing(out, again):
+        run = join(out, list(places(out, asked)), draw, say)
+    remove(out)
+    return run
 
 
 def join(out: Path, shards: Sequence[Path], draw: Draw | None, say: Callable[[str], None] = print) -> Run:
@@ -91,14 +112,10 @@ def command(out: Path, shards: Sequence[Path], words: str, draw: Draw, say: Call
     Raises ConfigError: as :func:`whole`, or the folder cannot be used.
     """
     asked = whole(shards)
-    begun = (out / RUN).exists() and not folder.is_finished(out)
-    with contextlib.nullcontext(out) if begun else results.new_folder(out), folder.hold(out):
+    with claimed(out, resume=(out / RUN).exists() and not folder.is_finished(out)) as begun, folder.writing(out, words):
         if not begun:
             folder.begin(out, asked, words)
-        try:
-            return join(out, shards, draw, say)
-        except OSError as error:
-            raise ConfigError(f"out: the results cannot be written to {str(out)!r}: {error}") from error
+        return join(out, shards, draw, say)
 
 
 def remove(out: Path) -> None:

@@ -25,11 +25,12 @@ from rich.table import Table
 
 from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import ConfigError, RunConfig, save
-from mbrl_jax.runs import checkpoint, folder, interruption, results, runner, terminal
+from mbrl_jax.config.grid import text_of
+from mbrl_jax.runs import checkpoint, interruption, results, runner, terminal
+from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.results import CHECKPOINTS
-from mbrl_jax.runs.sweep import text_of
 from mbrl_jax.statistics import interquartile_mean
 from mbrl_jax.tuning import figures, halving, study
 from mbrl_jax.tuning import space as spaces
@@ -73,8 +74,7 @@ def search(
     """
     study.check(asked, trials, batch)
     show = Display.silent() if display is None else display
-    begun = resume and (out / TABLE).exists()
-    with contextlib.nullcontext() if begun else results.new_folder(out), folder.hold(out):
+    with claimed(out, resume) as begun:
         worker = _worker(out, asked) if begun else uuid.uuid4().hex
         machine = Machine(asked.seeds, asked.base_seed, spaces.traced(asked.config, asked.space), show, devices, memory)
         one = Search(asked, out, machine, Study(asked, out, worker, storage, name), worker)

@@ -387,22 +387,6 @@ def test_every_command_refuses_the_same_seeds(monkeypatch, tmp_path, capsys, tin
         assert message in fails(capsys, *words, *common)
 
 
-def test_a_new_folder_is_removed_with_those_above_it_unless_something_is_in_it(tmp_path):
-    def fail_in(name, file=None):
-        with results.new_folder(tmp_path / name):
-            if file is not None:
-                (tmp_path / file).touch()
-            raise RuntimeError
-
-    for name in ("a/b/c", "d"):
-        with pytest.raises(RuntimeError):
-            fail_in(name)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RuntimeError):
-        fail_in("a/b/c", file="a/b/file")
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
-
-
 def test_a_broken_preset_is_refused(capsys, tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("algorithm: [dyna_q")

@@ -16,9 +16,10 @@ import pytest
 
 from mbrl_jax import trees
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, to_dict
-from mbrl_jax.runs import checkpoint, execution, results, runner
+from mbrl_jax.runs import checkpoint, claims, execution, results, runner
 from mbrl_jax.runs import folder as run_folder
-from mbrl_jax.runs.folder import Asked, InUseError
+from mbrl_jax.runs.claims import InUseError
+from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.program import Batch
 from mbrl_jax.runs.training import train
@@ -302,7 +303,7 @@ def test_a_run_is_locked_before_others_see_it_and_the_lock_goes_with_the_process
     def begin_and_try(*arguments):
         begin(*arguments)
         with pytest.raises(InUseError, match="another process works on the run") as error:
-            enter(run_folder.hold(tmp_path))
+            enter(claims.hold(tmp_path))
         refused.append(error)
 
     monkeypatch.setattr(run_folder, "begin", begin_and_try)
@@ -310,24 +311,7 @@ def test_a_run_is_locked_before_others_see_it_and_the_lock_goes_with_the_process
         assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl", ".lock"}
     assert len(refused) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
-    enter(run_folder.hold(tmp_path))
-
-
-def test_a_lock_that_is_removed_while_another_process_takes_it_is_taken_anew(tmp_path, monkeypatch):
-    flock, removed = run_folder.fcntl.flock, []
-
-    def flock_late(descriptor, how):
-        if not removed:
-            (tmp_path / ".lock").unlink()
-            removed.append(descriptor)
-        flock(descriptor, how)
-
-    monkeypatch.setattr(run_folder.fcntl, "flock", flock_late)
-    with run_folder.hold(tmp_path):
-        assert (tmp_path / ".lock").exists()
-        with pytest.raises(InUseError):
-            enter(run_folder.hold(tmp_path))
-    assert removed
+    enter(claims.hold(tmp_path))
 
 
 def test_of_many_who_begin_a_run_at_once_one_begins_it_also_without_hard_links(tiny, tmp_path, monkeypatch):
@@ -364,7 +348,7 @@ def test_where_the_file_system_has_no_locks_that_is_said(tiny, tmp_path, monkeyp
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    monkeypatch.setattr(claims.fcntl, "flock", refuse)
     with pytest.raises(ConfigError, match="cannot be locked: .*No locks available"):
         enter(create(tmp_path, Asked(tiny, 2, 0, False)))
 
@@ -373,7 +357,7 @@ def test_what_cannot_be_written_is_said(tiny, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(run_folder.strict_json, "write", refuse)
+    monkeypatch.setattr(results.strict_json, "write", refuse)
     with pytest.raises(ConfigError, match="nothing can be written to .*Input/output error"):
         enter(create(tmp_path, Asked(tiny, 2, 0, False)))
 

@@ -7,8 +7,9 @@ import pytest
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import missing_as_nan, seed_keys
 from mbrl_jax.config import ConfigError
+from mbrl_jax.report.measures import chosen_so_far
 from mbrl_jax.runs import runner
-from mbrl_jax.runs.run import chosen_so_far, diverged_model_seeds, frozen_seeds
+from mbrl_jax.runs.run import diverged_model_seeds, frozen_seeds
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.imagination.horizon import controller_settings, make_controller
+from mbrl_jax.report.measures import mean_depth
 from mbrl_jax.runs import execution, runner, sweep
-from mbrl_jax.runs.run import mean_depth
 
 LENGTH, RATE = "imagination.controller.length", "agent.learning_rate"
 

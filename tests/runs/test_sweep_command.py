@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
+from mbrl_jax.config import ConfigError, ModelFreeQConfig, grid, save
 from mbrl_jax.report import sweep_figures
 from mbrl_jax.runs import command_line, results, runner, sweep
 
@@ -23,7 +23,7 @@ def free(tiny):
 
 @pytest.fixture(scope="module")
 def made(free):
-    return sweep.cells(free, sweep.parse(["agent.batch-size=8,16", "agent.learning_rate=1e-3,1e-2"]))
+    return grid.cells(free, grid.parse(["agent.batch-size=8,16", "agent.learning_rate=1e-3,1e-2"]))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ def test_what_differs_in_traced_settings_alone_is_one_program(made, free, monkey
     ],
 )
 def test_values_are_read_as_in_a_preset(word, path, values):
-    assert sweep.parse([word]) == {path: values}
+    assert grid.parse([word]) == {path: values}
 
 
 def test_static_settings_of_every_type_are_put_in(tiny):
-    made = sweep.cells(tiny, sweep.parse(["agent.hidden=[8,8],[16]", "agent.target=max,double", "model.elites=null,1"]))
+    made = grid.cells(tiny, grid.parse(["agent.hidden=[8,8],[16]", "agent.target=max,double", "model.elites=null,1"]))
     assert len(made) == 8
     assert {(cell.config.agent.hidden, cell.config.agent.target, cell.config.model.elites) for cell in made} == {
         (hidden, target, elites) for hidden in ((8, 8), (16,)) for target in ("max", "double") for elites in (None, 1)
@@ -127,7 +127,7 @@ def test_the_figure_is_a_curve_over_one_number_and_rows_over_more(made, runs, tm
 
 def test_a_grid_of_model_based_runs_is_swept_too(tiny):
     short = replace(tiny, steps=10)
-    made = sweep.cells(short, {LENGTH: [1, 2]})
+    made = grid.cells(short, {LENGTH: [1, 2]})
     table = sweep_figures.as_table(made, [run for _, run in sweep.run(made, 1)])
     assert [column.header for column in table.columns] == [LENGTH, "chosen", "last", "depth"]
     assert next(iter(table.columns[3].cells)).plain == "1.00"
@@ -215,11 +215,11 @@ def test_a_combination_is_on_the_disk_before_the_next_begins(free, tmp_path, mon
     assert there == [[], ["0"]]
 
 
-def test_a_folder_that_cannot_hold_the_combinations_is_found_out_before_training(free, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_made_is_found_out_before_training(free, tmp_path, monkeypatch, capsys):
     original = Path.mkdir
 
     def mkdir(self, *arguments, **options):
-        if self.name == "1":
+        if self.name == "out":
             raise OSError(errno.ENAMETOOLONG, "File name too long")
         original(self, *arguments, **options)
 
@@ -227,8 +227,24 @@ def test_a_folder_that_cannot_hold_the_combinations_is_found_out_before_training
     monkeypatch.setattr(runner, "run_all", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(SystemExit, match="2"):
         command(free, ["agent.batch_size=8,16"], tmp_path / "out")
-    assert re.search("out: nothing can be written to .*: .*File name too long", capsys.readouterr().err)
+    assert re.search("out: .* cannot be made: .*File name too long", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_that_was_killed_while_its_first_combination_was_written_goes_on(free, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    words, out = ["agent.batch_size=8"], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write", kill)
+        with pytest.raises(Killed):
+            command(free, words, out)
+    command(free, words, out, "--resume")
+    assert [entry["state"] for entry in json.loads((out / "sweep.json").read_text())] == ["finished"]
 
 
 def test_some_combinations_are_trained_by_number_and_joined_to_the_whole_sweep(free, tmp_path, monkeypatch, capsys):

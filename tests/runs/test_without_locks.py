@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import folder
+from mbrl_jax.runs import claims
 
 WITHOUT = """
 import sys
@@ -38,6 +38,6 @@ def test_without_fcntl_everything_imports_and_what_needs_locks_is_refused_in_a_s
 
 
 def test_where_there_are_none_they_are_asked_for_in_vain(monkeypatch):
-    monkeypatch.setattr(folder, "HAS_LOCKS", False)
+    monkeypatch.setattr(claims, "HAS_LOCKS", False)
     with pytest.raises(ConfigError, match="no file locks"):
-        folder.require_locks()
+        claims.require_locks()

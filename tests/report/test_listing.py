@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
-from mbrl_jax.runs import command_line, listing, results, runner
+from mbrl_jax.report import listing
+from mbrl_jax.runs import command_line, results, runner
 from mbrl_jax.runs import folder as run_folder
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.interruption import Interrupted, Interruption
