@@ -171,7 +171,7 @@ def test_the_order_of_warps_changes_nothing():
 
 FAULTS = {
     "no barrier between the kinds": ("    sync_block();  // all kinds' sums\n", ""),
-    "the penalty's slopes in the bias": ("16 * KINDS, 16, piece", "16 * KINDS, 16 * KINDS, piece"),
+    "the penalty's slopes in the bias": ("16 * KINDS, 16, warp", "16 * KINDS, 16 * KINDS, warp"),
     "a lost third derivative": ("kind == SECOND ? f.third * s[h][i]", "kind == SECOND ? f.second * s[h][i]"),
     "a held-out row is trained on": ("number + number / (HELD_OUT_EVERY - 1)", "number + number / HELD_OUT_EVERY"),
 }

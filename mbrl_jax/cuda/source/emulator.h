@@ -1,8 +1,8 @@
 // Runs a kernel on a CPU, one block after another, to test it without a GPU.
 //
 // Every thread is a fiber with a stack of its own; fibers switch at barriers and at warp operations. Warps run in order or, if
-// asked, in reverse order: results that depend on it lack a barrier. Shared memory begins as NaN, so that a read of what was never
-// written shows. Products are summed in double precision and rounded once.
+// asked, in reverse order: results that depend on it lack a barrier. Shared memory begins as NaN, so that a read of what was
+// never written shows. Products are summed in double precision and rounded once.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -21,7 +21,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 struct alignas(8) float2 {
@@ -68,6 +68,7 @@ inline Index block_index;
 inline char* memory;
 inline std::function<void()> body;
 inline int thread_count;
+inline bool misaligned;  // an access that a GPU refuses has been seen
 
 // ------------------------------------------------------------------------------------------------------------- switching
 #ifdef __x86_64__
@@ -172,10 +173,12 @@ inline int run_block(int threads, size_t shared_bytes, unsigned block, bool back
 
 /// Run `blocks` blocks of a kernel on pointers in the order of its parameters.
 template <class... A, size_t... I>
-int run_kernel(void (*kernel)(A...), int threads, size_t shared_bytes, int blocks, bool backwards, void** pointers, std::index_sequence<I...>) {
+int run_kernel(void (*kernel)(A...), int threads, size_t shared_bytes, int blocks, bool backwards, void** pointers,
+               std::index_sequence<I...>) {
   for (int block = 0; block < blocks; block++) {
     const int status = run_block(threads, shared_bytes, block, backwards, [=] { kernel((A)pointers[I]...); });
     if (status) return status;
+    if (misaligned) return 3;
   }
   return 0;
 }
@@ -206,7 +209,8 @@ inline u32 as_bits(float x) {
 /// Half precision without the compiler's help, which not every machine gives. Denormal numbers are kept.
 inline float half_value(uint16_t x) {
   const int exponent = x >> 10 & 31, digits = x & 1023;
-  const float size = exponent == 31 ? (digits ? NAN : INFINITY) : exponent ? ldexpf((float)(1024 + digits), exponent - 25) : ldexpf((float)digits, -24);
+  float size = ldexpf((float)(exponent ? 1024 + digits : digits), (exponent ? exponent : 1) - 25);
+  if (exponent == 31) size = digits ? NAN : INFINITY;
   return x >> 15 ? -size : size;
 }
 inline const float* half_values() {

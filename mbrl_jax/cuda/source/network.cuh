@@ -22,8 +22,9 @@ template <int INPUTS_, int WIDTH1_, int WIDTH2_, int ROWS_, int TILES_, int TERM
   static_assert(WIDTH1 % 32 == 0 && WIDTH2 % 32 == 0, "widths are multiples of 32");
   static_assert(ROWS <= 8 && CHUNKS <= 2, "at most 8 numbers in a group of outputs, and 15 inputs");
   // flat: kernels [in][out], each followed by its bias
-  static constexpr int KERNEL1 = 0, BIAS1 = KERNEL1 + INPUTS * WIDTH1, KERNEL2 = BIAS1 + WIDTH1, BIAS2 = KERNEL2 + WIDTH1 * WIDTH2,
-                       KERNEL3 = BIAS2 + WIDTH2, BIAS3 = KERNEL3 + WIDTH2 * OUTPUTS, PARAMETERS = BIAS3 + OUTPUTS;
+  static constexpr int KERNEL1 = 0, BIAS1 = KERNEL1 + INPUTS * WIDTH1, KERNEL2 = BIAS1 + WIDTH1,
+                       BIAS2 = KERNEL2 + WIDTH1 * WIDTH2, KERNEL3 = BIAS2 + WIDTH2, BIAS3 = KERNEL3 + WIDTH2 * OUTPUTS,
+                       PARAMETERS = BIAS3 + OUTPUTS;
   // bytes of one term of each matrix; the second term follows the first
   static constexpr u32 PLANE1 = CHUNKS * WIDTH1 * 16, PLANE2 = WIDTH1 * WIDTH2 * 2, PLANE3 = OUTPUTS * WIDTH2 * 2;
   static constexpr u32 AT_KERNEL2 = 0, AT_KERNEL1 = AT_KERNEL2 + PLANE2 * TERMS, AT_KERNEL3 = AT_KERNEL1 + PLANE1 * TERMS,
@@ -181,13 +182,15 @@ DEV void hidden_layer(u32 weights, u32 bias, const u32 (&A)[TILES][IN / 8][2 * T
       UNROLL for (int h = 0; h < 4; h++) read_weights<TERMS, IN>(weights, IN * OUT * 2, J, h, P, g, t, b[h]);
       UNROLL for (int k = 0; k < 4; k += 2)
         UNROLL for (int h = 0; h < 4; h++)
-          UNROLL for (int i = 0; i < TILES; i++) multiply16<TERMS>(c[i][h], A[i][4 * P + k], A[i][4 * P + k + 1], b[h][k], b[h][k + 1]);
+          UNROLL for (int i = 0; i < TILES; i++)
+            multiply16<TERMS>(c[i][h], A[i][4 * P + k], A[i][4 * P + k + 1], b[h][k], b[h][k + 1]);
     }
     finish(J, c);
   }
 }
 /// The sums of the first layer's tile 4J + h for each h, of one tile of rows.
-template <class N> DEV void first_layer_sums(u32 image, const u32 (&X)[N::CHUNKS][2 * N::TERMS], int J, int lane, float (&c)[4][4]) {
+template <class N>
+DEV void first_layer_sums(u32 image, const u32 (&X)[N::CHUNKS][2 * N::TERMS], int J, int lane, float (&c)[4][4]) {
   UNROLL for (int h = 0; h < 4; h++) UNROLL for (int k = 0; k < 4; k++) c[h][k] = 0.0f;
   UNROLL for (int chunk = 0; chunk < N::CHUNKS; chunk++) {
     u32 b[4][N::TERMS];
@@ -196,7 +199,8 @@ template <class N> DEV void first_layer_sums(u32 image, const u32 (&X)[N::CHUNKS
   }
 }
 template <class N, int TILES, Activation ACTIVATION, bool HALF>
-DEV void first_layer(u32 image, const u32 (&X)[TILES][N::CHUNKS][2 * N::TERMS], int lane, u32 (&O)[TILES][N::WIDTH1 / 8][2 * N::TERMS]) {
+DEV void first_layer(u32 image, const u32 (&X)[TILES][N::CHUNKS][2 * N::TERMS], int lane,
+                     u32 (&O)[TILES][N::WIDTH1 / 8][2 * N::TERMS]) {
   UNROLL for (int J = 0; J < N::WIDTH1 / 32; J++)
     UNROLL for (int i = 0; i < TILES; i++) {
       float c[4][4];
@@ -206,7 +210,8 @@ DEV void first_layer(u32 image, const u32 (&X)[TILES][N::CHUNKS][2 * N::TERMS], 
 }
 /// Group `group` of the outputs, without their bias: c[i][0], c[i][1] are outputs 2t and 2t + 1 of row g of tile i.
 template <class N, int TILES>
-DEV void last_layer(u32 image, int group, const u32 (&A)[TILES][N::WIDTH2 / 8][2 * N::TERMS], int g, int t, float (&c)[TILES][4]) {
+DEV void last_layer(u32 image, int group, const u32 (&A)[TILES][N::WIDTH2 / 8][2 * N::TERMS], int g, int t,
+                    float (&c)[TILES][4]) {
   const u32 row = image + N::AT_KERNEL3 + group * (N::ROWS * N::WIDTH2 * 2) + g * (N::WIDTH2 * 2);
   float d[TILES][4];
   UNROLL for (int i = 0; i < TILES; i++) UNROLL for (int k = 0; k < 4; k++) c[i][k] = d[i][k] = 0.0f;

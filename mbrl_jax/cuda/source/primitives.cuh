@@ -52,7 +52,10 @@ DEV float shuffle_xor(float x, int mask) { return shuffle(x, emu::lane() ^ mask)
 DEV int shuffle_xor(int x, int mask) { return shuffle(x, emu::lane() ^ mask); }
 DEV bool any_in_warp(bool p) { return emu::ballot(p) != 0; }
 DEV void copy_async(u32 offset, const void* from) { memcpy(shared_memory + offset, from, 4); }
-DEV void copy_async_16(u32 offset, const void* from) { memcpy(shared_memory + offset, from, 16); }
+DEV void copy_async_16(u32 offset, const void* from) {
+  emu::misaligned |= offset % 16 != 0 || (uintptr_t)from % 16 != 0;
+  memcpy(shared_memory + offset, from, 16);
+}
 DEV void wait_for_copies() {}
 DEV void prefetch(const void*) {}
 DEV float fast_exp(float x) { return expf(x); }
@@ -168,7 +171,12 @@ DEV bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F8
 #endif
 
 /// What lies at an offset of shared memory.
-template <class V> DEV V& at(u32 offset) { return *(V*)(shared_memory + offset); }
+template <class V> DEV V& at(u32 offset) {
+#ifdef EMU
+  emu::misaligned |= offset % sizeof(V) != 0;
+#endif
+  return *(V*)(shared_memory + offset);
+}
 
 DEV float divide(float a, float b) { return a * fast_reciprocal(b); }
 DEV float sigmoid(float x) { return fast_reciprocal(1 + fast_exp(-x)); }

@@ -96,8 +96,8 @@ struct Scoring {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) mbrl_score(
-    const float* policy, const float* members, const float* bounds, const float* normaliser, const float* first, const float* noise,
-    const float* starts, const float* settings, float* imagined, float* played) {
+    const float* policy, const float* members, const float* bounds, const float* normaliser, const float* first,
+    const float* noise, const float* starts, const float* settings, float* imagined, float* played) {
   const size_t s = blockIdx.x;
   const int thread = threadIdx.x;
   Scoring scoring;
@@ -105,8 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) mbrl_score(
   load_image<Policy>(O_POLICY, policy + s * Policy::PARAMETERS, thread, THREADS);
   if (EPISODES) {
     load_normaliser(O_NORMALISER, normaliser + s * 4 * OBSERVATION, thread, THREADS);
-    for (int m = 0; m < MEMBERS; m++)
-      load_member(O_IMAGES + m * MEMBER_SIZE, members + s * MEMBERS * Member::PARAMETERS, bounds + s * MEMBERS * 2 * OBSERVATION, m, thread, THREADS);
+    load_members(O_IMAGES, members, bounds, s, thread, THREADS);
   }
   UNROLL for (int k = 0; k < 2; k++) {
     const int axis = 2 * scoring.t + k;
@@ -115,7 +114,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) mbrl_score(
   sync_block();
   for (int i = scoring.warp; i < IMAGINERS + PLAYERS; i += WARPS) {
     if (i < IMAGINERS)
-      scoring.imagine(i / TILES_OF_MEMBER, i % TILES_OF_MEMBER, first + s * EPISODES * OBSERVATION, noise + s * STEPS * EPISODES * OBSERVATION, imagined + s * EPISODES);
+      scoring.imagine(i / TILES_OF_MEMBER, i % TILES_OF_MEMBER, first + s * EPISODES * OBSERVATION,
+                      noise + s * STEPS * EPISODES * OBSERVATION, imagined + s * EPISODES);
 #if MBRL_TASK == 0
     else
       scoring.play(i - IMAGINERS, starts + s * PLAYED * OBSERVATION, played + s * PLAYED);

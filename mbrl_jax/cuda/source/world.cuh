@@ -11,7 +11,8 @@ constexpr int STRIDE = OBSERVATION <= 4 ? 4 : 8;     // floats of an observation
 static_assert(OBSERVATION <= 8 && ACTIONS <= 8, "at most 8 observation axes and 8 actions");
 
 using Policy = Network<OBSERVATION, MBRL_Q_WIDTH1, MBRL_Q_WIDTH2, ACTIONS, 1, TERMS>;
-using Member = Network<OBSERVATION + ENCODED, MBRL_M_WIDTH1, MBRL_M_WIDTH2, OBSERVATION, 2, TERMS>;  // means, then raw log-variances
+// Outputs of a member: means, then raw log-variances.
+using Member = Network<OBSERVATION + ENCODED, MBRL_M_WIDTH1, MBRL_M_WIDTH2, OBSERVATION, 2, TERMS>;
 constexpr u32 AT_BOUNDS = Member::SIZE, MEMBER_SIZE = AT_BOUNDS + 64;  // minimum and maximum of the log-variance, 8 axes each
 // the normaliser in shared memory, 8 axes each
 enum { STATE_MEAN, INVERSE_STATE_STD, TARGET_MEAN, TARGET_STD };
@@ -22,6 +23,12 @@ DEV void load_member(u32 image, const float* members, const float* bounds, int m
   load_image<Member>(image, members + member * Member::PARAMETERS, thread, threads);
   for (int i = thread; i < 16; i += threads)
     at<float>(image + AT_BOUNDS + i * 4) = i % 8 < OBSERVATION ? bounds[(member * 2 + i / 8) * OBSERVATION + i % 8] : 0.0f;
+}
+/// All members of a seed, one after the other.
+DEV void load_members(u32 images, const float* members, const float* bounds, size_t seed, int thread, int threads) {
+  for (int m = 0; m < MEMBERS; m++)
+    load_member(images + m * MEMBER_SIZE, members + seed * MEMBERS * Member::PARAMETERS,
+                bounds + seed * MEMBERS * 2 * OBSERVATION, m, thread, threads);
 }
 DEV void load_normaliser(u32 base, const float* normaliser, int thread, int threads) {
   for (int i = thread; i < 32; i += threads) {
@@ -62,7 +69,8 @@ DEV void real_step(float* s, int action) {
 #endif
 
 // --------------------------------------------------------------------------------------------------------------- one tile
-/// Up to 16 observations: thread (g, t) holds axes 2t and 2t + 1 of rows g and, unless HALF, g + 8. Axes that are not there are 0.
+/// Up to 16 observations: thread (g, t) holds axes 2t and 2t + 1 of rows g and, unless HALF, g + 8. Axes that are not there are
+/// 0.
 template <bool HALF> struct Tile {
   static constexpr int HALVES = HALF ? 1 : 2;
   float s[HALVES][2];
@@ -98,7 +106,8 @@ template <bool HALF> DEV void greedy_actions(u32 policy, const Tile<HALF>& tile,
 }
 /// Where a tile's actions lead in the world of one member, with standard normal noise.
 template <bool HALF>
-DEV Tile<HALF> imagined_step(u32 member, u32 normaliser, const Tile<HALF>& tile, const int* action, const Tile<HALF>& noise, int lane) {
+DEV Tile<HALF> imagined_step(u32 member, u32 normaliser, const Tile<HALF>& tile, const int* action, const Tile<HALF>& noise,
+                             int lane) {
   constexpr int HALVES = Tile<HALF>::HALVES;
   const int t = lane & 3;
   auto of_axes = [&](int what) { return at<const float2>(normaliser + (what * 8 + 2 * t) * 4); };

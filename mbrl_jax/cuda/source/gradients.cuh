@@ -1,9 +1,9 @@
-// The way back through a network, its weight gradients and Adam, by all warps of a block.
+// The weight gradients of a network by all warps of a block, and which thread owns which parameters.
 //
-// A warp has its own rows of the minibatch. Of the first and the last layer it makes the weight gradients of these rows by itself,
-// with operands transposed in registers; they are summed over warps in shared memory, as partial sums. For the hidden layer the
-// units H1 and the gradients dZ2 of all rows lie in shared memory, and each warp makes pieces of 32 x 16 weights from all rows, in
-// the registers of the threads that own these weights in Adam.
+// A warp has its own rows of the minibatch. Of the first and the last layer it makes the weight gradients of these rows by
+// itself, with operands transposed in registers; they are summed over warps in shared memory, as partial sums. For the hidden
+// layer the units H1 and the gradients dZ2 of all rows lie in shared memory, the exchange, and each warp makes pieces of 32 x 16
+// weights from all rows, in the registers of the threads that own these weights in Adam.
 #pragma once
 #include "network.cuh"
 
@@ -13,7 +13,8 @@
 template <class N_, int WARPS_, int ROWS_> struct Share {
   using N = N_;
   static constexpr int WARPS = WARPS_, ROWS = ROWS_, THREADS = WARPS * WARP;
-  static constexpr int ACROSS = N::WIDTH1 / 32, DOWN = N::WIDTH2 / 16, PIECES = ACROSS * DOWN, PER_WARP = (PIECES + WARPS - 1) / WARPS;
+  static constexpr int ACROSS = N::WIDTH1 / 32, DOWN = N::WIDTH2 / 16, PIECES = ACROSS * DOWN;
+  static constexpr int PER_WARP = (PIECES + WARPS - 1) / WARPS;
   static constexpr int BIAS_TILES = ACROSS > 1 ? 1 : 2;  // of the second bias, 8 units each, that go with a piece
   static constexpr int SMALL = N::KERNEL2 + N::PARAMETERS - N::KERNEL3, PER_THREAD = (SMALL + THREADS - 1) / THREADS;
   static constexpr int OF_PIECE = 16 + BIAS_TILES, SLOTS = PER_WARP * OF_PIECE + PER_THREAD;
@@ -30,8 +31,12 @@ template <class N_, int WARPS_, int ROWS_> struct Share {
     return q < N::KERNEL2 ? q / N::WIDTH1 * (N::WIDTH1 + 1) + q % N::WIDTH1 : PART_LAST + q - N::KERNEL2;
   }
   /// Of slot s < 16 of a piece: input and output unit.
-  static DEVICE_METHOD int input_of(int piece, int s, int g) { return 32 * (piece / DOWN) + 16 * (s >> 3) + 8 * (s >> 1 & 1) + g; }
-  static DEVICE_METHOD int output_of(int piece, int s, int t) { return 16 * (piece % DOWN) + 8 * (s >> 2 & 1) + 2 * t + (s & 1); }
+  static DEVICE_METHOD int input_of(int piece, int s, int g) {
+    return 32 * (piece / DOWN) + 16 * (s >> 3) + 8 * (s >> 1 & 1) + g;
+  }
+  static DEVICE_METHOD int output_of(int piece, int s, int t) {
+    return 16 * (piece % DOWN) + 8 * (s >> 2 & 1) + 2 * t + (s & 1);
+  }
   /// Whether slot 16 + k of a piece is there in this thread, and the unit whose second bias it is.
   static DEVICE_METHOD bool has_bias(int piece, int g) { return g < 2 && piece / DOWN < (BIAS_TILES == 1 ? 2 : 1); }
   static DEVICE_METHOD int bias_unit(int piece, int k, int g, int t) {
@@ -44,7 +49,8 @@ template <class N_, int WARPS_, int ROWS_> struct Share {
 ///
 /// What is or'ed with `zero`, a 0 that the compiler does not know, is a copy: it would otherwise keep every operand in the order
 /// of registers of this store, and rebuild it for the products at four times the moves.
-template <int TERMS, int WIDTH> DEV void exchange(u32 base, u32 plane, int row, int J, int g, int t, const u32 (&o)[4][2 * TERMS], u32 zero) {
+template <int TERMS, int WIDTH>
+DEV void exchange(u32 base, u32 plane, int row, int J, int g, int t, const u32 (&o)[4][2 * TERMS], u32 zero) {
   UNROLL for (int j = 0; j < 2 * TERMS; j++) {
     const u32 place = base + (j >> 1) * plane + (row + 8 * (j & 1) + g) * (WIDTH * 2) + (((4 * J + t) ^ swizzle<WIDTH>(g)) << 4);
     at<uint4>(place) = uint4{o[0][j] | zero, o[1][j] | zero, o[2][j] | zero, o[3][j] | zero};
@@ -73,7 +79,8 @@ template <int TERMS> DEV void transpose_operand(const u32* a, u32* b) {
 /// The gradients of a piece of the second kernel from the first `rows` rows of the exchange, added to d; and of its bias from the
 /// first `biased` ones, added to b.
 template <class S>
-DEV void piece_gradient(u32 base_h, u32 base_z, int rows, int biased, int piece, int lane, float (&d)[2][2][4], float (&b)[S::BIAS_TILES][4]) {
+DEV void piece_gradient(u32 base_h, u32 base_z, int rows, int biased, int piece, int lane, float (&d)[2][2][4],
+                        float (&b)[S::BIAS_TILES][4]) {
   using N = typename S::N;
   constexpr int TERMS = N::TERMS;
   constexpr u32 ROW_H = N::WIDTH1 * 2, ROW_Z = N::WIDTH2 * 2;
@@ -111,6 +118,39 @@ DEV void piece_gradient(u32 base_h, u32 base_z, int rows, int biased, int piece,
     }
   }
 }
+/// The gradients of a warp's pieces.
+template <class S> struct Pieces {
+  float d[S::PER_WARP][2][2][4];          // of slot s: [s / 8][s / 4 % 2][s % 4]
+  float b[S::PER_WARP][S::BIAS_TILES][4];
+
+  DEVICE_METHOD void clear() { multiply(0.0f, true); }
+  /// All of them times x, or anew 0.
+  DEVICE_METHOD void multiply(float x, bool anew = false) {
+    UNROLL for (int p = 0; p < S::PER_WARP; p++)
+      UNROLL for (int k = 0; k < 4; k++) {
+        UNROLL for (int i = 0; i < 2; i++)
+          UNROLL for (int j = 0; j < 2; j++) d[p][i][j][k] = anew ? 0.0f : d[p][i][j][k] * x;
+        UNROLL for (int j = 0; j < S::BIAS_TILES; j++) b[p][j][k] = anew ? 0.0f : b[p][j][k] * x;
+      }
+  }
+  /// Add those of the rows in the exchange, as piece_gradient has them.
+  DEVICE_METHOD void add(u32 base_h, u32 base_z, int rows, int biased, int warp, int lane) {
+    UNROLL for (int p = 0; p < S::PER_WARP; p++) {
+      const int piece = warp + p * S::WARPS;
+      if (piece < S::PIECES) piece_gradient<S>(base_h, base_z, rows, biased, piece, lane, d[p], b[p]);
+    }
+  }
+  DEVICE_METHOD float weight(int p, int s) const { return d[p][s >> 3][s >> 2 & 1][s & 3]; }
+  DEVICE_METHOD float bias(int p, int k, int g) const { return g ? b[p][k][1] : b[p][k][0]; }
+  DEVICE_METHOD bool is_finite_everywhere() const {
+    bool all = true;
+    UNROLL for (int p = 0; p < S::PER_WARP; p++) {
+      UNROLL for (int s = 0; s < 16; s++) all = all && is_finite(weight(p, s));
+      UNROLL for (int j = 0; j < S::BIAS_TILES; j++) UNROLL for (int k = 0; k < 2; k++) all = all && is_finite(b[p][j][k]);
+    }
+    return all;
+  }
+};
 /// A warp's partial sums of the first and the last layer, from the rows it has seen.
 template <class S> struct Partial {
   using N = typename S::N;
@@ -124,6 +164,13 @@ template <class S> struct Partial {
       slopes[q][0] = slopes[q][1] = 0.0f;
     }
     UNROLL for (int k = 0; k < 4; k++) told[k] = 0.0f;
+  }
+  /// The gradients so far times x.
+  DEVICE_METHOD void multiply(float x) {
+    UNROLL for (int k = 0; k < 4; k++) {
+      UNROLL for (int q = 0; q < N::CHUNKS; q++) UNROLL for (int j = 0; j < N::WIDTH1 / 16; j++) first[q][j][k] *= x;
+      UNROLL for (int q = 0; q < N::TILES; q++) UNROLL for (int j = 0; j < N::WIDTH2 / 16; j++) last[q][j][k] *= x;
+    }
   }
   /// The last layer's, from its input H2 and the gradients Q of its outputs, of one tile of rows.
   DEVICE_METHOD void add_last(const u32 (&H2)[N::WIDTH2 / 8][2 * N::TERMS], const u32 (&Q)[N::TILES][2 * N::TERMS]) {
@@ -146,7 +193,10 @@ template <class S> struct Partial {
         const bool here = 2 * t + i < N::ROWS;
         UNROLL for (int j = 0; j < N::WIDTH2 / 16; j++)
           UNROLL for (int k = 0; k < 2; k++)
-            if (here) at<float>(part + (S::PART_LAST + unit_of(2 * j + k, g) * N::OUTPUTS + q * N::ROWS + 2 * t + i) * 4) = last[q][j][2 * k + i];
+            if (here) {
+              const int place = S::PART_LAST + unit_of(2 * j + k, g) * N::OUTPUTS + q * N::ROWS + 2 * t + i;
+              at<float>(part + place * 4) = last[q][j][2 * k + i];
+            }
         const float sum = sum_rows(slopes[q][i]);
         if (g == 0 && here) at<float>(part + (S::PART_SLOPES + q * N::ROWS + 2 * t + i) * 4) = sum;
       }
@@ -168,126 +218,5 @@ template <class N> DEV void read_kernel3_back(u32 base, int group, int J, int g,
     read_four<N::TERMS>(base + group * N::PLANE3_BACK + ((J * 8 + g) * N::PAIRS + t) * 16, N::TILES * N::PLANE3_BACK, b);
   } else {
     UNROLL for (int h = 0; h < 4; h++) UNROLL for (int k = 0; k < N::TERMS; k++) b[h][k] = 0;
-  }
-}
-
-// ------------------------------------------------------------------------------------------------------------------- Adam
-/// The parameters that a thread owns with what goes with them: a column each for the parameter, its two moments and, with TARGET,
-/// the target network's.
-///
-/// WHERE they are while the kernel runs: 0 in registers, 1 in shared memory, 2 in global memory (the second-level cache).
-template <class S, int WHERE, bool TARGET> struct Owned {
-  using N = typename S::N;
-  static constexpr int COLUMNS = TARGET ? 4 : 3;
-  static constexpr u32 SIZE = WHERE == 1 ? COLUMNS * S::SLOTS * S::THREADS * 4 : 0;
-  float r[COLUMNS][WHERE == 0 ? S::SLOTS : 1];
-  float* global[COLUMNS];  // parameters, first moments, second moments, target
-  u32 shared;              // of this thread
-
-  DEVICE_METHOD void get(int slot, int place, float (&x)[COLUMNS]) const {
-    UNROLL for (int k = 0; k < COLUMNS; k++)
-      x[k] = WHERE == 0 ? r[k][WHERE == 0 ? slot : 0] : WHERE == 1 ? at<float>(shared + (k * S::SLOTS + slot) * S::THREADS * 4) : global[k][place];
-  }
-  DEVICE_METHOD void set(int slot, int place, const float (&x)[COLUMNS]) {
-    UNROLL for (int k = 0; k < COLUMNS; k++) {
-      if (WHERE == 0) r[k][WHERE == 0 ? slot : 0] = x[k];
-      else if (WHERE == 1) at<float>(shared + (k * S::SLOTS + slot) * S::THREADS * 4) = x[k];
-      else global[k][place] = x[k];
-    }
-  }
-  /// Two successive parameters.
-  DEVICE_METHOD void get_pair(int slot, int place, float (&x)[2][COLUMNS]) const {
-    if (WHERE == 2 && N::PARAMETERS % 2 == 0) {
-      UNROLL for (int k = 0; k < COLUMNS; k++) {
-        const float2 v = *(const float2*)(global[k] + place);
-        x[0][k] = v.x, x[1][k] = v.y;
-      }
-    } else {
-      get(slot, place, x[0]), get(slot + 1, place + 1, x[1]);
-    }
-  }
-  DEVICE_METHOD void set_pair(int slot, int place, const float (&x)[2][COLUMNS]) {
-    if (WHERE == 2 && N::PARAMETERS % 2 == 0) {
-      UNROLL for (int k = 0; k < COLUMNS; k++) *(float2*)(global[k] + place) = float2{x[0][k], x[1][k]};
-    } else {
-      set(slot, place, x[0]), set(slot + 1, place + 1, x[1]);
-    }
-  }
-  /// Every slot of this thread: visit(slot, its place in the flat parameters).
-  template <class F> DEVICE_METHOD void each(int thread, F visit) const {
-    const int warp = thread / WARP, g = (thread & 31) >> 2, t = thread & 3;
-    UNROLL for (int p = 0; p < S::PER_WARP; p++) {
-      const int piece = warp + p * S::WARPS;
-      if (piece < S::PIECES) {
-        UNROLL for (int s = 0; s < 16; s++)
-          visit(p * S::OF_PIECE + s, N::KERNEL2 + S::input_of(piece, s, g) * N::WIDTH2 + S::output_of(piece, s, t));
-        UNROLL for (int k = 0; k < S::BIAS_TILES; k++)
-          if (S::has_bias(piece, g)) visit(p * S::OF_PIECE + 16 + k, N::BIAS2 + S::bias_unit(piece, k, g, t));
-      }
-    }
-    UNROLL for (int k = 0; k < S::PER_THREAD; k++)
-      if (thread + k * S::THREADS < S::SMALL) visit(S::PER_WARP * S::OF_PIECE + k, S::place_of_small(thread + k * S::THREADS));
-  }
-  DEVICE_METHOD void load(int thread) {
-    if (WHERE == 2) return;
-    each(thread, [&](int slot, int place) {
-      float x[COLUMNS];
-      UNROLL for (int k = 0; k < COLUMNS; k++) x[k] = global[k][place];
-      set(slot, place, x);
-    });
-  }
-  DEVICE_METHOD void store(int thread) {
-    if (WHERE == 2) return;
-    each(thread, [&](int slot, int place) {
-      float x[COLUMNS];
-      get(slot, place, x);
-      UNROLL for (int k = 0; k < COLUMNS; k++) global[k][place] = x[k];
-    });
-  }
-};
-/// One step of Adam (Kingma & Ba 2015) of one parameter: x is the parameter, its moments and perhaps the target's parameter.
-///
-/// `rate` is the learning rate over 1 - b1^n, `correction` 1 over 1 - b2^n; the target takes the share `follow` of the parameter.
-template <int COLUMNS> DEV void adam(float gradient, float (&x)[COLUMNS], float rate, float correction, float follow) {
-  x[1] = 0.9f * x[1] + 0.1f * gradient;
-  x[2] = 0.999f * x[2] + 0.001f * (gradient * gradient);
-  x[0] -= divide(rate * x[1], fast_sqrt(x[2] * correction) + 1e-8f);
-  if (COLUMNS == 4) x[COLUMNS - 1] += follow * (x[0] - x[COLUMNS - 1]);
-}
-/// Two weights of the second kernel, from input `in` to outputs 8 tile + 2t and the next, into an image for the forward pass and,
-/// with BACK, into the matrix for the way back. `in` & 7 is g: the 8 x 8 weights of a warp are transposed on the way.
-template <class N, bool BACK> DEV void put_pair2(u32 image, u32 back, int in, int tile, int g, int t, float x, float y) {
-  const u32 place = in * (N::WIDTH2 * 2) + ((tile ^ swizzle<N::WIDTH2>(g)) << 4) + t * 4;
-  const u32 ahead = image + N::AT_KERNEL2 + (8 * tile + g) * (N::WIDTH1 * 2) + (((in >> 3) ^ swizzle<N::WIDTH1>(g)) << 4) + t * 4;
-  const u32 first = pack(x, y);
-  if (BACK) at<u32>(back + place) = first;
-  at<u32>(ahead) = transpose_8x8(first);
-  if (N::TERMS == 2) {
-    const u32 second = pack(x - low_of(first), y - high_of(first));
-    if (BACK) at<u32>(back + N::PLANE2 + place) = second;
-    at<u32>(ahead + N::PLANE2) = transpose_8x8(second);
-  }
-}
-/// A small parameter or a second bias, wherever it belongs.
-template <class N, bool BACK> DEV void put_small(u32 image, u32 back3, int place, float x) {
-  if (place < N::KERNEL2) {
-    put_kernel1<N>(image, place / N::WIDTH1, place % N::WIDTH1, x);
-  } else if (place < N::KERNEL3) {
-    put_bias2<N>(image, place - N::BIAS2, x);
-  } else if (place < N::BIAS3) {
-    const int c = (place - N::KERNEL3) / N::OUTPUTS, o = (place - N::KERNEL3) % N::OUTPUTS;
-    put_kernel3<N>(image, c, o, x);
-    if (BACK) put_kernel3_back<N>(back3, c, o / N::ROWS, o % N::ROWS, x);
-  } else {
-    put_bias3<N>(image, place - N::BIAS3, x);
-  }
-}
-/// The matrices for the way back, from flat parameters.
-template <class N> DEV void load_back(u32 back2, u32 back3, const float* parameters, int thread, int threads) {
-  for (int i = thread; i < N::WIDTH1 * N::WIDTH2; i += threads)
-    put_in_row<N::TERMS, N::WIDTH2>(back2, N::PLANE2, i / N::WIDTH2, i % N::WIDTH2, parameters[N::KERNEL2 + i]);
-  for (int i = thread; i < N::WIDTH2 * N::TILES * N::PAIRS * 2; i += threads) {  // outputs that are not there too
-    const int c = i / (N::TILES * N::PAIRS * 2), q = i / (N::PAIRS * 2) % N::TILES, row = i % (N::PAIRS * 2);
-    put_kernel3_back<N>(back3, c, q, row, row < N::ROWS ? parameters[N::KERNEL3 + c * N::OUTPUTS + q * N::ROWS + row] : 0.0f);
   }
 }
