@@ -19,7 +19,6 @@ constexpr float SHARE = 1.0f / 16;
 using Mine = Share<Member, WARPS, PASS_ROWS>;
 using State = Owned<Mine, 0, false>;
 
-constexpr u32 aligned(u32 x) { return (x + 127) / 128 * 128; }
 constexpr u32 SUMS = KINDS * Member::WIDTH2 * 16 * 4, GIVEN = 2 * TERMS * WARP * 4, PARTS = WARPS * Mine::PART * 4;
 constexpr u32 COUPLING = LAPLACIAN ? SUMS + GIVEN : 0;
 constexpr u32 O_IMAGE = 0, O_BACK2 = aligned(O_IMAGE + MEMBER_SIZE), O_BACK3 = aligned(O_BACK2 + Member::PLANE2 * TERMS),

@@ -170,6 +170,8 @@ DEV float fast_reciprocal(float x) {
 DEV bool is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
 #endif
 
+/// The next offset that is a multiple of 128 bytes.
+__device__ constexpr u32 aligned(u32 x) { return (x + 127) / 128 * 128; }
 /// What lies at an offset of shared memory.
 template <class V> DEV V& at(u32 offset) {
 #ifdef EMU

@@ -27,7 +27,6 @@ using Mine = Share<Policy, WARPS, ROWS>;
 using State = Owned<Mine, STATE, true>;
 
 // shared memory, bytes
-constexpr u32 aligned(u32 x) { return (x + 127) / 128 * 128; }
 constexpr u32 IMAGES = MEMBERS * MEMBER_SIZE, PARTS = LEARNERS * Mine::PART * 4;
 constexpr u32 O_ONLINE = 0, O_TARGET = aligned(O_ONLINE + Policy::SIZE), O_BACK2 = aligned(O_TARGET + Policy::SIZE),
               O_BACK3 = aligned(O_BACK2 + Policy::PLANE2 * TERMS), O_H = aligned(O_BACK3 + Policy::PLANE3_BACK * TERMS),

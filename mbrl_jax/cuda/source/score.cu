@@ -16,7 +16,7 @@ constexpr bool HALF = PER_MEMBER <= 8;
 constexpr int WARPS = IMAGINERS + PLAYERS < 8 ? IMAGINERS + PLAYERS : 8, THREADS = WARPS * WARP;
 static_assert(WARPS > 0, "there is something to score");
 
-constexpr u32 O_POLICY = 0, O_NORMALISER = (O_POLICY + Policy::SIZE + 127) / 128 * 128, O_IMAGES = O_NORMALISER + NORMALISER_SIZE,
+constexpr u32 O_POLICY = 0, O_NORMALISER = aligned(O_POLICY + Policy::SIZE), O_IMAGES = O_NORMALISER + NORMALISER_SIZE,
               O_STATES = O_IMAGES + (EPISODES ? MEMBERS * MEMBER_SIZE : 0), SHARED_BYTES = O_STATES + WARPS * 16 * STRIDE * 4;
 
 struct Scoring {
