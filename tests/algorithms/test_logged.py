@@ -11,12 +11,26 @@ import mbrl_jax
 from mbrl_jax import environments as env
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.registry import ALGORITHMS, algorithm_of
-from mbrl_jax.config import ConfigError, EvaluationConfig, ImaginedPGConfig, ModelFreePGConfig, MPCConfig, PolicyGradientConfig
+from mbrl_jax.config import (
+    ConfigError,
+    EvaluationConfig,
+    ImaginedPGConfig,
+    ModelFreePGConfig,
+    ModelFreeQConfig,
+    MPCConfig,
+    PolicyGradientConfig,
+)
 from mbrl_jax.environments import data
 from mbrl_jax.environments.logged.episodes import Logged
 from mbrl_jax.environments.logged.writing import write_parquet
 from mbrl_jax.model import fitting
 from mbrl_jax.replay import make_replay
+from mbrl_jax.report import figures, overview
+from mbrl_jax.report.entries import Entry
+from mbrl_jax.runs import results, runner
+from mbrl_jax.runs.callbacks import Callback
+from mbrl_jax.runs.program import Batch
+from mbrl_jax.runs.training import train
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +124,53 @@ def test_without_an_environment_reward_and_termination_are_learned(nowhere):
     world = phases.world_of(nowhere.config, env.make_environment(nowhere.config.environment))
     assert world.spec.targets == 5
     assert not world.spec.reward_known
+
+
+def test_the_folder_of_a_run_says_that_no_real_return_was_measured(nowhere, tmp_path):
+    summary = results.write(nowhere, tmp_path)
+    assert summary["evaluated_in"] == "model"
+    assert summary["note"] == results.NO_REAL_RETURN
+    assert summary["fraction_at_least"] == {}
+    np.testing.assert_allclose(summary["return_last"], nowhere.result.outcome.returns_last.mean(axis=1), rtol=1e-6)
+    members = np.asarray(nowhere.result.outcome.returns_last).reshape(2, 2, 2).mean(axis=2)
+    np.testing.assert_allclose(summary["imagined_by_member"]["last"], np.sort(members, axis=1).mean(axis=0), rtol=1e-6)
+    held = nowhere.result.outcome.held_out
+    assert summary["data"]["files"] == list(nowhere.config.data)
+    np.testing.assert_allclose(summary["data"]["held_out"]["error_after_steps"][0], held.error[:, :, 0].mean(), rtol=1e-6)
+    assert overview._warnings(Entry("a run", tmp_path, nowhere, summary, "green", ""))[0].startswith("a run: no real return was")
+    figures.draw_run(nowhere, tmp_path / "curves.png")
+
+
+def test_a_run_is_read_and_its_policies_play_without_the_file_that_it_was_trained_on(nowhere, tmp_path):
+    run = nowhere._replace(config=dataclasses.replace(nowhere.config, data=("/nowhere/log.parquet",)))
+    results.write(run, tmp_path)
+    again = results.read(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.result.outcome.held_out, run.result.outcome.held_out)
+    policy = mbrl_jax.load_policy(tmp_path)
+    assert policy(np.zeros((2, 4), np.float32)).tolist() in [[a, b] for a in (0, 1) for b in (0, 1)]
+    assert policy.spec.name == "none"
+
+
+class Snapshots(Callback):
+    """Keeps a checkpoint of every chunk."""
+
+    def __init__(self):
+        self.taken = []
+
+    def chunk(self, snapshot, must):
+        self.taken.append(snapshot())
+
+
+def test_a_run_on_a_file_goes_on_bit_for_bit_from_a_checkpoint(tiny, log):
+    agent = dataclasses.replace(tiny.agent, batch_size=8)
+    small = {name: getattr(tiny, name) for name in ("steps", "round_steps", "metric_steps", "evaluation", "environment")}
+    program = runner.prepare([ModelFreeQConfig(**small, agent=agent)], 2, data=log)
+    snapshots = Snapshots()
+    whole = train(program, Batch(0, 2), callbacks=[snapshots])
+    assert [each.round for each in snapshots.taken] == [1, 2]
+    assert snapshots.taken[0].arrays["state/real/rows"].shape[0] == 300  # one copy, not one for each seed
+    resumed = train(program, Batch(0, 2), found=snapshots.taken[0])
+    jax.tree.map(np.testing.assert_array_equal, resumed.result, whole.result)
 
 
 def test_held_out_rows_do_not_touch_the_fit_and_alone_are_what_validates_it(make_ensemble, real_rows):
