@@ -231,9 +231,10 @@ def test_the_pathwise_gradient_is_the_slope_of_what_the_same_draws_imagine():
         learner = PolicyGradient(config.agent, task.spec)
         stored = make_replay(task.spec, config.real_transitions)
         world, _, fixed = phases.imagination_of(config, task, stored, None)
-        state, _ = make(config).init(seed_keys(0, 1)[0])
+        state, _ = jax.jit(make(config).init)(seed_keys(0, 1)[0])
         settings, members = config.imagination, world.acting(state.model)
-        draws = jax.tree.map(lambda leaf: leaf[0], lanes.draw(settings, task.spec, world, jax.random.key(1), (1,)))
+        draws = jax.jit(lambda key: lanes.draw(settings, task.spec, world, key, (1,)))(jax.random.key(1))
+        draws = jax.tree.map(lambda leaf: np.asarray(leaf)[0], draws)
 
         def loss(actor):
             _, rows, _ = lanes.advance(
@@ -253,10 +254,10 @@ def test_the_pathwise_gradient_is_the_slope_of_what_the_same_draws_imagine():
         gradient = jax.jit(jax.grad(loss))(actor)
         rng = np.random.default_rng(0)
         for _ in range(3):
-            direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), actor)
-            ahead, back = (jax.tree.map(lambda p, d, h=h: p + h * d, actor, direction) for h in (1e-5, -1e-5))
+            direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), actor)
+            ahead, back = (jax.tree.map(lambda p, d, h=h: np.asarray(p) + h * d, actor, direction) for h in (1e-5, -1e-5))
             expected = (float(loss(ahead)) - float(loss(back))) / 2e-5
-            found = sum(float(jnp.sum(g * d)) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+            found = sum(np.sum(np.asarray(g) * d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
             assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -290,7 +291,9 @@ def test_a_critic_learns_the_known_value_through_time_limits():
 def test_another_horizon_controller_ends_the_lanes():
     settings = replace(WITH.imagination, cap=500, controller=controller_settings("threshold", **{"mark": 0.1}))
     config = replace(WITH, imagination=settings)
-    metrics = jax.jit(make(config).train)(seed_keys(0, 1)[0]).metrics
+    algorithm = make(config)
+    run = jax.jit(lambda key: algorithm.advance(algorithm.fit(algorithm.init(key)[0], config)[0], config)[1])
+    metrics = run(seed_keys(0, 1)[0])
     assert float(np.max(metrics.lanes.ended)) > 0
     assert np.isfinite(np.asarray(metrics.update.loss)).all()
 
