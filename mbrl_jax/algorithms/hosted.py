@@ -20,7 +20,7 @@ from mbrl_jax.config import ModelFreePGConfig, MPCConfig, RunConfig
 from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_actions, draw_collection
 from mbrl_jax.environments.host import blank, load
 
-BLOCK_STEPS = 10  # real steps by one policy, unless something else is said: environment.block_steps
+BLOCK_STEPS = 20  # real steps by one policy, unless something else is said: environment.block_steps
 MakeTrain = Callable[[Environment], Train]
 
 

@@ -129,7 +129,7 @@ def assemble(
 
         return precise(call)
 
-    precise = functools.partial(_with_precision, config.precision)
+    precise = functools.partial(with_precision, config.precision)
     return Train(
         init=precise(begin),
         fit=checked(fit),
@@ -163,7 +163,9 @@ def _check_hyper(hyper: Any, config: RunConfig) -> None:
         raise ConfigError("hyper: its static settings differ from the config's; only traced numbers may")
 
 
-def _with_precision(precision: str, function: Callable[P, T]) -> Callable[P, T]:
+def with_precision(precision: str, function: Callable[P, T]) -> Callable[P, T]:
+    """``function`` with matrix products of a precision, as ``precision`` of a config says it."""
+
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):

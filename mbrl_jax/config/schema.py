@@ -20,7 +20,7 @@ class EnvironmentConfig:
     scale of each axis."""
     block_steps: int | None = static(None, minimum=1)
     """Real steps that the host makes in a row by one policy before the learner makes as many (environments on the host,
-    interactive protocol); none takes the largest divisor of a round's steps up to 10, a whole round where the policy does not
+    interactive protocol); none takes the largest divisor of a round's steps up to 20, a whole round where the policy does not
     change in it, and a segment where one is learned from."""
     processes: bool | None = static(None)
     """Whether each simulator has a process of its own (environments on the host); none gives it one where a step takes over a

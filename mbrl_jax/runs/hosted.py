@@ -9,7 +9,7 @@ import numpy as np
 
 from mbrl_jax.algorithms import hosted
 from mbrl_jax.algorithms.registry import algorithm_of
-from mbrl_jax.algorithms.training import Stream
+from mbrl_jax.algorithms.training import Stream, with_precision
 from mbrl_jax.config import ConfigError
 from mbrl_jax.environments import Environment, Transition
 from mbrl_jax.environments.episodes import Choose, Episodes, play, record
@@ -52,7 +52,7 @@ class HostedProgram(Program):
         super().__init__(*arguments, **options)
         config = self.configs[0]
         self._acts = config.protocol == "interactive"
-        self._steps = hosted.block_of(config) if self._acts else config.round_steps
+        self.block = hosted.block_of(config) if self._acts else config.round_steps
         self._behaviour = algorithm_of(config).behaviour(config, task)
 
     def turn_to(self, batch: Batch) -> None:
@@ -95,7 +95,8 @@ class HostedProgram(Program):
         if place not in self._lowered:
             self.show.phase("compiling")
             traced = self._traced(name)
-            spread = execution.spread(traced.function, traced.in_axes, traced.out_axes, self.layout)
+            function = with_precision(self.configs[0].precision, traced.function)
+            spread = execution.spread(function, traced.in_axes, traced.out_axes, self.layout)
             lowered = execution.lower(spread, *traced.arguments, donate=traced.donate)
             self.compiling += lowered.seconds
             self._lowered[place] = lowered
@@ -129,21 +130,21 @@ class HostedProgram(Program):
             return _Traced(judge, (self.hyper, params, memory, *self._seen, self.keys), (hyper, 0, 0, 0, 0, 0), 0)
         state = self.layout.placed(self.out("init")[0], axes)
         if name == "prepare":
-            return _Traced(partial(hosted.prepare, self._behaviour, self._steps), (state, self.hyper), (axes, hyper), 0)
+            return _Traced(partial(hosted.prepare, self._behaviour, self.block), (state, self.hyper), (axes, hyper), 0)
         if name == "policies":
             return _Traced(train.policies, (state,), (axes,), 0)
         alive = own(jax.ShapeDtypeStruct((len(self.number),), bool))
         if name == "learn":
-            steps, recorded, told = self._steps, None, None
+            steps, recorded, told = self.block, None, None
             if self._acts:
                 recorded = self._recorded(steps)
                 one = self.out("act")[2]
                 told = own(jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], steps, *x.shape[1:]), x.dtype), one))
             arguments = (state, self.hyper, recorded, told, alive)
-            learn = partial(hosted.learn, train, self._steps)
+            learn = partial(hosted.learn, train, self.block)
             return _Traced(learn, arguments, (axes, hyper, 0, 0, 0), (axes, 0), donate=(0,))
         assert name == "close", name
-        blocks, one = self.configs[0].round_steps // self._steps, self.out("learn")[1]
+        blocks, one = self.configs[0].round_steps // self.block, self.out("learn")[1]
         logs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], x.shape[1] * blocks, *x.shape[2:]), x.dtype), one)
         arguments = (state, self.hyper, own(logs), alive)
         return _Traced(partial(hosted.close, train), arguments, (axes, hyper, 0, 0), (axes, 0), donate=(0,))
@@ -213,7 +214,7 @@ class HostedProgram(Program):
         return collected
 
     def _round(self) -> Any:
-        blocks = [self._block() for _ in range(self.configs[0].round_steps // self._steps)]
+        blocks = [self.learn(*self.act()) for _ in range(self.configs[0].round_steps // self.block)]
         logs = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *blocks)
         self.state, metrics = self._part("close")(self.state, self.hyper, logs, self._padded(self._alive))
         metrics = jax.tree.map(np.asarray, metrics)
@@ -222,21 +223,24 @@ class HostedProgram(Program):
         returns = self._play(last, episodes, Stream.CURVE, int(self.state.time)).mean(axis=1)
         return metrics._replace(curve_return=self._padded(returns))
 
-    def _block(self) -> Any:
-        """Act and record for a block of steps, then learn from it: the logs [P, T]."""
-        recorded = told = None
-        if self._acts:
-            params, draws = self._part("prepare")(self.state, self.hyper)
-            act = self._part("act")
-            if self._memory is None:
-                self._memory = self._zeros(self.out("act")[0])
+    def act(self) -> tuple[Any, Any]:
+        """Act and record for a block of steps: the transitions [P, T], and what acting told; none where nothing acts."""
+        if not self._acts:
+            return None, None
+        params, draws = self._part("prepare")(self.state, self.hyper)
+        act = self._part("act")
+        if self._memory is None:
+            self._memory = self._zeros(self.out("act")[0])
 
-            def choose(episodes: Episodes, step: int) -> tuple[np.ndarray, Any]:
-                seen = self._padded((episodes.observation, episodes.begins))
-                self._memory, action, told = act(params, self._memory, *seen, draws, np.int32(step))
-                return np.asarray(action)[: self.agents], told
+        def choose(episodes: Episodes, step: int) -> tuple[np.ndarray, Any]:
+            seen = self._padded((episodes.observation, episodes.begins))
+            self._memory, action, told = act(params, self._memory, *seen, draws, np.int32(step))
+            return np.asarray(action)[: self.agents], told
 
-            recorded, told = self._record(choose, self._steps)
+        return self._record(choose, self.block)
+
+    def learn(self, recorded: Any, told: Any) -> Any:
+        """Learn from a block of steps: the logs [P, T]."""
         self.state, logs = self._part("learn")(self.state, self.hyper, recorded, told, self._padded(self._alive))
         return logs
 

@@ -26,7 +26,7 @@ from mbrl_jax.simulators.spaces import FLOAT, Interface, SimulatorError
 
 T = TypeVar("T")
 
-START_SECONDS = 60.0  # that a process may take before its first answer, beside the time of a step
+START_SECONDS = 300.0  # that a process may take before its first answer, beside the time of a step
 
 Make = Callable[[], gymnasium.Env]
 

