@@ -32,9 +32,9 @@ from .lockstep import both
 CONFIG = DynaQConfig(
     environment=EnvironmentConfig(time_limit=60),
     random_transitions=500,
-    steps=1_000,
-    round_steps=250,
-    metric_steps=50,
+    steps=500,
+    round_steps=125,
+    metric_steps=25,
     model=ModelConfig(members=5, hidden=(32, 32), batch_size=64, epochs=5, refit_batches=20),
     imagination=ImaginationConfig(lanes=10, steps=2, capacity=5_000),
     agent=QLearningConfig(hidden=(32, 32), batch_size=64, learning_rate=1e-3),
@@ -54,9 +54,6 @@ def change(config: Any, **groups: Any) -> Any:
 
 EVERYTHING = {
     "protocol": "interactive",
-    "steps": 500,
-    "round_steps": 125,
-    "metric_steps": 25,
     "model": {
         "elites": 2,
         "patience": 2,
