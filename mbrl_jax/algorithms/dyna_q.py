@@ -25,7 +25,7 @@ from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import ConfigError, DynaQConfig, check
+from mbrl_jax.config import ConfigError, DynaQConfig
 from mbrl_jax.engine import PLAIN, Loop, MakeEngine
 from mbrl_jax.environments import Environment, EnvironmentState, environment_of
 from mbrl_jax.imagination import lanes as lanes_
@@ -117,7 +117,7 @@ def make_train(
       ConfigError: the settings cannot work, or the engine does not cover them.
 
     """
-    check(config, DynaQConfig)
+    config = phases.settled(config, DynaQConfig, environment)
     task = environment_of(config.environment, environment)
     real_replay = make_replay(task.spec, config.real_transitions)
     imagined_replay = make_replay(task.spec, config.imagination.capacity)
@@ -131,6 +131,8 @@ def make_train(
     agent_of(config), imagination_of(config)  # refuse what does not fit the task
     if engine is not None and controller is not None:
         raise ConfigError("engine: one does not fit a controller of one's own; leave out one of the two")
+    if engine is not None and config.data is not None:
+        raise ConfigError("engine: one does not fit data, of which whole episodes are held out; leave out one of the two")
     parts = PLAIN if engine is None else engine(config, task)
 
     def init(key: Array, hyper: DynaQConfig | None = None) -> tuple[State, Array]:

@@ -30,7 +30,7 @@ from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import ImaginedPGConfig, check
+from mbrl_jax.config import ImaginedPGConfig
 from mbrl_jax.environments import Environment, EnvironmentState, environment_of
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
@@ -107,7 +107,7 @@ def make_train(
       ConfigError: the settings cannot work.
 
     """
-    check(config, ImaginedPGConfig)
+    config = phases.settled(config, ImaginedPGConfig, environment)
     task = environment_of(config.environment, environment)
     real_replay = make_replay(task.spec, config.real_transitions)
 

@@ -20,7 +20,7 @@ from mbrl_jax.agents.q_learning import UpdateLog
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import ModelFreeQConfig, check
+from mbrl_jax.config import ModelFreeQConfig
 from mbrl_jax.environments import Environment, EnvironmentState, environment_of
 from mbrl_jax.replay import ReplayState, make_replay
 
@@ -80,7 +80,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
       ConfigError: the settings cannot work.
 
     """
-    check(config, ModelFreeQConfig)
+    config = phases.settled(config, ModelFreeQConfig, environment)
     task = environment_of(config.environment, environment)
     real_replay = make_replay(task.spec, config.real_transitions)
 

@@ -6,7 +6,7 @@ with lanes ``lanes``, with an agent ``agent``, and with a choice among its polic
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from mbrl_jax.agents.protocol import Agent, Policy
 from mbrl_jax.algorithms import selection, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, stream
-from mbrl_jax.config import ImaginingConfig, RunConfig, holdout_stride
+from mbrl_jax.config import ImaginingConfig, RunConfig, check, holdout_stride
 from mbrl_jax.engine import PLAIN, Engine
 from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_collection, from_pool
 from mbrl_jax.environments import collect as collect_transitions
@@ -32,6 +32,8 @@ from mbrl_jax.model.protocol import FitLog, WorldModel
 from mbrl_jax.model.worlds import make_world
 from mbrl_jax.networks import Params
 from mbrl_jax.replay import Replay, ReplayState, make_replay
+
+C = TypeVar("C", bound=RunConfig)
 
 
 class Imagination(NamedTuple):
@@ -69,6 +71,20 @@ def world_of(config: Any, task: Environment) -> WorldModel:
 
 
 # ------------------------------------------------------------------------------------------------ in the real environment
+
+
+def settled(config: C, kind: type[C], environment: Environment | None) -> C:
+    """The config with what follows from the files of logged transitions that it names.
+
+    Raises:
+      ConfigError: it is of another kind or cannot work, or the files do not fit.
+
+    """
+    check(config, kind)
+    after = data_.settle(config, environment)
+    if after is not config:
+        check(after, kind)
+    return after
 
 
 def begin(

@@ -18,7 +18,7 @@ from mbrl_jax.config import ConfigError, EnvironmentConfig, RunConfig, expand, h
 from mbrl_jax.environments.logged.audit import Audit, scaled_actions
 from mbrl_jax.environments.logged.episodes import Episodes, Logged, concatenate
 from mbrl_jax.environments.logged.files import open_log
-from mbrl_jax.environments.logged.findings import require_sound
+from mbrl_jax.environments.logged.findings import LEAST_EPISODES, require_sound
 from mbrl_jax.environments.logged.minari import MINARI
 from mbrl_jax.environments.protocol import Environment, EnvironmentSpec, no_simulator
 from mbrl_jax.environments.registry import make_environment, register
@@ -167,6 +167,10 @@ def _load(files: tuple[str, ...], stamps: Any, wanted: int, stride: int, spec: E
             "they were"
         )
     rows = _subsample(blocks, lengths, wanted)
+    if int(np.sum(rows.elapsed == 0)) < LEAST_EPISODES:
+        raise ConfigError(
+            f"data_transitions: {wanted:,} are of one episode alone; it must be more than that, so that one can be held out"
+        )
     total, ends_at = np.cumsum(rows.reward, dtype=np.float64), np.flatnonzero(rows.terminated | rows.truncated)
     returns = np.full(wanted, -np.inf, np.float32)
     returns[ends_at] = np.diff(total[ends_at], prepend=0.0)

@@ -20,6 +20,7 @@ from mbrl_jax.config import (
     MPCConfig,
     PolicyGradientConfig,
 )
+from mbrl_jax.engine import PLAIN
 from mbrl_jax.environments import data
 from mbrl_jax.environments.logged.episodes import Logged
 from mbrl_jax.environments.logged.writing import write_parquet
@@ -206,6 +207,18 @@ def test_a_batch_larger_than_the_rows_that_are_not_held_out_is_refused(make_ense
             lambda state: fitting.fit(ensemble, state, rows, jax.random.key(1), 5, holdout=lambda: np.arange(5, dtype=np.int32)),
             state,
         )
+
+
+def test_a_config_that_names_files_is_settled_where_an_algorithm_is_made_of_it(tiny, log):
+    algorithm = mbrl_jax.dyna_q.make_train(dataclasses.replace(tiny, data=(str(log),)))
+    state, collected = jax.eval_shape(algorithm.init, jax.random.key(0))
+    assert state.real.rows.shape[0] == collected.shape[0] == 300
+
+
+def test_an_engine_of_another_split_is_refused(tiny, log):
+    config = dataclasses.replace(tiny, data=(str(log),))
+    with pytest.raises(ConfigError, match="engine: one does not fit data, of which whole episodes are held out"):
+        mbrl_jax.dyna_q.make_train(config, engine=lambda config, task: PLAIN)
 
 
 def test_run_takes_files_in_place_of_those_of_the_config(tiny, log):

@@ -119,6 +119,12 @@ def test_fewer_transitions_are_whole_episodes_but_for_the_last_drawn(block, tmp_
         assert rows.truncated[end] == (length == 5 or bool(whole.truncated[number + 9]))
 
 
+def test_fewer_transitions_than_two_episodes_are_refused(tmp_path):
+    settled = data.settle(a_config(write(episodes((50, 50)), tmp_path / "long.npz"), data_transitions=40))
+    with pytest.raises(ConfigError, match="data_transitions: 40 are of one episode alone; it must be more than that"):
+        data.load(settled, make_environment(settled.environment))
+
+
 @pytest.mark.parametrize("lengths", [[10] * 40, [500, 500], [1, 300], LENGTHS])
 def test_episodes_are_held_out_whole(lengths):
     elapsed = np.concatenate([np.arange(length) for length in lengths])
