@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("replay", "networks", "products", "environments"),
     ("config",),
-    ("draws", "trees", "statistics", "packages", "strict_json", "simulators"),
+    ("bulk", "draws", "trees", "statistics", "packages", "strict_json", "simulators"),
 )
 # The only room that may import torch, and the modules outside it that may import torch or that room.
 TORCH_ROOM = "reference"

@@ -13,16 +13,27 @@ def loop_body(program: str, times: int) -> str:
       ValueError: there is no such loop.
 
     """
-    names = set(re.findall(rf'body=%?([\w.\-]+).*"known_trip_count":\{{"n":"{times}"\}}', program))
-    bodies = [text for name, text in _computations(program).items() if name in names]
+    bodies = loop_bodies(program, times)
     if not bodies:
         raise ValueError(f"the program has no loop that runs {times} times")
     return max(bodies, key=len)
 
 
+def loop_bodies(program: str, times: int) -> list[str]:
+    """The texts of the loop bodies that are known to run ``times`` times."""
+    names = set(re.findall(rf'body=%?([\w.\-]+).*"known_trip_count":\{{"n":"{times}"\}}', program))
+    return [text for name, text in _computations(program).items() if name in names]
+
+
 def kernels(computation: str) -> int:
     """How many instructions of a computation become kernels: fusions, matrix products, gathers and the like."""
     return sum(opcode not in NO_KERNELS for opcode in opcodes(computation))
+
+
+def launches(program: str) -> int:
+    """How many kernels there are in a program, each counted once however often it runs: those within a fusion are part of it."""
+    within = set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", program))
+    return sum(kernels(text) for name, text in _computations(program).items() if name not in within)
 
 
 def opcodes(computation: str) -> list[str]:

@@ -39,6 +39,14 @@ def program(preset):
     return execution.lower(advance, state, config, donate=(0,)).compile().call.as_text()
 
 
+def test_a_round_hashes_for_all_its_random_numbers_no_more_often_than_they_wait_for_each_other():
+    algorithm = runner.make_train(config := load(CONFIGS / "cartpole_batch.yaml"))
+    state, _ = jax.eval_shape(algorithm.init, jax.random.key(0))
+    traced = str(jax.make_jaxpr(algorithm.advance)(state, config))
+    assert traced.count("threefry2x32") == 6  # a stream, its moment, the round's parts, the lanes' parts, the actions' two, all
+    assert not {"random_bits", "random_split", "random_fold_in"} & set(traced.split())
+
+
 @pytest.fixture(scope="module")
 def step(preset, program):
     """The body of the loop over real steps."""

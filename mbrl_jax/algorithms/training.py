@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from mbrl_jax import draws
+from mbrl_jax.bulk import in_bulk
 from mbrl_jax.config import ConfigError, ExplorationConfig, RunConfig, check_seeds
 from mbrl_jax.engine import PLAIN, Engine
 from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_actions, draw_pool
@@ -93,7 +94,9 @@ def assemble(
     *,
     on_host: bool = False,
 ) -> Train:
-    """Put an algorithm together: ``train`` composed of the other functions, and all of them under the config's precision.
+    """Put an algorithm together: ``train`` composed of the other functions, all of them under the config's precision.
+
+    Each computes its random numbers in bulk, the loops within it apart.
 
     Where the environment is ``on_host``, a round and a whole run are no functions of the devices alone, and are refused.
     """
@@ -111,15 +114,17 @@ def assemble(
                 f"environment.name: {config.environment.name!r} does not fit; the host steps it, between calls of the devices: "
                 "train by mbrl_jax.run(config, seeds) or the command line"
             )
+        begun = state.time
         state, logs = learn(state, hyper, config.round_steps)
+        state = state._replace(time=begun + config.round_steps)  # no count of the loop's, which draws would wait for
         return close(state, hyper, logs)
 
     def train(key: Array, hyper: Any = None) -> Result:
         hyper = config if hyper is None else hyper
-        state, collected = begin(key, hyper)
-        state, fit_log = fit(state, hyper)
-        state, metrics = jax.lax.scan(lambda state, _: advance(state, hyper), state, None, length=rounds)
-        return Result(finish(state, hyper), collected, fit_log, metrics)
+        state, collected = functions.init(key, hyper)
+        state, fit_log = functions.fit(state, hyper)
+        state, metrics = jax.lax.scan(lambda state, _: functions.advance(state, hyper), state, None, length=rounds)
+        return Result(functions.finish(state, hyper), collected, fit_log, metrics)
 
     def checked(function: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(function)
@@ -127,22 +132,25 @@ def assemble(
             _check_hyper(hyper, config)
             return function(state, hyper, *more)
 
-        return precise(call)
+        return ready(call)
 
-    precise = functools.partial(with_precision, config.precision)
-    return Train(
-        init=precise(begin),
+    def ready(function: Callable[P, T]) -> Callable[P, T]:
+        return in_bulk(with_precision(config.precision, function))
+
+    functions = Train(
+        init=ready(begin),
         fit=checked(fit),
         learn=checked(learn),
         close=checked(close),
         advance=checked(advance),
         finish=checked(finish),
-        train=precise(train),
+        train=with_precision(config.precision, train),
         rounds=rounds,
         policies=policies,
         axes=axes,
         diagnose=None if diagnose is None else checked(diagnose),
     )
+    return functions
 
 
 def _check_key(key: Any) -> None:
