@@ -35,6 +35,8 @@ def section(entries: Sequence[Entry], figures: Figures) -> str:
 def _of_run(entry: Entry, figures: Figures) -> list[str]:
     seed = measures.median_seed(entry.returns[entry.shown])
     config, model = entry.run.config, entry.run.result.outcome.model
+    if config.evaluation.where == "model":
+        return [markup.paragraph(f"{entry.label} was trained without an environment in which its policies could be shown.")]
     members = None if model is None else jax.tree.map(lambda leaf: leaf[seed], model)
     played = rollouts.episode(config, jax.tree.map(lambda leaf: leaf[seed], entry.policies), members)
     view = view_of(entry.task, played.real.shape[1])

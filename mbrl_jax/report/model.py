@@ -112,6 +112,20 @@ def _draw_fit(entry: Entry, log: FitLog, x: np.ndarray, label: str, figures: Fig
 # ---------------------------------------------------------------------------------------------------------------- calibration
 
 
+def _on_held_out(entry: Entry) -> str:
+    """What the model gets wrong on held-out episodes, where nothing real may be asked."""
+    told = f"{entry.label} was trained without an environment, so nothing is asked of one here."
+    measured = (entry.summary.get("data") or {}).get("held_out")
+    if measured is None or measured["coverage"] is None:
+        return told
+    covered = ", ".join(f"{float(level):.0%} intervals cover {share:.0%}" for level, share in measured["coverage"].items())
+    errors = measured["error_after_steps"]
+    return (
+        f"{told} On held-out episodes, means over members and seeds: of the next states the members' {covered}; a member's own "
+        f"rollout is off by {errors[0]:.2g} deviations of the state change after one step and by {errors[4]:.2g} after five."
+    )
+
+
 def _calibration(entry: Entry, figures: Figures) -> str:
     config, model = entry.run.config, entry.run.result.outcome.model
     if model is None:
@@ -120,6 +134,8 @@ def _calibration(entry: Entry, figures: Figures) -> str:
         return markup.paragraph(
             "The members are deterministic: they predict a mean and no variance, so there is nothing to be calibrated."
         )
+    if config.evaluation.where == "model":
+        return markup.paragraph(_on_held_out(entry))
     predicted = rollouts.calibration(config, entry.policies, model)
     kept = measures.finite_seeds(*(leaf for each in predicted.values() for leaf in each))
     if not kept.any():

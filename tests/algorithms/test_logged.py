@@ -26,7 +26,7 @@ from mbrl_jax.environments.logged.episodes import Logged
 from mbrl_jax.environments.logged.writing import write_parquet
 from mbrl_jax.model import fitting
 from mbrl_jax.replay import make_replay
-from mbrl_jax.report import figures, overview
+from mbrl_jax.report import figures, page
 from mbrl_jax.report.entries import Entry
 from mbrl_jax.runs import results, runner
 from mbrl_jax.runs.callbacks import Callback
@@ -138,7 +138,11 @@ def test_the_folder_of_a_run_says_that_no_real_return_was_measured(nowhere, tmp_
     held = nowhere.result.outcome.held_out
     assert summary["data"]["files"] == list(nowhere.config.data)
     np.testing.assert_allclose(summary["data"]["held_out"]["error_after_steps"][0], held.error[:, :, 0].mean(), rtol=1e-6)
-    assert overview._warnings(Entry("a run", tmp_path, nowhere, summary, "green", ""))[0].startswith("a run: no real return was")
+    entry = Entry("a run", tmp_path, nowhere, summary, "a command", "green")
+    text = page.render([entry])
+    assert "no real return was measured" in text
+    assert "On held-out episodes, means over members and seeds" in text
+    assert "without an environment in which its policies could be shown" in text
     figures.draw_run(nowhere, tmp_path / "curves.png")
 
 

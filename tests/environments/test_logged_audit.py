@@ -170,6 +170,13 @@ def test_logged_rewards_and_terminations_are_held_against_those_of_the_task():
     assert "terminated: it differs from the task's own in 3 of 60 rows" in told(columns, task=early)[0]
 
 
+def test_where_the_task_tells_when_it_is_over_a_file_need_not_have_seen_it():
+    columns = constant(episodes((20, 20), truncated=(0, 1)), "reward")
+    assert "so that nothing tells good from bad" in told(columns)[0]
+    task = a_task()._replace(terminated=lambda s, a, s2: jnp.asarray(s2[..., 1] > 20))
+    assert told(columns, task=task) == []
+
+
 def test_units_are_held_against_the_scale_of_the_task():
     assert told(episodes((20, 20)), "warning", task=a_task()) == []
     narrow = a_task(observation_scale=(10.0, 0.5))
