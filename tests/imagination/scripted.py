@@ -66,21 +66,22 @@ def real_rows(count, key=3):
 def views(everyone, depth, time=None, active=None):
     """A view for each step: predictions [T, M, K, D], depth [T, K], time [T]."""
     steps, _, lanes, _ = everyone.mean.shape
-    zeros, no = jnp.zeros((steps, lanes, AXES)), jnp.zeros((steps, lanes), bool)
-    return View(
-        time=jnp.zeros(steps, jnp.int32) if time is None else jnp.asarray(time, jnp.int32),
-        depth=jnp.asarray(depth, jnp.int32),
+    zeros, no = np.zeros((steps, lanes, AXES), np.float32), np.zeros((steps, lanes), bool)
+    seen = View(
+        time=np.zeros(steps, np.int32) if time is None else np.asarray(time, np.int32),
+        depth=np.asarray(depth, np.int32),
         root=zeros,
         observation=zeros,
-        action=jnp.zeros((steps, lanes), jnp.int32),
+        action=np.zeros((steps, lanes), np.int32),
         next_observation=zeros,
-        reward=jnp.ones((steps, lanes)),
+        reward=np.ones((steps, lanes), np.float32),
         terminated=no,
-        active=~no if active is None else jnp.asarray(active),
-        member=jnp.broadcast_to(jnp.arange(lanes, dtype=jnp.int32)[None] % MEMBERS, (steps, lanes)),
+        active=~no if active is None else np.asarray(active),
+        member=np.broadcast_to(np.arange(lanes, dtype=np.int32)[None] % MEMBERS, (steps, lanes)),
         everyone=everyone,
         truth=zeros,
     )
+    return jax.device_put(seen)
 
 
 def calibrated(controller, world, lanes=LANES):
@@ -97,7 +98,7 @@ def predictions(rng, spread=1.0, shape=(STEPS, MEMBERS, LANES, AXES)):
     """Made-up members [T, M, K, D] whose means differ by about ``spread``."""
     common = rng.normal(size=(shape[0], 1, *shape[2:]))
     mean = common + spread * rng.normal(size=shape)
-    return Prediction(jnp.asarray(mean, jnp.float32), jnp.asarray(rng.uniform(-4, 0, shape), jnp.float32), None)
+    return Prediction(*jax.device_put((mean.astype(np.float32), rng.uniform(-4, 0, shape).astype(np.float32))), None)
 
 
 def made(name, **numbers):

@@ -1,6 +1,7 @@
 """What every controller must do, and what each of them is about."""
 
 import contextlib
+import functools
 import pickle
 from dataclasses import replace
 
@@ -45,6 +46,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 LOCKSTEP = np.broadcast_to(np.arange(STEPS)[:, None], (STEPS, LANES))  # every lane began at the first step
 
 
+@functools.cache
 def judged(name):
     """``(predictions [T, M, K, D]) -> decisions [T, K]`` of a controller on lanes that began together, one real step each."""
     controller = made(name)
@@ -56,16 +58,14 @@ def judged(name):
     return jax.jit(lambda everyone: decide(controller, state, views(everyone, LOCKSTEP, time=np.arange(STEPS)))[1])
 
 
-JUDGED = {name: judged(name) for name in JUDGES}
-
-
 @settings(max_examples=10, deadline=None)
 @given(seed=SEEDS)
 def test_members_that_agree_never_stop_a_lane(seed):
     same = predictions(np.random.default_rng(seed), spread=0.0)
-    same = same._replace(log_variance=jnp.broadcast_to(same.log_variance[:, :1], same.log_variance.shape))
-    for name, decisions in JUDGED.items():
-        decision = decisions(same)
+    log_variance = np.asarray(same.log_variance)
+    same = same._replace(log_variance=np.broadcast_to(log_variance[:, :1], log_variance.shape))
+    for name in JUDGES:
+        decision = judged(name)(same)
         if name == "three_model":  # it stops by a length that agreement can only lengthen
             assert first_stop(decision).min() >= 5
             continue
@@ -77,17 +77,18 @@ def test_members_that_agree_never_stop_a_lane(seed):
 @given(seed=SEEDS, wider=st.floats(1.0, 10.0))
 def test_more_disagreement_along_the_way_never_lengthens_a_lane(seed, wider):
     near = predictions(np.random.default_rng(seed))
-    middle = near.mean[:, :1]
-    factor = jnp.where(jnp.arange(STEPS) > 0, wider, 1.0).astype(jnp.float32)[:, None, None, None]  # roots stay as they are
-    far = near._replace(mean=middle + factor * (near.mean - middle))
-    for name, decisions in JUDGED.items():
-        assert (first_stop(decisions(far)) <= first_stop(decisions(near))).all(), name
+    mean = np.asarray(near.mean)
+    middle = mean[:, :1]
+    factor = np.where(np.arange(STEPS) > 0, wider, 1.0).astype(np.float32)[:, None, None, None]  # roots stay as they are
+    far = near._replace(mean=middle + factor * (mean - middle))
+    for name in JUDGES:
+        assert (first_stop(judged(name)(far)) <= first_stop(judged(name)(near))).all(), name
 
 
 def test_made_up_members_stop_some_lanes_of_every_judge_and_not_all():
     seen = predictions(np.random.default_rng(0))
-    for name, decisions in JUDGED.items():
-        assert 0 < np.asarray(decisions(seen).stop).mean() < 1, name
+    for name in JUDGES:
+        assert 0 < np.asarray(judged(name)(seen).stop).mean() < 1, name
 
 
 # ------------------------------------------------------------------------------------------------------ in imagined rollouts

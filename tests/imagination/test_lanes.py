@@ -1,3 +1,4 @@
+import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -35,6 +36,13 @@ def world(terminated=lambda s, a, s2: jnp.zeros(s2.shape[:-1], bool), **changes)
     return Ensemble(ModelConfig(members=MEMBERS, hidden=(8, 8), **changes), TASK.spec, TASK.reward, terminated)
 
 
+class Real(NamedTuple):
+    """Real states, in numpy and as a replay."""
+
+    rows: Rows
+    stored: replay.ReplayState
+
+
 @pytest.fixture(scope="module")
 def real():
     observation = np.random.default_rng(1).uniform(-0.04, 0.04, (CAPACITY, 4)).astype(np.float32)
@@ -48,16 +56,23 @@ def real():
         weight=ones,
         depth=zeros,
     )
-    return jax.device_put(rows)
+    return Real(rows, stored(replay.make_replay(TASK.spec, CAPACITY), rows))
+
+
+@functools.cache
+def unfitted_and_drawn(sampling, prediction, steps, real_steps, key):
+    """An ensemble's members before any fit, and in numpy the draws of consecutive real steps."""
+    learned, settings = world_of(world(prediction=prediction), CAPACITY, by=sampling)[0], config(sampling=sampling, steps=steps)
+    members = jax.jit(lambda key: learned.acting(learned.init(key)))(jax.random.key(7))
+    draws = jax.jit(lambda key: lanes.draw(settings, TASK.spec, learned, key, (real_steps,)))(jax.random.key(key))
+    return members, jax.tree.map(np.asarray, draws)
 
 
 def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
-    """Rows [real_steps, H, K], logs [real_steps] and the draws of consecutive real steps, and the members; ``real`` are rows."""
+    """Rows [real_steps, H, K], logs [real_steps] and the draws of consecutive real steps, and the members."""
     controller = horizon.fixed(length=settings.controller.length) if controller is None else controller
-    world, replay = world_of(ensemble, CAPACITY, by=settings.sampling)
-    members = jax.jit(lambda key: world.acting(world.init(key)))(jax.random.key(7))
-    memory = stored(replay, real)
-    draws = jax.jit(lambda key: lanes.draw(settings, TASK.spec, world, key, (real_steps,)))(jax.random.key(key))
+    world, _ = world_of(ensemble, CAPACITY, by=settings.sampling)
+    members, draws = unfitted_and_drawn(settings.sampling, ensemble.config.prediction, settings.steps, real_steps, key)
 
     def policy(observation, explore, random_action):
         greedy = (observation[..., 2] > 0).astype(jnp.int32)
@@ -65,15 +80,15 @@ def imagine(settings, ensemble, real, controller=None, real_steps=6, key=0):
 
     def step(state, inputs):
         time, draw = inputs
-        state, rows, log = lanes.advance(settings, world, controller, state, members, policy, memory, time, draw)
+        state, rows, log = lanes.advance(settings, world, controller, state, members, policy, real.stored, time, draw)
         return state, (rows, log)
 
     @jax.jit
     def run(draws):
-        state = lanes.init(settings, controller, world, members, memory)
+        state = lanes.init(settings, controller, world, members, real.stored)
         return jax.lax.scan(step, state, (jnp.arange(real_steps, dtype=jnp.int32), draws))[1]
 
-    rows, log, draws = jax.tree.map(np.asarray, (*run(draws), draws))
+    rows, log = jax.tree.map(np.asarray, run(draws))
     return rows, log, draws, members
 
 
@@ -101,7 +116,7 @@ def test_streaming_keeps_every_row_and_per_step_idles_after_an_end(real):
 
 def test_a_lane_goes_on_from_where_it_stood_and_a_new_root_is_a_real_state(real):
     rows = in_time_order(imagine(config(controller=controller_settings("fixed", length=3.0)), world(), real)[0])
-    roots = np.asarray(real.observation)
+    roots = real.rows.observation
     for step in range(1, len(rows.depth)):
         going = rows.depth[step] > 0
         np.testing.assert_array_equal(rows.observation[step][going], rows.next_observation[step - 1][going])
@@ -113,7 +128,7 @@ def test_a_lane_goes_on_from_where_it_stood_and_a_new_root_is_a_real_state(real)
 def test_the_root_is_the_row_that_the_draw_names(real):
     settings = config(controller=controller_settings("fixed", length=1.0))
     rows, _, draws, _ = imagine(settings, world(), real)
-    named = real.observation[np.asarray(draws.root) % CAPACITY]
+    named = real.rows.observation[draws.root % CAPACITY]
     np.testing.assert_array_equal(rows.observation, named)
 
 
@@ -127,7 +142,7 @@ def test_fixed_with_its_own_cap_makes_plain_rollouts_of_that_length(real):
     settings = config(cap=4, controller=controller_settings("fixed", length=4.0), epsilon=1.0)  # four steps for every real one
     ensemble = world()
     rows, _, draws, members = imagine(settings, ensemble, real)
-    roots = np.asarray(real.observation)
+    roots = real.rows.observation
 
     @jax.jit
     def step(state, action, member, noise):  # one lane by its member alone
