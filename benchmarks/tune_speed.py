@@ -32,8 +32,8 @@ from mbrl_jax.runs import execution
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "tune.json"
 TRIALS, SEEDS = 64, 8
-SIZES: dict[str, Any] = {"random_transitions": 1_000, "steps": 1_000, "round_steps": 50}
-SELECTION = {"episodes": 20, "steps": 200}
+SIZES: dict[str, Any] = {"random_transitions": 500, "steps": 500, "round_steps": 50}
+SELECTION = {"episodes": 10, "steps": 100}
 SPACE = {
     "agent.learning_rate": {"float": [1e-4, 1e-2], "log": True},
     "agent.target_rate": {"float": [0.002, 0.2], "log": True},
