@@ -26,6 +26,9 @@ COLUMNS_FROM = 128
 """Rows from which on a batch goes through a network as columns, as it measured best on a CPU: benchmarks/NOTES.md."""
 
 ADAM_DECAYS = (0.9, 0.999)  # of the first and the second moment
+COMPARED_UP_TO = 8
+"""Values of which the largest is found by comparing one after another."""
+
 ADAM = optax.scale_by_adam(*ADAM_DECAYS, eps=1e-8)  # eps is added to the root
 
 
@@ -60,6 +63,22 @@ def adam_step(
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
         direction, optimizer = optimiser.update(gradients, optimizer)
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), optimizer
+
+
+def largest(values: Array) -> Array:
+    """[...] int32, the place of the largest of values [..., A], the first of several, as ``argmax`` has it.
+
+    For few values it is comparisons. A reduction over so short an axis is a kernel of its own on a GPU, and on a CPU a loop for
+    each row.
+    """
+    if values.shape[-1] > COMPARED_UP_TO:
+        return jnp.argmax(values, axis=-1).astype(jnp.int32)
+    best, place = values[..., 0], jnp.zeros(values.shape[:-1], jnp.int32)
+    for other in range(1, values.shape[-1]):
+        value = values[..., other]
+        larger = (value > best) | (jnp.isnan(value) & ~jnp.isnan(best))  # NaN is the largest of all
+        best, place = jnp.where(larger, value, best), jnp.where(larger, jnp.int32(other), place)
+    return place
 
 
 def all_finite(tree: Any) -> Array:

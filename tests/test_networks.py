@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from mbrl_jax import networks
-from mbrl_jax.networks import ADAM, COLUMNS_FROM, MLP, adam_step, optimiser_of
+from mbrl_jax.networks import ADAM, COLUMNS_FROM, MLP, adam_step, largest, optimiser_of
 
 INPUTS, OUTPUTS = 5, 3
 laplacian = jax.jit(networks.laplacian, static_argnums=3)
@@ -229,3 +229,12 @@ def test_a_clipped_gradient_has_at_most_its_norm_and_each_network_its_own(batche
 def test_without_a_clip_the_optimiser_is_adam_itself():
     assert optimiser_of(None) is ADAM
     assert optimiser_of(None, batched=True) is ADAM
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9], ids=["one", "two", "the most that are compared", "more"])
+def test_the_largest_is_that_of_argmax_with_ties_infinities_and_nan(count):
+    odd = np.array([0.0, -0.0, 1.0, -np.inf, np.inf, np.nan], np.float32)
+    values = np.random.default_rng(0).choice(odd, size=(300, 2, count))
+    found = largest(jnp.asarray(values))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, np.argmax(values, axis=-1))

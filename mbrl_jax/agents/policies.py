@@ -13,6 +13,7 @@ from jax import Array
 
 from mbrl_jax import draws
 from mbrl_jax.environments import EnvironmentSpec
+from mbrl_jax.networks import largest
 
 LOG_STD_BOUNDS = (-3.0, 1.0)  # of the Gaussian before it is squashed; a fresh policy stands in the middle
 LARGEST_ACTION = 1 - 1e-6  # that is told from 1, so that what was squashed to it can be found again
@@ -80,7 +81,7 @@ def _categorical_entropy(outputs: Array) -> Array:
 
 
 def _best(outputs: Array) -> Array:
-    return jnp.argmax(outputs, axis=-1).astype(jnp.int32)
+    return largest(outputs)
 
 
 # ------------------------------------------------------------ Gaussian, squashed into (-1, 1) by the hyperbolic tangent

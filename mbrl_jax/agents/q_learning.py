@@ -13,7 +13,7 @@ from mbrl_jax.agents.outcomes import MEMBER_TARGETS, Outcomes, expanded_targets,
 from mbrl_jax.agents.protocol import Agent, Minibatches, Model
 from mbrl_jax.config import ConfigError, QLearningConfig
 from mbrl_jax.environments import EnvironmentSpec
-from mbrl_jax.networks import MLP, Params, adam_step, all_finite, optimiser_of
+from mbrl_jax.networks import MLP, Params, adam_step, all_finite, largest, optimiser_of
 from mbrl_jax.replay import Rows
 
 
@@ -89,12 +89,12 @@ class QLearner(NamedTuple):
           random_action: [...] int32.
 
         """
-        greedy = jnp.argmax(self.values(params, observation), axis=-1).astype(jnp.int32)
+        greedy = largest(self.values(params, observation))
         return jnp.where(explore < epsilon, random_action, greedy)
 
     def greedy(self, params: Params, observation: Array) -> Array:
         """Greedy actions [...] int32 in observations [..., D]."""
-        return jnp.argmax(self.values(params, observation), axis=-1).astype(jnp.int32)
+        return largest(self.values(params, observation))
 
     def update(
         self, state: QState, batch: Rows, outcomes: Outcomes | None = None, progress: Array | float = 0.0
@@ -143,7 +143,7 @@ class QLearner(NamedTuple):
             return jnp.mean(each, axis=0) - self.config.target_beta * jnp.std(each, axis=0)
         value = self.values(state.target, batch.next_observation)
         if kind == "double":  # van Hasselt et al. 2016, arXiv:1509.06461
-            chosen = jnp.argmax(self.values(state.online, batch.next_observation), axis=-1)
+            chosen = largest(self.values(state.online, batch.next_observation))
             best = _pick(value, chosen)
         else:
             best = jnp.max(value, axis=-1)
