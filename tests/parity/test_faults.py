@@ -329,7 +329,7 @@ FAULTS = {
         "model.sampling:_predict", "leaf[place], prediction", "leaf[draw.deal], prediction", lanes, ("ts1", "streaming", "fixed")
     ),
     "a deviation for the mean of lane depths": Fault(
-        "imagination.lanes:advance", "(rows.depth + 1)", "rows.depth", lanes, ALL_OF_THE_PROTOCOL
+        "imagination.lanes:log_of", "(depth + 1).astype", "depth.astype", lanes, ALL_OF_THE_PROTOCOL
     ),
     "a halt that is only a stop": Fault(
         "imagination.lanes:advance",
@@ -339,7 +339,7 @@ FAULTS = {
         streaming("threshold, max_pairwise, halt"),
     ),
     "a histogram of depths off by one": Fault(
-        "imagination.lanes:advance", "depth[None] > edges", "depth[None] >= edges", lanes, ALL_OF_THE_PROTOCOL
+        "imagination.lanes:log_of", "depth[None] > edges", "depth[None] >= edges", lanes, ALL_OF_THE_PROTOCOL
     ),
     "a sample that is not corrected": Fault(
         "model.sampling:_fused",
@@ -464,8 +464,8 @@ FAULTS = {
     ),
     "the best action by the target network": Fault(
         "agents.q_learning:QLearner.targets",
-        "self.values(state.online, batch.next_observation), axis",
-        "self.values(state.target, batch.next_observation), axis",
+        "largest(self.values(state.online,",
+        "largest(self.values(state.target,",
         q_targets,
         ("double", "known"),
     ),
@@ -543,8 +543,8 @@ FAULTS = {
     ),
     "greedy actions that are the worst": Fault(
         "agents.q_learning:QLearner.greedy",
-        "jnp.argmax",
-        "jnp.argmin",
+        "largest(self.values",
+        "largest(-self.values",
         test_evaluation.test_greedy_real_episodes_earn_the_same_returns,
     ),
     "exploration that grows": Fault(
