@@ -41,7 +41,7 @@ def claimed(path: str | Path, resume: bool = False) -> Iterator[bool]:
     missing = [each for each in (path, *path.parents) if not os.path.isdir(each)]  # the innermost first
 
     def withdraw() -> None:
-        for each in filter(Path.is_dir, missing):
+        for each in filter(os.path.isdir, missing):  # Path.is_dir raises where one may not look
             if any(each.iterdir()):
                 return
             each.rmdir()

@@ -1,5 +1,6 @@
 """What training loops share, phase by phase."""
 
+import types
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -169,9 +170,10 @@ def test_the_learning_curve_is_the_mean_of_greedy_episodes_from_starts_of_its_ow
 @pytest.mark.parametrize("chosen", [None, 0.6])
 def test_a_run_ends_with_the_last_policy_and_the_chosen_one_played_from_the_same_starts(config, chosen):
     learner = AGENT.init(KEY)._replace(updates=jnp.int32(12))
-    state = State(jnp.int32(20), KEY, None, None, None, None, learner, None)
+    state = State(jnp.int32(20), KEY, None, None, jnp.int32(3), None, learner, None)
+    judge = types.SimpleNamespace(acting=lambda model: model)
     picked = None if chosen is None else Snapshot(jnp.float32(chosen), jnp.float32(1.0))
-    outcome = jax.jit(lambda state: phases.finish(config, TASK, AGENT, state, chosen=picked, model=jnp.int32(3)))(state)
+    outcome = jax.jit(lambda state: phases.finish(config, TASK, AGENT, state, chosen=picked, judge=judge))(state)
     starts = TASK.draw_resets(stream(KEY, Stream.FINAL_EVALUATION), (5,))
     np.testing.assert_array_equal(phases.final_starts(config, TASK, KEY).observation, starts.observation)
 
