@@ -256,7 +256,7 @@ def test_a_preset_of_the_form_before_is_told_how_it_is_written_now(content, mess
         ({"imagination": {"controller": {"kind": 3}}}, r"imagination.controller.kind: 3 is not known"),
         ({"imagination": {"controller": {"kind": "threshold"}}}, r"imagination.controller.mark: it is missing"),
         ({"imagination": {"controller": {"kind": "fixed", "mark": 1}}}, r"imagination.controller.mark: there is no such setting"),
-        ({"agent": {"kind": "sac"}}, r"agent.kind: 'sac' is not known; it must be one of q_learning, policy_gradient"),
+        ({"agent": {"kind": "ppo"}}, r"agent.kind: 'ppo' is not known; it must be one of q_learning, policy_gradient, sac"),
         ({"model": {"kind": "rssm"}}, r"model.kind: 'rssm' is not known; it must be one of ensemble"),
     ],
 )

@@ -254,6 +254,7 @@ def read(folder: str | Path, *, environment: Environment | None = None) -> Run:
         summary["bytes_per_seed"]["temporary"],
         diagnosis,
         summary.get("first_seed", 0),
+        failures={int(number) - summary["first_seed"]: text for number, text in summary.get("failed_simulators", {}).items()},
     )
 
 

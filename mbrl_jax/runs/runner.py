@@ -188,6 +188,8 @@ def prepare(
     for fewer it is compiled once more. With ``at_once`` agents, which are known to fit, nothing is compiled yet. Other arguments
     and errors as there.
     """
+    for config in configs:
+        check_kind(config, RunConfig)
     numbers = seed_numbers(seeds, base_seed)
     execution.check_jax()
     if memory is not None and memory < 1:

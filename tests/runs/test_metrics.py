@@ -38,10 +38,12 @@ def test_a_run_read_from_its_folder_is_the_run_that_was_written(run, folder):
 def test_so_is_a_diagnosed_one_of_the_batch_protocol_and_one_without_a_model(tiny, tmp_path):
     free = ModelFreeQConfig(**{name: getattr(tiny, name) for name in ModelFreeQConfig.__dataclass_fields__})
     for name, run in (("batch", runner.run(tiny, 2, diagnose=True)), ("free", runner.run(free, 2))):
+        run = run._replace(first_seed=3, failures={1: "a traceback"})
         (tmp_path / name).mkdir()
         results.write(run, tmp_path / name)
         back = results.read(tmp_path / name)
         assert jax.tree.structure(back) == jax.tree.structure(run)
+        assert (back.first_seed, back.failures) == (3, {1: "a traceback"})
         jax.tree.map(np.testing.assert_array_equal, (back.result, back.diagnosis), (run.result, run.diagnosis))
 
 
