@@ -340,10 +340,9 @@ def get_ready(plan: Plan, name: str) -> None:
 
 def run_torch(plan: Plan, until: float) -> Iterator[dict[str, Any]]:
     """Steps a second of the batched PyTorch rival, by a shortened run."""
-    known = {"model": {"reward": "known", "termination": "known"}}  # as the rival has them, and auto takes for this task
     job = {
         "module": "batches",
-        "config": _changed(to_dict(plan.config), known),
+        "config": to_dict(plan.config),
         "core": None,
         "number": 0,
         "packages": ["torch"],

@@ -37,6 +37,11 @@ def check(config: DynaQConfig) -> None:
       ConfigError: a setting is another than this file computes.
 
     """
+
+    def known(choice: str) -> str:
+        """What ``auto`` stands for: CartPole has both functions."""
+        return "known" if choice == "auto" else choice
+
     wanted = {
         "protocol": (config.protocol, "batch"),
         "environment.name": (config.environment.name, "CartPole-v1"),
@@ -45,8 +50,8 @@ def check(config: DynaQConfig) -> None:
         "model.elites": (config.model.elites, None),
         "model.activation": (config.model.activation, "silu"),
         "model.learn_bounds": (config.model.learn_bounds, False),
-        "model.reward": (config.model.reward, "known"),
-        "model.termination": (config.model.termination, "known"),
+        "model.reward": (known(config.model.reward), "known"),
+        "model.termination": (known(config.model.termination), "known"),
         "model.weight_decay": (config.model.weight_decay, 0.0),
         "model.bootstrap": (config.model.bootstrap, False),
         "model.patience": (config.model.patience, None),
