@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "start.json"
 GET_READY = """
 import sys, time
+from mbrl_jax.config import read_preset
 from mbrl_jax.runs import command_line, execution, runner
 execution.use_all_cores()
 execution.use_compilation_cache()
