@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from mbrl_jax import statistics, strict_json
-from mbrl_jax.config import ConfigError, RunConfig, save
+from mbrl_jax.config import ConfigError, RunConfig, save, with_settings
 from mbrl_jax.config.grid import text_of
 from mbrl_jax.runs import checkpoint, interruption, results, runner, terminal
 from mbrl_jax.runs.claims import claimed
@@ -153,7 +153,7 @@ class Search:
             settings = self.study.settings(best)
             summary["best"] = {"number": best.number, "value": best.value, **best.user_attrs["ended"], "settings": settings}
             with results.new_file(self.out / BEST) as path:
-                save(spaces.put(self.asked.config, settings), path)
+                save(with_settings(self.asked.config, settings), path)
         with results.new_file(self.out / TRIALS) as path:
             pq.write_table(self._table(), path)
         with results.new_file(self.out / TABLE) as path:
@@ -181,7 +181,7 @@ class Search:
         every, configs = self.study.trials(), dict[int, RunConfig]()
         for number in numbers:
             try:
-                configs[number] = spaces.put(self.asked.config, self.study.settings(every[number]))
+                configs[number] = with_settings(self.asked.config, self.study.settings(every[number]))
                 runner.check([configs[number]])
             except ConfigError as error:
                 configs.pop(number, None)

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import yaml
 
-from mbrl_jax.config import ConfigError, Kind, Limits, RunConfig, check, expand, from_dict, to_dict
+from mbrl_jax.config import ConfigError, Kind, Limits, RunConfig, expand, traced_settings
 from mbrl_jax.config.fields import convert
 from mbrl_jax.config.files import parse as parse_yaml
 
@@ -87,29 +86,9 @@ def parse(content: Any, config: RunConfig) -> dict[str, Range | Choice]:
     return {path: _domain(path, given, *_setting(config, path)) for path, given in content.items()}
 
 
-def put(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """``config`` with the values of a trial in it.
-
-    Raises:
-      ConfigError: together they cannot work.
-
-    """
-    content = to_dict(config)
-    for path, value in values.items():
-        *groups, name = path.split(".")
-        place = content
-        for group in groups:
-            place = place[group]
-        place[name] = value
-    changed = from_dict(content)
-    check(changed)
-    return changed
-
-
 def traced(config: RunConfig, space: Space) -> list[str]:
     """The settings of a space that do not compile anew."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(config)
-    known = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
+    known = traced_settings(config)
     return [path for path in space if path in known]
 
 

@@ -12,7 +12,7 @@ import sqlalchemy
 import yaml
 
 from mbrl_jax import strict_json
-from mbrl_jax.config import ConfigError, ModelFreeQConfig, load
+from mbrl_jax.config import ConfigError, ModelFreeQConfig, load, with_settings
 from mbrl_jax.runs import checkpoint, command_line
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.tuning import halving, search, study
@@ -106,7 +106,7 @@ def test_a_search_prunes_at_the_rungs_and_finds_the_best_settings(tmp_path):
     assert [(rounds, len(numbers)) for rounds, numbers in Formula.trained] == [(2, 18), (5, 6), (13, 2)]
     assert summary["trials"] == {"complete": 2, "pruned": 16, "fail": 0, "running": 0}
     told = rows(out)
-    values = {row["trial"]: quality(spaces.put(CONFIG, {"agent.learning_rate": row["agent.learning_rate"]})) for row in told}
+    values = {row["trial"]: quality(with_settings(CONFIG, {"agent.learning_rate": row["agent.learning_rate"]})) for row in told}
     best = sorted(values, key=values.get, reverse=True)
     assert {row["trial"] for row in told if row["state"] == "complete"} == set(best[:2])
     assert {row["trial"] for row in told if row["round_7"] is not None} == set(best[:6])
@@ -236,14 +236,14 @@ def test_two_folders_may_share_a_study_and_train_their_own_trials(tmp_path):
 
 
 def test_settings_that_cannot_work_together_fail_and_cost_no_other_trial(tmp_path, monkeypatch):
-    original = spaces.put
+    original = with_settings
 
     def put(config, values):
         if values["agent.hidden"] == [4]:
             raise ConfigError("agent.hidden: [4] does not fit")
         return original(config, values)
 
-    monkeypatch.setattr(spaces, "put", put)
+    monkeypatch.setattr(search, "with_settings", put)
     summary = search.search(asked(rungs=0), tmp_path / "out", 12, batch=12)
     told = rows(tmp_path / "out")
     assert {row["state"] for row in told if row["agent.hidden"] == "[4]"} == {"fail"}

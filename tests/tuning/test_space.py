@@ -1,6 +1,6 @@
 import pytest
 
-from mbrl_jax.config import ConfigError, DynaQConfig, check, flat_settings
+from mbrl_jax.config import ConfigError, DynaQConfig, check, flat_settings, with_settings
 from mbrl_jax.tuning import space as spaces
 from mbrl_jax.tuning.space import Choice, Range
 
@@ -52,7 +52,7 @@ def test_values_of_a_trial_become_settings_by_way_of_what_a_study_stores():
     stored = {path: domain.low if isinstance(domain, Range) else domain.names[-1] for path, domain in read.items()}
     assert stored["agent.hidden"] == "[32]"
     values = {path: spaces.value_of(domain, stored[path]) for path, domain in read.items()}
-    config = spaces.put(DynaQConfig(), values)
+    config = with_settings(DynaQConfig(), values)
     flat = flat_settings(config)
     assert {path: flat[path] for path in read} == values
     assert config.agent.hidden == (32,)
@@ -61,7 +61,7 @@ def test_values_of_a_trial_become_settings_by_way_of_what_a_study_stores():
 
 def test_values_that_cannot_work_together_are_refused():
     with pytest.raises(ConfigError, match=r"agent.hidden"):
-        spaces.put(DynaQConfig(), {"agent.hidden": [0]})
+        with_settings(DynaQConfig(), {"agent.hidden": [0]})
 
 
 @pytest.mark.parametrize(
