@@ -5,9 +5,12 @@ gives what does not fit is noted in ``failures`` and left out from then on.
 """
 
 import contextlib
+import fcntl
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -183,17 +186,22 @@ class _ProcessError(RuntimeError):
 
 
 class _Process:
-    """A :class:`Seat` in a process of its own."""
+    """A :class:`Seat` in a process of its own, which ends when this one does."""
 
     def __init__(self, make: Make, interface: Interface, timeout: float):
         here, there = Pipe()
-        with there:
+        life, end = os.pipe()  # nothing is ever written; its other end tells that this process is gone
+        self._life: int | None = end
+        try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from {__name__} import serve; serve({there.fileno()})"],
-                pass_fds=(there.fileno(),),
+                [sys.executable, "-c", f"from {__name__} import serve; serve({there.fileno()}, {life})"],
+                pass_fds=(there.fileno(), life),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
             )
+        finally:
+            there.close()
+            os.close(life)
         self._pipe, self._timeout, self._asked = here, timeout, "start"
         self._limit = time.monotonic() + timeout + START_SECONDS
         here.send_bytes(cloudpickle.dumps((make, interface)))
@@ -235,6 +243,9 @@ class _Process:
             self._process.kill()
             self._process.wait()
         self._pipe.close()
+        if self._life is not None:
+            os.close(self._life)
+            self._life = None
 
     def close(self) -> None:
         """Let the simulator close and the process end."""
@@ -244,8 +255,27 @@ class _Process:
         self.kill()
 
 
-def serve(handle: int) -> None:
+def end_with(life: int) -> None:
+    """End this process as soon as the other end of a pipe is closed, whatever it does then.
+
+    A simulator that hangs may hold the interpreter's lock, so that no thread would notice; on Linux the kernel does it.
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+        return
+
+    def wait() -> None:
+        os.read(life, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def serve(handle: int, life: int) -> None:
     """Do what the other end of a pipe asks until it asks to close, or is gone: what a simulator's own process runs."""
+    end_with(life)
     pipe, seat = Connection(handle), None
     made = pipe.recv_bytes()
     while True:

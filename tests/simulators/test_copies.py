@@ -1,5 +1,9 @@
+import ctypes
+import multiprocessing
 import os
+import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,3 +103,39 @@ def test_a_process_that_raises_hangs_or_ends_costs_its_copy_alone():
     process = copies._seats[0]._process
     copies.close()
     assert process.returncode == 0
+
+
+def hang_in_c(told):
+    ctypes.PyDLL(None).sleep(600)  # which does not let go of the interpreter's lock
+
+
+def parent(pipe):
+    """Have three simulators in processes, tell their numbers, and wait for two that hang."""
+    copies = Copies([line, lambda: line(hang, at=1), lambda: line(hang_in_c, at=1)], INTERFACE, processes=True, timeout=600.0)
+    copies.reset(seed=[0, 1, 2])
+    pipe.send([seat._process.pid for seat in copies._seats.values()])
+    copies.step(np.ones(3, np.int64))
+
+
+def test_no_process_outlives_the_one_that_began_it_and_was_killed():
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("forkserver").Process(target=parent, args=(there,))
+    process.start()
+    there.close()
+    children = here.recv()
+    time.sleep(0.3)  # until they hang
+    assert all(alive(child) for child in children)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    limit = time.monotonic() + 10
+    while any(alive(child) for child in children) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert not [child for child in children if alive(child)]
+
+
+def alive(child):
+    """Whether a process is there that is no zombie."""
+    try:
+        return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
