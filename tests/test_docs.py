@@ -86,6 +86,8 @@ RUN[DATA] = [
     "data collect CartPole-v1 --transitions 1000 --out log.parquet",
     "data check log.parquet",
     "train cartpole_pg --data log.parquet --environment.name none --model.batch-size 64 --seeds 16 --out runs/from_log",
+    "train cartpole_interactive_model_free --seeds 4 --record-transitions on --out runs/recorded",
+    "data check runs/recorded/transitions.parquet",
 ]
 # What stands for something in a command.
 PLACEHOLDERS = {
@@ -236,7 +238,7 @@ def check_the_folder_is_what_the_page_says(folder):
     rows = re.findall(r"^\| (`[^|]*`) \|", section("docs/train.md", "The folder"), re.MULTILINE)
     named = {name for row in rows for name in re.findall("`([^`]+)`", row)}
     there = {path.name for path in folder.iterdir()}
-    assert there == named - {"checkpoints/", "held_out.npz", "diagnosis.npz", "imagination.png"}
+    assert there == named - {"checkpoints/", "held_out.npz", "transitions.parquet", "diagnosis.npz", "imagination.png"}
 
 
 class Reached(BaseException):
@@ -285,6 +287,9 @@ def all_commands():
 @pytest.mark.parametrize("command", all_commands())
 def test_a_command_of_the_documentation_is_one(command, only_parsed, capsys):
     words = shlex.split(command)
+    for path in (Path(word) for word in words if word.endswith("/transitions.parquet")):  # of an earlier run
+        path.parent.mkdir(parents=True)
+        write_log(path)
     if len(words) == 1:
         assert f"\n  {words[0]} " in command_line.USAGE
     elif "--help" in words:

@@ -46,7 +46,8 @@ def test_the_last_observation_of_an_episode_is_the_true_one_and_a_time_limit_is_
     host = env.environment_of(SHORT, line).host
     copies = host.copies(2)
     there_and_back = np.array([[1, 0]] * LIMIT + [[1, 1]] * LIMIT).reshape(-1)[: 2 * LIMIT]
-    rows, told = record(Episodes(copies, [0, 1]), lambda _, step: (np.array([1, there_and_back[step]]), np.full(2, step)), 9)
+    turn = lambda _, step: (np.array([1, there_and_back[step]]), np.full(2, step))  # noqa: E731
+    rows, told, made = record(Episodes(copies, [0, 1]), turn, 9)
     up, back = (jax.tree.map(lambda leaf, seed=seed: leaf[seed], rows) for seed in range(2))
     assert up.next_observation[:, 0].tolist() == [0.25, 0.5, 0.75] * 3
     assert up.observation[:, 0].tolist() == [0.0, 0.25, 0.5] * 3
@@ -60,6 +61,8 @@ def test_the_last_observation_of_an_episode_is_the_true_one_and_a_time_limit_is_
     assert back.elapsed.tolist() == [*range(LIMIT), 0, 1]
     assert (up.reward[2], told[:, 4].tolist()) == (1.5, [4, 4])
     assert rows.observation.dtype == rows.reward.dtype == np.float32
+    assert made.shape == (2, 9)
+    assert made.all()
 
 
 def test_returns_are_of_whole_episodes_and_missing_where_a_simulator_fails():

@@ -18,6 +18,7 @@ class Episodes:
       observation: [n, D] float32.
       elapsed: [n] int32, steps since the reset.
       begins: [n] bool, whether the step to come is an episode's first.
+      made: [n] bool, which simulators made the last step.
 
     """
 
@@ -25,7 +26,7 @@ class Episodes:
         """Begin one in every simulator, seeded by ``seeds`` [n]."""
         self.copies, count = copies, copies.num_envs
         self.observation, _ = copies.reset(seed=seeds)
-        self.elapsed, self.begins = np.zeros(count, np.int32), np.ones(count, bool)
+        self.elapsed, self.begins, self.made = np.zeros(count, np.int32), np.ones(count, bool), np.zeros(count, bool)
 
     @property
     def running(self) -> np.ndarray:
@@ -36,6 +37,7 @@ class Episodes:
         """Step all, or those that are ``active`` [n], and reset what has ended: the transitions [n]."""
         before, elapsed = self.observation, self.elapsed
         after, reward, terminated, truncated, _ = self.copies.step(action, active=active)
+        self.made = self.running if active is None else self.running & active
         ended = terminated | truncated
         self.observation, self.elapsed, self.begins = after, np.where(ended, 0, elapsed + 1).astype(np.int32), ended
         if ended.any():
@@ -48,15 +50,22 @@ class Episodes:
 Choose = Callable[[Episodes, int], tuple[np.ndarray, Any]]  # (episodes, step) -> (actions [n, ...], what is told of them)
 
 
-def record(episodes: Episodes, choose: Choose, steps: int) -> tuple[Any, Any]:
-    """Make ``steps`` steps: the transitions [n, steps], and what was told of the actions, stacked along the second axis."""
-    taken, told = [], []
+def record(episodes: Episodes, choose: Choose, steps: int) -> tuple[Any, Any, np.ndarray]:
+    """Make ``steps`` steps.
+
+    Returns:
+      The transitions [n, steps], what was told of the actions, stacked along the second axis, and which of them were made,
+      [n, steps] bool: none from where a simulator has failed on.
+
+    """
+    taken, told, made = [], [], []
     for step in range(steps):
         action, said = choose(episodes, step)
         taken.append(episodes.step(action))
         told.append(said)
-    recorded = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *taken)
-    return recorded, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *told)
+        made.append(episodes.made)
+    recorded, saying = (jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *each) for each in (taken, told))
+    return recorded, saying, np.stack(made, axis=1)
 
 
 def play(episodes: Episodes, choose: Callable[[Episodes], np.ndarray], count: int) -> np.ndarray:

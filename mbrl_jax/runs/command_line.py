@@ -18,7 +18,7 @@ import tyro
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError, RunConfig, expand, grid, presets, read_preset
 from mbrl_jax.environments import data, success_marks
-from mbrl_jax.runs import execution, folder, interruption, keeping, launch, results, runner, shards, sweep, terminal
+from mbrl_jax.runs import execution, folder, interruption, keeping, launch, results, runner, shards, sweep, terminal, transitions
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
@@ -46,6 +46,7 @@ USAGE = """usage: mbrl-jax COMMAND …
       [--seeds FIRST:END] trains a shard of a run: these seeds of it
       [--launcher slurm|ray --shards N] trains N shards as jobs of a cluster, and joins them
       [--tensorboard] [--wandb PROJECT] also send every round's figures there
+      [--record-transitions auto|on|off] also write transitions.parquet, which --data reads; auto: those of the host
   join OUT SHARD [SHARD …]
       make one run of the shards of a run, or one sweep of those of a sweep
   sweep CONFIG --grid PATH=V1,V2,… [--grid PATH=…] --seeds N --out DIR [--seed BASE] [--devices all|N] [--memory GB]
@@ -156,6 +157,7 @@ def _train(words: list[str]) -> None:
         ("checkpoints", int, 2),
         ("tensorboard", bool, False),
         ("wandb", str | None, None),
+        ("record_transitions", transitions.Wish, "auto"),
         ENGINE,
         *MACHINE,
     )
@@ -166,7 +168,7 @@ def _train(words: list[str]) -> None:
         raise ConfigError(f"checkpoints: {given.checkpoints!r} is out of range; it must be at least 1")
     resume = given.resume or given.resume_from is not None
     saving = (given.checkpoint_every, given.checkpoints, given.tensorboard, given.wandb)
-    keep = Keeping(resume, given.resume_from, *saving, memory, devices, given.engine)
+    keep = Keeping(resume, given.resume_from, *saving, memory, devices, given.engine, given.record_transitions)
     asked = Asked(given.config, len(given.seeds), given.seed, given.diagnose, given.seeds.start)
     train(asked, given.out, keep, shlex.join(["mbrl-jax", "train", *words]), launcher)
 
@@ -221,6 +223,7 @@ def _kept(asked: Asked, out: Path, keep: Keeping, command: str, display: Display
     if keep.resume and folder.is_finished(out):
         folder.check_same(out, asked)
         shards.remove(out)  # if it was killed before it did this
+        transitions.clear(out)
         return None
     if launcher is not None:
         return launch.train(asked, out, keep, command, launcher, display, _draw)

@@ -6,6 +6,7 @@
 * ``checkpoints/``: the last few (:mod:`mbrl_jax.runs.checkpoint`), gone when the run is finished;
 * ``shards/0000`` and so on, where not all seeds are trained at once: a run of some of them in each, in place of the lines and
   checkpoints, gone when they are one run (:mod:`mbrl_jax.runs.shards`);
+* ``transitions/``: what the host's simulators gave so far (:mod:`mbrl_jax.runs.transitions`), gone when the run is finished;
 * what :mod:`mbrl_jax.runs.results` writes, once it is.
 """
 

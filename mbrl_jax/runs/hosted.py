@@ -42,6 +42,10 @@ class HostedProgram(Program):
     Arguments as of :class:`Program`; ``task`` is the environment, and ``make`` makes the algorithm in another one. A seed whose
     simulator fails rests as it was, and is named in ``failures``, by its place among the agents. P is the number of agents padded
     to the layout.
+
+    Attributes:
+      journal: told of every block of transitions [n, T], and of which of them were made, as soon as they were; none is not.
+
     """
 
     def __init__(self, *arguments: Any, task: Environment, make: hosted.MakeTrain, **options: Any):
@@ -49,6 +53,7 @@ class HostedProgram(Program):
         self._host: Host = cast(Any, task.host)
         self._acting: Episodes | None = None
         self._judging: Copies | None = None
+        self.journal: Callable[[Transition, np.ndarray], None] | None = None
         super().__init__(*arguments, **options)
         config = self.configs[0]
         self._acts = config.protocol == "interactive"
@@ -289,7 +294,9 @@ class HostedProgram(Program):
             copies.leave_out(self.failures)
             begun = 0 if self.state is None else int(self.state.time) + 1
             self._acting = Episodes(copies, self._seeds(Stream.COLLECTION, begun))
-        recorded, told = record(self._acting, choose, steps)
+        recorded, told, made = record(self._acting, choose, steps)
+        if self.journal is not None:
+            self.journal(recorded, made)
         self._note(self._acting.copies.failures)
         return self._padded(recorded), told
 

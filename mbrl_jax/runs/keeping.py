@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import folder, interruption, results, runner, shards
+from mbrl_jax.runs import folder, interruption, results, runner, shards, transitions
 from mbrl_jax.runs.callbacks import Callback, TensorBoard, WeightsAndBiases, require
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked, RunFolder
+from mbrl_jax.runs.hosted import HostedProgram
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.runs.program import Batch, Program
 from mbrl_jax.runs.results import SHARDS, Draw
@@ -31,6 +32,7 @@ class Keeping(NamedTuple):
     memory: int | None = None  # bytes that may be used, in place of what the devices have
     devices: int | None = None  # how many; none uses all
     engine: Literal["auto", "xla", "cuda"] = "xla"
+    record: transitions.Wish = "auto"  # whether the run leaves its own real transitions
 
 
 def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Display, draw: Draw | None = None) -> Run:
@@ -66,7 +68,8 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
             raise ConfigError(f"resume_from: {keeping.resume_from} does not fit a run in batches; go on with --resume")
         if not begun:
             folder.begin(out, asked, command, program.at_once)
-        work = _Work(program, asked, keeping, shards.again(command, keeping.resume), display)
+        recording = transitions.records(keeping.record, program, asked.seeds, display.say)
+        work = _Work(program, asked, keeping, shards.again(command, keeping.resume), display, recording)
         options: dict[str, Any] = {"every": keeping.every, "keep": keeping.keep, "say": display.say}
         if not in_batches:
             return work.complete(asked, folder.followed(out, asked, begun, keeping.resume_from, **options), draw)
@@ -78,7 +81,8 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
 
 def check(asked: Asked, keeping: Keeping) -> None:
     """Refuse what cannot work before a folder is made. Raises ConfigError: naming it."""
-    runner.check([asked.config], asked.diagnose, engine=keeping.engine)
+    algorithm = runner.check([asked.config], asked.diagnose, engine=keeping.engine)
+    transitions.check(keeping.record, asked.config, algorithm)
     if keeping.tensorboard:
         require("tensorboardX", "tensorboard")
     if keeping.wandb is not None:
@@ -108,6 +112,7 @@ class _Work(NamedTuple):
     keeping: Keeping
     again: str  # the command that goes on
     display: Display
+    recording: bool  # of the run's own real transitions
 
     def complete(self, asked: Asked, opening: contextlib.AbstractContextManager[RunFolder], draw: Draw | None) -> Run:
         """Train the seeds of a folder and write their results; say with every error what is saved of them."""
@@ -115,8 +120,10 @@ class _Work(NamedTuple):
             try:
                 run = self.train(asked, opened)
                 with folder.writing(opened.path, self.again):
+                    transitions.write(self.program, opened.path, asked.numbers, self.recording)
                     results.write(run, opened.path, draw, self.display.say)
                 opened.finished()
+                transitions.clear(opened.path)
             except Exception as error:
                 saved = opened.checkpoints.wait()
                 error.add_note(f"Round {saved} of the run in {str(opened.path)!r} is saved. To go on: {self.again}")
@@ -129,7 +136,11 @@ class _Work(NamedTuple):
         def asked_to_stop() -> None:
             self.display.say("finishes the rounds in hand and saves; Ctrl-C again stops at once")
 
-        with interruption.watch(asked_to_stop, self.display.leave) as told, self.loggers(asked, opened) as loggers:
+        with (
+            interruption.watch(asked_to_stop, self.display.leave) as told,
+            self.loggers(asked, opened) as loggers,
+            self.journal(asked, opened),
+        ):
             try:
                 return train(
                     self.program,
@@ -142,6 +153,19 @@ class _Work(NamedTuple):
             except Interrupted as stopped:
                 self.display.say(f"{stopped}; round {opened.checkpoints.wait()} is saved. To go on: {self.again}")
                 raise SystemExit(130) from None
+
+    @contextlib.contextmanager
+    def journal(self, asked: Asked, opened: RunFolder) -> Iterator[None]:
+        """Append the transitions of the host's simulators to the folder's journal, if they are recorded."""
+        program = self.program
+        if not (self.recording and isinstance(program, HostedProgram)):
+            yield
+            return
+        journal = transitions.Journal(opened.path, program.task.spec, asked.numbers, self.display.say)
+        program.journal = journal.add
+        with contextlib.closing(journal):
+            yield
+        program.journal = None
 
     @contextlib.contextmanager
     def loggers(self, asked: Asked, opened: RunFolder) -> Iterator[list[Callback]]:

@@ -72,6 +72,7 @@ def train(asked: Asked, out: Path, keep: Keeping, command: str, launcher: Launch
         start += ["--checkpoint-every", str(keep.every), "--checkpoints", str(keep.keep)]
         start += _machine(keep.memory, keep.devices) + (["--diagnose"] if asked.diagnose else [])
         start += [] if keep.engine == "xla" else ["--engine", keep.engine]
+        start += [] if keep.record == "auto" else ["--record-transitions", keep.record]
         jobs = {
             place: [*start, "--seeds", f"{shard.first}:{shard.numbers.stop}", "--out", str(place.resolve())]
             for place, shard in shards.left(out, asked).items()

@@ -9,6 +9,7 @@
 * ``outcome.npz``: returns of the final episodes ``[seeds, n]`` and what else there is to a seed's end;
 * ``held_out.npz``, with a model of logged transitions: its errors on held-out episodes,
   :class:`mbrl_jax.imagination.validation.HeldOut`, ``[seeds, ...]``;
+* ``transitions.parquet``, if they are recorded: all real transitions of all seeds (:mod:`mbrl_jax.runs.transitions`);
 * ``diagnosis.npz``, if it was asked for: :class:`mbrl_jax.imagination.diagnosis.Diagnosis`, ``[seeds, ...]``.
 
 :func:`read` makes the run of them again. ``summary.json`` is written last: where it is, the rest is whole.

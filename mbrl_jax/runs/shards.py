@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import folder, results
+from mbrl_jax.runs import folder, results, transitions
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.program import split
@@ -70,6 +70,7 @@ def join(out: Path, shards: Sequence[Path], draw: Draw | None, say: Callable[[st
     asked_of_all = folder.asked_of(out)
     folder.check_same(out, whole(ordered))
     run = joined([results.read(shard) for shard in ordered])._replace(first_seed=asked_of_all.first)
+    transitions.join(out, ordered, say)
     results.write(run, out, draw, say)
     return run
 

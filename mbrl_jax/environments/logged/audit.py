@@ -108,7 +108,7 @@ class Audit:
         """
         if self.task is not None:
             spec = self.task.spec
-            return spec.action_count, spec.action_scale or (1.0,) * spec.action_size
+            return spec.action_count, largest_actions(spec)
         if self.continuous:
             return 0, self.action_scale or tuple(
                 float(each) for each in np.where(self.action.largest > 0, self.action.largest, 1)
@@ -208,8 +208,14 @@ def scaled_actions(action: np.ndarray, spec: EnvironmentSpec) -> np.ndarray:
     """Actions as learners see them, [n] int32 or [n, A] from -1 to 1, from those in the task's own units."""
     if not spec.continuous:
         return action.astype(np.int32)
-    unit = in_units(spec, np.ones((1, spec.action_size), np.float32))
-    return np.clip(action / unit, -1.0, 1.0).astype(np.float32)
+    high, centre = (in_units(spec, np.full((1, spec.action_size), each, np.float32)) for each in (1.0, 0.0))
+    return np.clip((action - centre) / (high - centre), -1.0, 1.0).astype(np.float32)
+
+
+def largest_actions(spec: EnvironmentSpec) -> tuple[float, ...]:
+    """Largest magnitude of each number of a continuous action, in the task's own units."""
+    low, high = (in_units(spec, np.full((1, spec.action_size), each)) for each in (-1.0, 1.0))
+    return tuple(np.maximum(np.abs(low), np.abs(high))[0].tolist())
 
 
 def _declared(files: Sequence[LogFile]) -> tuple[int | None, tuple[float, ...] | None]:
