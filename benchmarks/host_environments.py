@@ -136,14 +136,17 @@ def new_table(title: str) -> Table:
     return Table("", "real", "IQM", "mean", "worst seed", "s", "ms a step of all seeds", title=title)
 
 
-def stage_cartpole(name_of_preset: str, seeds: int) -> None:
-    """The same preset in gymnax and in Gymnasium."""
+def stage_cartpole(name_of_preset: str, seeds: int, steps: int | None, scored: int | None) -> None:
+    """The same preset in gymnax and in Gymnasium, with so many steps and episodes that score a snapshot; none leaves its own."""
     which = "last" if name_of_preset.endswith("model_free") else "chosen"
     table, told = new_table(f"CartPole-v1, {name_of_preset}, {seeds} seeds, {which} policies"), {}
     evaluation = {"episodes": 20, "curve_episodes": 1}
     for name in ("gymnasium/CartPole-v1", "CartPole-v1"):
         config = preset(name_of_preset, name=name)
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **evaluation))
+        config = config if steps is None else dataclasses.replace(config, steps=steps)
+        if scored is not None:
+            config = dataclasses.replace(config, selection=dataclasses.replace(config.selection, episodes=scored))
         line, told[name] = row(name, run(name, config, seeds), which)
         table.add_row(*line)
         write(name_of_preset, {"arms": told})
@@ -182,13 +185,15 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=STAGES)
     parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed (overhead)")
     parser.add_argument("--preset", default="cartpole_interactive", help="that is trained in both (cartpole)")
+    parser.add_argument("--steps", type=int, help="of the main loop, in place of the preset's (cartpole)")
+    parser.add_argument("--scored", type=int, help="imagined episodes that score a snapshot, in place of the preset's (cartpole)")
     arguments = parser.parse_args()
     execution.use_all_cores()
     execution.use_compilation_cache()
     if "overhead" in arguments.stages:
         stage_overhead(16, arguments.rounds)
     if "cartpole" in arguments.stages:
-        stage_cartpole(arguments.preset, 16)
+        stage_cartpole(arguments.preset, 16, arguments.steps, arguments.scored)
     if "pendulum" in arguments.stages:
         stage_pendulum(8)
     if "hopper" in arguments.stages:
