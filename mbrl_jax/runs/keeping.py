@@ -161,7 +161,8 @@ class _Work(NamedTuple):
         if not (self.recording and isinstance(program, HostedProgram)):
             yield
             return
-        journal = transitions.Journal(opened.path, program.task.spec, asked.numbers, self.display.say)
+        after = opened.found.round if opened.found else 0
+        journal = transitions.Journal(opened.path, program.task.spec, asked.numbers, after, self.display.say)
         program.journal = journal.add
         with contextlib.closing(journal):
             yield

@@ -1,9 +1,10 @@
 """A run's own transitions, in the form of every file of logged transitions: what ``--data`` reads again.
 
 An environment in JAX leaves them in the replay of real transitions, from which they are written once, at the end. What the host
-steps can often not be had again, so there they are appended to a journal as they are made: ``transitions/0000.arrows`` and so on
-in the run's folder, one for each process that worked on the run, with the columns of the file in the end and in the order of
-time. A process that is killed leaves all blocks of steps but the one in hand.
+steps can often not be had again, so there they are appended to a journal as they are made: ``transitions/0001.after_12.arrows``
+and so on in the run's folder. Each process that works on the run has a file of its own, named by its number and the round that it
+goes on after, whose columns are those of the file in the end. A process that is killed leaves all blocks of steps but the one in
+hand.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from mbrl_jax.runs.hosted import HostedProgram
 from mbrl_jax.runs.program import Program
 
 FILE, JOURNAL = "transitions.parquet", "transitions"
+LATER = "later.arrows"  # what a process wrote after a block that could not be written
 Wish = Literal["auto", "on", "off"]
 MOST_BYTES = 1e9  # of transitions, before compression, that are recorded without being asked for
 
@@ -89,9 +91,10 @@ class Journal:
     A block that cannot be written is reported and left out; the run goes on.
     """
 
-    def __init__(self, folder: Path, spec: EnvironmentSpec, seeds: range, say: Callable[[str], None]):
-        """Into a file of its own in ``folder`` / :data:`JOURNAL`, which is made with the first block."""
+    def __init__(self, folder: Path, spec: EnvironmentSpec, seeds: range, after: int, say: Callable[[str], None]):
+        """Into a file in ``folder`` / :data:`JOURNAL`, made with the first block, of a process that goes on after a round."""
         self._root, self._spec, self._seeds, self._say = folder / JOURNAL, spec, seeds, say
+        self._name = f"after_{after}.arrows"
         self._file: Any = None
         self._writer: Any = None
 
@@ -110,13 +113,14 @@ class Journal:
         except OSError as error:
             self._say(f"{len(made[0])} steps could not be added to {str(self._root)!r} ({error}); the run goes on")
             self.close()  # what follows begins another file: this one may end in the middle of a block
+            self._name = LATER
 
     def _write(self, table: Any) -> None:
         import pyarrow as pa
 
         if self._writer is None:
             self._root.mkdir(exist_ok=True)
-            path = self._root / f"{len(list(self._root.iterdir())):04d}.arrows"
+            path = self._root / f"{len(list(self._root.iterdir())):04d}.{self._name}"
             self._file = path.open("xb", buffering=0)
             self._writer = pa.ipc.new_stream(self._file, table.schema)
         self._writer.write_table(table)
@@ -135,9 +139,13 @@ def from_journal(folder: Path, seeds: range) -> Iterator[tuple[int, Logged]]:
     """The transitions of each seed in the journal of a run's folder, in the order in which processes worked on the run."""
     files = sorted((folder / JOURNAL).glob("*.arrows"))
     for seed in seeds:
-        parts = without_repeats([rows for path in files for rows in _of_seed(path, seed)])
-        if parts:
-            yield seed, cut(concatenate(parts))
+        found: dict[Path, Logged] = {path: rows for path in files for rows in _of_seed(path, seed)}
+        beginnings = {path.name.partition(".")[2] for path in files} - {LATER}
+        for each in beginnings:
+            alike = [path for path in found if path.name.endswith(f".{each}")]
+            found.update(zip(alike, without_repeats([found[path] for path in alike]), strict=True))
+        if found:
+            yield seed, cut(concatenate(list(found.values())))
 
 
 def _of_seed(path: Path, seed: int) -> list[Logged]:
@@ -164,22 +172,23 @@ def _of_seed(path: Path, seed: int) -> list[Logged]:
 
 
 def without_repeats(parts: Sequence[Logged]) -> list[Logged]:
-    """What successive processes recorded of a seed, each transition once.
+    """What processes that went on after the same round recorded of a seed, as many parts, but each transition once.
 
-    A process that begins where an earlier one began, at the beginning or at the same checkpoint, repeats what that one did, as
-    far as the simulator leaves nothing to chance. Whole episodes that are the same bit for bit are kept once.
+    Such a process repeats what the one before did, as far as the simulator leaves nothing to chance. Whole episodes that are the
+    same bit for bit are kept once.
     """
     kept: list[Logged] = []
     for rows in parts:
+        rest = rows
         for place, before in enumerate(kept):
-            same = _common(before, rows)
+            same = _common(before, rest)
             if same == len(before.reward):
-                kept[place] = rows.part(slice(0, 0))
-            elif same:
-                begins = [0, *np.flatnonzero(rows.elapsed == 0), *([same] if same == len(rows.reward) else [])]
-                rows = rows.part(slice(max(each for each in begins if each <= same), None))
-        kept.append(rows)
-    return [rows for rows in kept if len(rows.reward)]
+                kept[place] = before.part(slice(0, 0))
+            else:
+                begins = [0, *np.flatnonzero(rest.elapsed == 0), *([same] if same == len(rest.reward) else [])]
+                rest = rest.part(slice(max(each for each in begins if each <= same), None))
+        kept.append(rest)
+    return kept
 
 
 def _common(one: Logged, other: Logged) -> int:
@@ -187,7 +196,7 @@ def _common(one: Logged, other: Logged) -> int:
     count = min(len(one.reward), len(other.reward))
     same = np.ones(count, bool)
     for ours, theirs in zip(one, other, strict=True):
-        same &= (ours[:count] == theirs[:count]).reshape(count, -1).all(axis=1)
+        same &= (ours[:count] == theirs[:count]).all(axis=tuple(range(1, ours.ndim)))
     return count if same.all() else int(np.argmin(same))
 
 

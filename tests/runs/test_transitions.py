@@ -158,8 +158,8 @@ def rows(count, first=0, place=0.0):
     return Logged(*(column[0] for column in walk(count, first, place)), np.zeros(count, bool))
 
 
-def journal(folder, seeds=1):
-    return Journal(folder, SPEC, range(seeds), print)
+def journal(folder, seeds=1, after=0):
+    return Journal(folder, SPEC, range(seeds), after, print)
 
 
 def read(folder, seed=0):
@@ -170,7 +170,7 @@ def test_a_journal_that_ends_in_the_middle_of_a_block_has_all_blocks_before_it(t
     writing = journal(tmp_path)
     for block in range(3):
         writing.add(walk(6, 6 * block), np.ones((1, 6), bool))
-    path = tmp_path / "transitions" / "0000.arrows"  # as it is when the process is killed: not closed
+    path = tmp_path / "transitions" / "0000.after_0.arrows"  # as it is when the process is killed: not closed
     whole = path.read_bytes()
     assert read(tmp_path).reward.tolist() == list(range(18))
     writing._file.close()
@@ -195,15 +195,28 @@ def test_steps_that_a_simulator_did_not_make_are_left_out_of_its_seed_alone(tmp_
 
 
 def test_what_a_second_process_repeats_is_kept_once_and_what_it_adds_is_kept():
-    assert [len(part.reward) for part in without_repeats([rows(6), rows(18)])] == [18]  # the first was killed earlier
-    assert [len(part.reward) for part in without_repeats([rows(18), rows(6)])] == [18]  # the second was
-    assert [len(part.reward) for part in without_repeats([rows(6), rows(6)])] == [6]
+    def kept(*parts):
+        return [len(part.reward) for part in without_repeats(parts)]
+
+    assert kept(rows(6), rows(18)) == [0, 18]  # the first was killed earlier
+    assert kept(rows(18), rows(6)) == [18, 0]  # the second was
+    assert kept(rows(6), rows(6), rows(18)) == [0, 0, 18]
+    assert kept(rows(6), rows(6, place=1.0)) == [6, 6]
     other = rows(18)
     other.observation[10:] += 100.0  # chance has its way in the third episode
     first, second = without_repeats([rows(18), other])
     assert len(first.reward) == 18
     assert second.reward.tolist() == list(range(8, 18))  # from the beginning of that episode on
-    assert [len(part.reward) for part in without_repeats([rows(6), rows(6, place=1.0)])] == [6, 6]
+
+
+def test_only_what_goes_on_after_the_same_round_is_a_repetition(tmp_path):
+    for after, count in ((0, 6), (0, 10), (3, 8), (3, 6)):
+        writing = journal(tmp_path, after=after)
+        writing.add(walk(count), np.ones((1, count), bool))
+        writing.close()
+    found = read(tmp_path)
+    assert found.reward.tolist() == [*range(10), *range(8)]
+    assert np.flatnonzero(found.truncated).tolist() == [3, 7, 9, 13, 17]
 
 
 def test_a_block_that_cannot_be_written_is_said_and_the_next_one_is_there(tmp_path, monkeypatch, capsys):
@@ -220,12 +233,14 @@ def test_a_block_that_cannot_be_written_is_said_and_the_next_one_is_there(tmp_pa
     writing.add(walk(4, 8), np.ones((1, 4), bool))
     writing.close()
     assert read(tmp_path).reward.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    there = sorted(path.name for path in (tmp_path / "transitions").iterdir())
+    assert there == ["0000.after_0.arrows", "0001.later.arrows"]  # what comes later repeats nothing
 
 
 def test_continuous_actions_are_in_the_tasks_units_with_their_largest_magnitude(tmp_path):
     valve = SPEC._replace(action_count=0, action_size=1, action_scale=(5.0,), action_centre=(5.0,))
     told = walk(40)._replace(action=np.linspace(-1, 1, 40, dtype=np.float32)[None, :, None])
-    writing = Journal(tmp_path, valve, range(1), print)
+    writing = Journal(tmp_path, valve, range(1), 0, print)
     writing.add(told, np.ones((1, 40), bool))
     writing.close()
     path = tmp_path / "transitions.parquet"
