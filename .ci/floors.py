@@ -21,11 +21,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("replay", "networks", "products", "environments"),
     ("config",),
-    ("bulk", "draws", "trees", "statistics", "packages", "strict_json", "simulators"),
+    ("bulk", "draws", "trees", "statistics", "packages", "strict_json", "simulators", "errors"),
 )
 # The only room that may import torch, and the modules outside it that may import torch or that room.
 TORCH_ROOM = "reference"
-TORCH_GUESTS = frozenset({"reference_run"})
+TORCH_GUESTS = frozenset({"reference_run", "serving.export.torchscript"})
 # (module, what it imports): arrows that break a rule today. One that has gone must be deleted here: the list only shrinks.
 EXCEPTIONS: frozenset[tuple[str, str]] = frozenset()
 

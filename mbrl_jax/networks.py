@@ -126,7 +126,7 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., outputs] from [..., inputs]."""
         before, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        columns = x.shape[0] >= COLUMNS_FROM
+        columns = isinstance(x.shape[0], int) and x.shape[0] >= COLUMNS_FROM  # the rows of an export may be any number
         x = x.T if columns else x
         for width in self.hidden:
             x = Dense(width, columns)(x)

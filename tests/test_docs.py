@@ -69,6 +69,7 @@ NUMBERS = {
     "docs/policy_gradient.md": {"seeds=8": "seeds=2"},
     "docs/planning.md": {"seeds=8": "seeds=2"},
     "docs/engine.md": {},
+    "docs/serving.md": {},
 }
 # The commands that are run where the page has them; all others are parsed only.
 RUN = {
@@ -250,6 +251,7 @@ def only_parsed(tmp_path, monkeypatch):
     """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
     from mbrl_jax import reference_run, report
     from mbrl_jax.runs import data_command, launch, shards
+    from mbrl_jax.serving.export import command as export_command
     from mbrl_jax.tuning import search
 
     def work(*_, **__):
@@ -275,6 +277,7 @@ def only_parsed(tmp_path, monkeypatch):
         (search, "search"),
         (data_command, "Audit"),
         (data_command, "collect"),
+        (export_command, "export"),
     ):
         monkeypatch.setattr(module, name, work)
 
@@ -317,7 +320,7 @@ def test_every_flag_that_the_documentation_names_is_one(capsys):
         for words in ("train smoke", "train cartpole_pg", "sweep smoke", "tune smoke", "compare", "evaluate")
     ]
     asked += [["data", "check", "--help"], ["data", "collect", "--help"]]
-    asked += [["report", "--help"], ["join", "--help"], ["reference", "smoke", "--help"]]
+    asked += [["export", "--help"], ["report", "--help"], ["join", "--help"], ["reference", "smoke", "--help"]]
     for words in asked:
         with pytest.raises(SystemExit):
             command_line.main(words)

@@ -8,11 +8,9 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
 
+from mbrl_jax.errors import ConfigError as ConfigError  # which the whole library takes from here
+
 C = TypeVar("C")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work: the message names the field, its value and what would be right."""
 
 
 class Limits(typing.NamedTuple):

@@ -64,6 +64,9 @@ USAGE = """usage: mbrl-jax COMMAND …
       one page about one run or several: what was run, curves, model, imagination, and how the policy moves
   evaluate DIR [--episodes 50] [--env gymnax|gymnasium] [--seed BASE]
       play the policies that a run saved
+  export RUN --out DIR [--seed I | --best | --ensemble] [--what policy|model|all] [--format onnx stablehlo torchscript]
+      [--int8 dynamic|static]
+      write a run's policy and world model for other runtimes, held against the library on real observations (extra `export`)
   data check FILE [FILE …] [--environment NAME] [--figure FILE.png]
       say what there is in files of logged transitions, and whether training on them could be right: `train CONFIG --data FILE …`
   data collect ENV --transitions N --out FILE.parquet [--policy random|RUN] [--epsilon E] [--seed BASE]
@@ -105,6 +108,7 @@ def _run(words: list[str]) -> None:
         "evaluate": _evaluate,
         "reference": _reference,
         "data": _data,
+        "export": _export,
     }
     if not words or words[0] not in commands:
         _show_usage(words)
@@ -296,6 +300,12 @@ def _data(words: list[str]) -> None:
     from mbrl_jax.runs import data_command
 
     data_command.main(words)
+
+
+def _export(words: list[str]) -> None:
+    from mbrl_jax.serving.export import command
+
+    command.main(words)
 
 
 def _tune(words: list[str]) -> None:
