@@ -67,6 +67,7 @@ LONG_FILES = (
 )
 MEMORY = Path("/proc/self/statm")  # Linux
 ENOUGH = 1.2 * 2**30  # bytes; what is imported takes half of it
+MORE = 0.25 * 2**30  # bytes that a worker grows by until it is worth tracing anew what is dropped
 
 
 def resident() -> int:
@@ -92,15 +93,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(200_000, 50, 50)
 
 
+LIMIT = pytest.StashKey[float]()  # bytes that this worker may hold until it drops what can be made again
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Drop what JAX has traced and compiled where a worker has grown by it: no worker may grow to gigabytes."""
+    """Drop what JAX has traced and compiled where a worker has grown by it: no worker may grow to gigabytes.
+
+    Some of what has grown is not JAX's, and stays. It must not let every test drop what the next one needs.
+    """
     other_file = nextitem is None or nextitem.path != item.path
-    if resident() > ENOUGH if MEMORY.exists() else other_file:
+    if resident() > item.config.stash.get(LIMIT, ENOUGH) if MEMORY.exists() else other_file:
         jax.clear_caches()
         gc.collect()
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps for itself what was freed, unless told
             trim(0)
+        if MEMORY.exists():
+            item.config.stash[LIMIT] = max(ENOUGH, resident() + MORE)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
 import re
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import worlds
-from ensembles import rows_of
+from algorithms.stages import Stages, stages_of
 
 from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna_q
@@ -39,23 +40,49 @@ def assert_same(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
 
 
-def chunked(algorithm, config, keys):
-    """The run by init, fit, advance and finish, with the state's axes declared."""
-    axes = algorithm.axes
-    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
-    state, collected = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
-    state, fit = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
-    rounds = []
-    for _ in range(algorithm.rounds):
-        state, metrics = advance(state, config)
-        rounds.append(metrics)
-    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
-    return state, outcome, collected, fit, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rounds)
+@pytest.fixture(scope="module")
+def stages(algorithm, interactive):
+    """Of all seeds, with the state's axes declared."""
+    return stages_of(algorithm, interactive, seed_keys(0, SEEDS), algorithm.axes)
 
 
 @pytest.fixture(scope="module")
-def in_chunks(algorithm, interactive):
-    return chunked(algorithm, interactive, seed_keys(0, SEEDS))
+def in_chunks(stages, algorithm, interactive):
+    """The run by init, fit, advance and finish: (last state, outcome, returns of random episodes, fit, metrics)."""
+    state, collected = stages.init(seed_keys(0, SEEDS))
+    state, fit = stages.fit(state, interactive)
+    rounds = []
+    for _ in range(algorithm.rounds):
+        state, metrics = stages.advance(state, interactive)
+        rounds.append(metrics)
+    outcome = stages.finish(state, interactive)
+    return state, outcome, collected, fit, jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *rounds)
+
+
+class Batch(NamedTuple):
+    """Runs of one seed in the batch protocol, at two rates of the model."""
+
+    config: Any
+    slow: Any  # the same with a model that hardly learns
+    stages: Stages
+
+    def fitted(self, config):
+        return self.stages.fit(self.stages.init(seed_keys(0, 1)[0])[0], config)[0]
+
+    def train(self, advance, fitted, config, rounds=2):
+        """The learner after some rounds of an ``advance`` with ``config``, and their logs; the model is ``fitted`` by another."""
+        state, logs = self.fitted(fitted), []
+        for _ in range(rounds):
+            state, metrics = advance(state, config)
+            logs.append(jax.tree.map(np.asarray, metrics))
+        return jax.tree.map(np.asarray, state.agent), logs
+
+
+@pytest.fixture(scope="module")
+def batch(tiny):
+    config = replace(tiny, steps=60)
+    slow = replace(config, model=replace(config.model, learning_rate=1e-9))
+    return Batch(config, slow, stages_of(dyna_q.make_train(config), config, seed_keys(0, 1)[0]))
 
 
 def test_a_run_in_chunks_is_the_whole_run(result, in_chunks):
@@ -65,15 +92,15 @@ def test_a_run_in_chunks_is_the_whole_run(result, in_chunks):
     assert_same((collected, fit), (result.collected, result.fit), rtol=1e-5, atol=1e-6)
 
 
-def test_the_last_policy_is_the_target_network_and_the_chosen_one_the_snapshot(algorithm, interactive, in_chunks):
-    state, axes, pushes = in_chunks[0], algorithm.axes, []
+def test_the_last_policy_is_the_target_network_and_the_chosen_one_the_snapshot(algorithm, interactive, stages, in_chunks):
+    state, pushes = in_chunks[0], []
     for action in (0, 1):  # a network that always prefers the one action, and one that prefers the other
         network = jax.tree.map(jnp.zeros_like, state.agent.target)
         network["params"]["Dense_2"]["bias"] = network["params"]["Dense_2"]["bias"].at[..., action].set(1.0)
         pushes.append(network)
     state = state._replace(agent=state.agent._replace(target=pushes[0]), chosen=state.chosen._replace(params=pushes[1]))
     assert_same(algorithm.policies(state), tuple(pushes), rtol=0)
-    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, interactive)
+    outcome = stages.finish(state, interactive)
     assert_same((outcome.last, outcome.chosen), tuple(pushes), rtol=0)
     task, played = make_environment(interactive.environment), []
 
@@ -117,17 +144,15 @@ def test_every_real_step_of_the_interactive_protocol_is_stored_once(in_chunks, i
     np.testing.assert_array_equal(~going_on, ended[:, :-1])
 
 
-def test_the_batch_protocol_never_touches_the_environment_again(tiny):
-    algorithm = dyna_q.make_train(tiny)
-    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+def test_the_batch_protocol_never_touches_the_environment_again(batch):
+    state, _ = batch.stages.init(seed_keys(0, 1)[0])
     before = state.real
-    state, _ = jax.jit(algorithm.fit)(state, tiny)
-    after, _ = jax.jit(algorithm.advance)(state, tiny)
+    after, _ = batch.stages.advance(batch.fitted(batch.config), batch.config)
     assert_same(before, after.real, rtol=0)
-    assert int(after.real.written) == tiny.random_transitions
+    assert int(after.real.written) == batch.config.random_transitions
 
 
-def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(tiny, algorithm, interactive, result):
+def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(stages, algorithm, interactive, result):
     rates = jnp.array([0.0, interactive.agent.learning_rate])
     hyper = replace(interactive, agent=replace(interactive.agent, learning_rate=rates))
     axes = jax.tree.map(lambda _: None, interactive)
@@ -136,7 +161,7 @@ def test_learning_rate_and_seeds_are_vmapped_in_one_compiled_call(tiny, algorith
     grid = both(seed_keys(0, SEEDS), hyper)
     assert grid.outcome.returns_last.shape[:2] == (2, SEEDS)
     assert_same(grid.metrics.update.loss[1], result.metrics.update.loss, rtol=1e-3, atol=1e-5)
-    fresh = jax.vmap(algorithm.init, out_axes=(algorithm.axes, 0))(seed_keys(0, SEEDS))[0].agent.online
+    fresh = stages.init(seed_keys(0, SEEDS))[0].agent.online
     assert_same(jax.tree.map(lambda leaf: leaf[0], grid.outcome.last), fresh, atol=1e-6)  # rate 0 learns nothing
 
 
@@ -175,38 +200,35 @@ def test_what_is_not_one_typed_key_is_refused(algorithm, call, key, found):
         getattr(algorithm, call)(key)
 
 
-def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish(algorithm, interactive, in_chunks):
-    axes = algorithm.axes
-    keys = seed_keys(0, SEEDS)
-    state, _ = jax.vmap(algorithm.init, out_axes=(axes, 0))(keys)
-    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, interactive)
-    poisoned = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.model.params)
-    state = state._replace(model=state.model._replace(params=poisoned))
-    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+def test_a_seed_driven_to_nan_is_frozen_and_reported_while_its_neighbours_finish(algorithm, interactive, stages, in_chunks):
+    state, _ = stages.fit(stages.init(seed_keys(0, SEEDS))[0], interactive)
+    poison = np.array([0, np.nan, 0], np.float32)
+    params = jax.tree.map(np.asarray, state.model.params)
+    poisoned = jax.tree.map(lambda leaf: leaf + poison.reshape(-1, *(1,) * (leaf.ndim - 1)), params)
+    state = state._replace(model=state.model._replace(params=jax.device_put(poisoned)))
     for _ in range(algorithm.rounds):
-        state, _ = advance(state, interactive)
-    outcome = jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, interactive)
+        state, _ = stages.advance(state, interactive)
+    outcome = stages.finish(state, interactive)
     assert outcome.frozen.tolist() == [False, True, False]
     assert int(outcome.updates[1]) == 0
     assert outcome.updates.tolist()[::2] == [interactive.steps] * 2
     for leaf in jax.tree.leaves(outcome.last):
-        assert bool(jnp.all(jnp.isfinite(leaf)))
+        assert np.isfinite(leaf).all()
     healthy = np.array([0, 2])
     assert_same(
-        jax.tree.map(lambda leaf: leaf[healthy], outcome.last),
-        jax.tree.map(lambda leaf: leaf[healthy], in_chunks[1].last),
+        jax.tree.map(lambda leaf: np.asarray(leaf)[healthy], outcome.last),
+        jax.tree.map(lambda leaf: np.asarray(leaf)[healthy], in_chunks[1].last),
         rtol=1e-5,
         atol=1e-6,
     )
 
 
-def test_the_chosen_policy_is_the_best_scored_snapshot_in_the_batch_protocol(tiny):
-    config = replace(tiny, steps=60)
-    metrics = jax.jit(dyna_q.make_train(config).train)(seed_keys(0, 1)[0]).metrics
-    score = np.asarray(metrics.score)
-    np.testing.assert_allclose(metrics.chosen_score, np.maximum.accumulate(score))
+def test_the_chosen_policy_is_the_best_scored_snapshot_in_the_batch_protocol(batch):
+    _, rounds = batch.train(batch.stages.advance, batch.config, batch.config, rounds=6)
+    score = np.array([metrics.score for metrics in rounds])
+    np.testing.assert_allclose([metrics.chosen_score for metrics in rounds], np.maximum.accumulate(score))
     best_before = np.append(-np.inf, np.maximum.accumulate(score)[:-1])
-    np.testing.assert_array_equal(metrics.is_chosen, score > best_before)
+    np.testing.assert_array_equal([metrics.is_chosen for metrics in rounds], score > best_before)
 
 
 def test_a_controller_may_be_passed_as_an_object_and_is_calibrated_after_every_fit(interactive):
@@ -231,25 +253,22 @@ def test_a_controller_may_be_passed_as_an_object_and_is_calibrated_after_every_f
 
 
 @pytest.mark.parametrize("target", ["quantile", "mean_std"])
-def test_conservative_targets_train_with_real_and_imagined_rows_mixed(tiny, target):
-    agent = replace(tiny.agent, target=target, real_ratio=0.5, updates_per_step=2)
-    result = jax.jit(dyna_q.make_train(replace(tiny, agent=agent)).train)(seed_keys(0, 1)[0])
-    assert int(result.outcome.updates) == 2 * tiny.steps
-    assert np.isfinite(np.asarray(result.metrics.update.loss)).all()
+def test_conservative_targets_train_with_real_and_imagined_rows_mixed(batch, target):
+    agent = replace(batch.config.agent, target=target, real_ratio=0.5, updates_per_step=2)
+    config = replace(batch.config, agent=agent)
+    learner, rounds = batch.train(jax.jit(dyna_q.make_train(config).advance), batch.config, config)
+    assert int(learner.updates) == 2 * 2 * config.round_steps
+    assert np.isfinite([metrics.update.loss for metrics in rounds]).all()
 
 
-def test_a_batch_of_real_rows_only_is_unmoved_by_the_world_model(tiny):
-    config = replace(tiny, agent=replace(tiny.agent, real_ratio=1.0))
-    train = jax.jit(dyna_q.make_train(config).train)
-    worse = replace(config, model=replace(config.model, learning_rate=1e-9))
-    key = seed_keys(0, 1)[0]
-    assert_same(train(key, config).outcome.last, train(key, worse).outcome.last, rtol=1e-6)
-    mixed = jax.jit(dyna_q.make_train(tiny).train)
-    rate = replace(tiny, model=replace(tiny.model, learning_rate=1e-9))
-    moved = jax.tree.map(
-        lambda a, b: float(jnp.max(jnp.abs(a - b))), mixed(key, tiny).outcome.last, mixed(key, rate).outcome.last
-    )
-    assert max(jax.tree.leaves(moved)) > 1e-5
+def test_a_batch_of_real_rows_only_is_unmoved_by_the_world_model(batch):
+    real_only = {"agent": replace(batch.config.agent, real_ratio=1.0)}
+    config, slow = replace(batch.config, **real_only), replace(batch.slow, **real_only)
+    advance = jax.jit(dyna_q.make_train(config).advance)
+    real = [batch.train(advance, *each)[0].target for each in ((batch.config, config), (batch.slow, slow))]
+    assert_same(*real, rtol=1e-6)
+    mixed = [batch.train(batch.stages.advance, each, each)[0].target for each in (batch.config, batch.slow)]
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, mixed), strict=True)) > 1e-5
 
 
 @pytest.mark.parametrize("name", ["Acrobot-v1", "MountainCar-v0"])
@@ -272,11 +291,9 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_built(tiny):
         dyna_q.make_train(replace(tiny, imagination=replace(tiny.imagination, controller="nope")))
 
 
-def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(algorithm, interactive):
-    axes = algorithm.axes
-    state, _ = jax.eval_shape(jax.vmap(algorithm.init, out_axes=(axes, 0)), seed_keys(0, SEEDS))
-    advance = jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0))
-    program = jax.jit(advance, donate_argnums=0).lower(state, interactive).compile().as_text()
+def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(stages, interactive):
+    state, _ = stages.init.eval_shape(seed_keys(0, SEEDS))
+    program = stages.advance.as_text()
     body = program[: program.index("\nENTRY")]
     for stored, capacity in ((state.real, interactive.real_transitions), (state.imagined, interactive.imagination.capacity)):
         assert stored.rows.shape[:2] == (SEEDS, capacity)
@@ -286,24 +303,23 @@ def test_the_compiled_loop_updates_replays_in_place_with_no_copy_and_no_scatter(
         assert not done & {"copy", "copy-start", "scatter"}
 
 
-@pytest.mark.parametrize(("begin", "growth"), [(0.001, 0.0), (0.0, 0.1)], ids=["that is constant", "that grows by a constant"])
-def test_an_axis_goes_on_in_imagination_as_it_does_in_all_real_data(tiny, begin, growth):
-    task = worlds.points(discrete=True, axis=(begin, growth, 0.001))
+def test_an_axis_goes_on_in_imagination_as_it_does_in_all_real_data(tiny):
     imagination = replace(tiny.imagination, cap=8, controller=controller_settings("fixed", length=8))
     config = replace(tiny, protocol="interactive", imagination=imagination)
-    algorithm = dyna_q.make_train(config, environment=task)
+    begin, growth = np.float32([[0.001, 0.0], [0.0, 0.1]])  # one axis that is constant, one that grows by a constant
 
-    def run(key):
-        state, _ = algorithm.fit(algorithm.init(key)[0], config)
-        return algorithm.advance(state, config)[0]
+    def run(begin, growth):
+        task = worlds.points(discrete=True, axis=(begin, growth, 0.001))
+        algorithm = dyna_q.make_train(config, environment=task)
+        state, _ = algorithm.fit(algorithm.init(seed_keys(0, 1)[0])[0], config)
+        state = algorithm.advance(state, config)[0]
+        return make_replay(task.spec, config.imagination.capacity).contents(state.imagined), state.model.normaliser.target_mean
 
-    state = jax.jit(run)(seed_keys(0, 1)[0])
-    rows = rows_of(make_replay(task.spec, config.imagination.capacity), state.imagined)
-    assert np.asarray(rows.depth).max() == 7
-    assert np.asarray(rows.next_observation[:, 0]).std() > 0.1
-    np.testing.assert_allclose(
-        rows.next_observation[:, 1], rows.observation[:, 1] + state.model.normaliser.target_mean[1], rtol=0
-    )
-    np.testing.assert_allclose(state.model.normaliser.target_mean[1], growth, atol=1e-7)
-    if growth == 0:
-        np.testing.assert_array_equal(rows.next_observation[:, 1], np.float32(begin))
+    (rows, valid), learned = jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(begin, growth))
+    rows = jax.tree.map(lambda leaf: leaf[:, valid[0]], rows)
+    assert (valid == valid[0]).all()
+    assert (rows.depth.max(axis=1) == 7).all()
+    assert (rows.next_observation[..., 0].std(axis=1) > 0.1).all()
+    np.testing.assert_allclose(rows.next_observation[..., 1], rows.observation[..., 1] + learned[:, None, 1], rtol=0)
+    np.testing.assert_allclose(learned[:, 1], growth, atol=1e-7)
+    np.testing.assert_array_equal(rows.next_observation[0, :, 1], begin[0])

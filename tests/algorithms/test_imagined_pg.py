@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import probes, worlds
+from algorithms.stages import stages_of
 from ensembles import rows_of
 
 from mbrl_jax import draws
@@ -68,17 +69,27 @@ def whole_run(name):
 @functools.cache
 def run_in_chunks(name):
     """``(returns of random episodes, [(state, metrics) after each round], outcome)`` of the same seeds."""
-    config = CONFIGS[name]
-    algorithm = make(config)
-    axes = algorithm.axes
-    state, collected = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(seed_keys(0, SEEDS))
-    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
-    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+    config, algorithm, keys = CONFIGS[name], make(CONFIGS[name]), seed_keys(0, SEEDS)
+    stages = stages_of(algorithm, config, keys, algorithm.axes)
+    state, collected = stages.init(keys)
+    state, _ = stages.fit(state, config)
     rounds = []
     for _ in range(algorithm.rounds):
-        rounds.append(advance(state, config))
-        state = rounds[-1][0]
-    return collected, rounds, jax.jit(jax.vmap(algorithm.finish, in_axes=(axes, None)))(state, config)
+        state, metrics = stages.advance(state, config)
+        written = None if config is WITHOUT else int(state.real.written)
+        rounds.append((int(state.time), written, metrics))
+    return collected, rounds, stages.finish(state, config)
+
+
+@functools.cache
+def batch():
+    """The stages of one seed in the batch protocol."""
+    return stages_of(make(WITH), WITH, seed_keys(0, 1)[0])
+
+
+def fitted():
+    """The state that the first round of that seed begins with."""
+    return batch().fit(batch().init(seed_keys(0, 1)[0])[0], WITH)[0]
 
 
 @pytest.mark.parametrize("name", ["interactive", "without a model"])
@@ -86,12 +97,12 @@ def test_a_run_in_chunks_is_the_whole_run(name):
     config, whole = CONFIGS[name], whole_run(name)
     collected, rounds, outcome = run_in_chunks(name)
     assert len(rounds) == 2
-    for number, (_, metrics) in enumerate(rounds):
+    for number, (_, _, metrics) in enumerate(rounds):
         close(metrics, jax.tree.map(lambda leaf, number=number: leaf[:, number], whole.metrics), rtol=1e-3, atol=1e-4)
     close(outcome, whole.outcome, rtol=1e-3, atol=1e-4)
     assert collected.shape == (SEEDS, config.random_transitions)
     assert outcome.updates.tolist() == [config.updates] * SEEDS
-    assert int(rounds[-1][0].time) == config.steps
+    assert rounds[-1][0] == config.steps
 
 
 def test_a_seed_alone_gives_the_numbers_it_gives_among_others():
@@ -102,10 +113,7 @@ def test_a_seed_alone_gives_the_numbers_it_gives_among_others():
 
 
 def test_the_batch_protocol_never_touches_the_environment_again():
-    algorithm = make(WITH)
-    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
-    state, _ = jax.jit(algorithm.fit)(state, WITH)
-    after, _ = jax.jit(algorithm.advance)(state, WITH)
+    state, (after, _) = fitted(), batch().advance(fitted(), WITH)
     close(state.real, after.real, rtol=0)
     close(state.episode, after.episode, rtol=0)
 
@@ -113,16 +121,15 @@ def test_the_batch_protocol_never_touches_the_environment_again():
 def test_in_the_interactive_protocol_every_step_is_one_more_real_transition_by_the_policy():
     config = CONFIGS["interactive"]
     _, rounds, _ = run_in_chunks("interactive")
-    for number, (state, metrics) in enumerate(rounds, start=1):
-        assert int(state.real.written) == config.random_transitions + number * config.round_steps
+    for number, (_, written, metrics) in enumerate(rounds, start=1):
+        assert written == config.random_transitions + number * config.round_steps
         assert metrics.refit.loss.shape == (SEEDS, config.model.members)
 
 
 def test_an_imagined_policy_gradient_and_dyna_q_are_given_the_same_real_data(tiny):
-    ours = make(replace(WITH, random_transitions=tiny.random_transitions))
-    theirs = make(tiny)
+    assert WITH.random_transitions == tiny.random_transitions
     key = seed_keys(3, 1)[0]
-    close(jax.jit(ours.init)(key)[0].real, jax.jit(theirs.init)(key)[0].real, rtol=0)
+    close(batch().init(key)[0].real, jax.jit(make(tiny).init)(key)[0].real, rtol=0)
 
 
 PROBE = {"steps": 300, "round_steps": 300, "metric_steps": 100, **COMMON}
@@ -264,12 +271,9 @@ def test_the_pathwise_gradient_is_the_slope_of_what_the_same_draws_imagine():
 def test_discrete_actions_are_differentiated_straight_through():
     with_value = replace(PATHWISE["agent"], entropy_weight=0.0)
     config = replace(WITH, agent=with_value)
-    algorithm = make(config)
-    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
-    state, _ = jax.jit(algorithm.fit)(state, config)
-    same = make(WITH)
-    after, _ = jax.jit(algorithm.advance)(state, config)
-    other, _ = jax.jit(same.advance)(state, WITH)
+    state = fitted()
+    after, _ = jax.jit(make(config).advance)(state, config)
+    other, _ = batch().advance(fitted(), WITH)
     assert not bool(after.agent.frozen)
     moved = [np.asarray(each.agent.online.actor["params"]["Dense_2"]["kernel"]) for each in (state, after, other)]
     assert not np.allclose(moved[0], moved[1])
@@ -299,10 +303,7 @@ def test_another_horizon_controller_ends_the_lanes():
 
 
 def test_a_diagnosis_asks_how_wrong_the_model_is():
-    algorithm = make(WITH)
-    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
-    state, _ = jax.jit(algorithm.fit)(state, WITH)
-    told = jax.jit(algorithm.diagnose)(state, WITH)
+    told = jax.jit(make(WITH).diagnose)(fitted(), WITH)
     assert float(jnp.sum(told.by_depth.rows)) > 0
     assert make(WITHOUT).diagnose is None
 

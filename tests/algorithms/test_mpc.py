@@ -1,5 +1,6 @@
 """Model-predictive control, run."""
 
+import functools
 from dataclasses import replace
 from functools import partial
 
@@ -49,22 +50,19 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
 
 
-@pytest.mark.parametrize("config", [VALUED, PENDULUM], ids=["with a value", "continuous"])
-def test_a_run_in_chunks_is_the_whole_run(config):
-    algorithm, keys = mpc.make_train(config), seed_keys(0, 2)
-    axes = algorithm.axes
-    whole = jax.jit(jax.vmap(algorithm.train))(keys)
-    state, _ = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
-    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
-    advance = jax.jit(jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0)))
-    for number in range(algorithm.rounds):
-        state, metrics = advance(state, config)
-        close(metrics, jax.tree.map(lambda leaf, number=number: leaf[:, number], whole.metrics), rtol=1e-3, atol=1e-4)
-    last, _ = jax.vmap(algorithm.policies, in_axes=(axes,))(state)
-    close(last, whole.outcome.last, rtol=1e-3, atol=1e-4)
-    assert int(state.real.written) == config.random_transitions + config.steps
+@functools.cache
+def trained(config):
+    """A run of two seeds, by the host in chunks."""
+    return runner.run(config, 2)
+
+
+def test_a_run_in_chunks_is_the_whole_run():
+    whole, run = jax.jit(jax.vmap(mpc.make_train(VALUED).train))(seed_keys(0, 2)), trained(VALUED).result
+    close(run.metrics, whole.metrics, rtol=1e-3, atol=1e-4)
+    close(run.outcome.last, whole.outcome.last, rtol=1e-3, atol=1e-4)
+    close(run.outcome.returns_last, whole.outcome.returns_last, rtol=1e-5)
     assert whole.outcome.returns_last.shape == (2, 2)
-    assert whole.outcome.updates.tolist() == [config.updates] * 2
+    assert whole.outcome.updates.tolist() == [VALUED.updates] * 2
 
 
 def test_every_step_is_planned_in_the_model_and_is_one_more_real_transition():
@@ -155,17 +153,16 @@ def test_a_round_is_its_steps_one_after_another(config):
     close(after.agent, agent, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("random_transitions", "ends"), [(60, True), (64, False)])
-def test_after_a_step_that_ends_an_episode_the_plan_is_the_planners_first(random_transitions, ends):
-    task, config = worlds.points(1), replace(CONFIG, random_transitions=random_transitions)  # whose episodes have ten steps
+def test_after_a_step_that_ends_an_episode_the_plan_is_the_planners_first():
+    task, config = worlds.points(1), replace(CONFIG, round_steps=5)  # whose episodes have ten steps
     algorithm = mpc.make_train(config, environment=task)
-    state, _ = jax.jit(lambda key: algorithm.advance(algorithm.fit(algorithm.init(key)[0], config)[0], config))(
-        seed_keys(0, 1)[0]
-    )
-    first = mpc.planner_of(config, task).init()
-    same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.plan), jax.tree.leaves(first), strict=True)]
-    assert int(state.episode.inner.time) == (random_transitions + config.round_steps) % 10
-    assert same == [ends, True]  # the deviations are the planner's first ones at every step
+    state, _ = jax.jit(lambda key: algorithm.fit(algorithm.init(key)[0], config))(seed_keys(0, 1)[0])
+    first, advance = mpc.planner_of(config, task).init(), jax.jit(algorithm.advance)
+    for steps in (5, 10):
+        state, _ = advance(state, config)
+        same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.plan), jax.tree.leaves(first), strict=True)]
+        assert int(state.episode.inner.time) == steps % 10
+        assert same == [steps == 10, True]  # the deviations are the planner's first ones at every step
 
 
 def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted():
@@ -210,7 +207,7 @@ def test_its_policy_is_the_planner_as_it_is_saved_and_goes_on_from_its_plan_with
 
 @pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
 def test_it_is_trained_written_read_and_played_as_any_other_algorithm(config, tmp_path):
-    run = runner.run(config, 2)
+    run = trained(config)
     summary = results.write(run, tmp_path)
     assert summary["imagined_transitions"] == config.steps * 6 * 2 * 3 * 2
     assert summary["iqm"]["chosen"] is None
