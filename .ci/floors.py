@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("algorithms",),
     ("agents", "imagination", "planning", "evaluation", "engine", "reference", "cuda"),
     ("model",),
-    ("replay", "networks", "products", "environments"),
+    ("replay", "networks", "products", "renormalisation", "environments"),
     ("config",),
     ("bulk", "draws", "trees", "statistics", "packages", "strict_json", "simulators", "errors"),
 )

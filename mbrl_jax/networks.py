@@ -11,6 +11,7 @@ from jax import Array
 
 from mbrl_jax.draws import lecun_normal
 from mbrl_jax.products import product, product_of_columns
+from mbrl_jax.renormalisation import BatchRenorm
 
 Params = Any  # a flax parameter tree: {"params": {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}}
 
@@ -121,18 +122,24 @@ class MLP(nn.Module):
     output_bias: bool = True  # without it, the last layer's is left to the caller to add
     output_scale: float = 1.0  # of the last layer's initial kernel
     layer_norm: bool = False  # of each hidden layer, before its nonlinearity (Ba et al. 2016, arXiv:1607.06450)
+    batch_renorm: bool = False  # of the inputs and of each hidden layer, before its nonlinearity
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[..., outputs] from [..., inputs]."""
+    def __call__(self, x: Array, weight: Array | None = None) -> Array:
+        """[..., outputs] from [..., inputs]; ``weight`` [...] is of a batch that is trained on, for batch renormalisation."""
         before, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         columns = isinstance(x.shape[0], int) and x.shape[0] >= COLUMNS_FROM  # the rows of an export may be any number
         x = x.T if columns else x
+        weight = None if weight is None else weight.reshape(-1)
+        if self.batch_renorm:
+            x = BatchRenorm(columns)(x, weight)
         for width in self.hidden:
             x = Dense(width, columns)(x)
             if self.layer_norm:
                 units = 0 if columns else 1
                 x = nn.LayerNorm(reduction_axes=units, feature_axes=units)(x)
+            if self.batch_renorm:
+                x = BatchRenorm(columns)(x, weight)
             x = ACTIVATIONS[self.activation](x)
         x = Dense(self.outputs, columns, linear=not self.output_bias, scale=self.output_scale)(x)
         return (x.T if columns else x).reshape(*before, self.outputs)

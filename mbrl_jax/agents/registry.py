@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mbrl_jax.agents.cloning import CloningConfig, cloning_agent
+from mbrl_jax.agents.crossq import CrossQConfig, crossq_agent
 from mbrl_jax.agents.policy_gradient import policy_gradient_agent
 from mbrl_jax.agents.protocol import Agent
 from mbrl_jax.agents.q_learning import q_agent
@@ -46,4 +47,5 @@ def make_agent(config: AgentConfig, spec: EnvironmentSpec) -> Agent:
 register("q_learning", QLearningConfig, q_agent)
 register("policy_gradient", PolicyGradientConfig, policy_gradient_agent)
 register("sac", SACConfig, sac_agent)
+register("crossq", CrossQConfig, crossq_agent)
 register("cloning", CloningConfig, cloning_agent)

@@ -89,7 +89,7 @@ class SACState(NamedTuple):
 
     actor: Params
     critics: Params  # leaves [C, ...]
-    targets: Params  # leaves [C, ...]
+    targets: Params | None  # leaves [C, ...], none where critics do without
     log_temperature: Array  # []
     actor_optimizer: Any
     critic_optimizer: Any
@@ -115,6 +115,14 @@ class SACLog(NamedTuple):
     entropy: Array  # [] nats, minus the mean log-probability of the actor's actions
     temperature: Array  # []
     value: Array  # [] mean of the critics' values of the minibatch's actions
+
+
+class CriticLog(NamedTuple):
+    """How a step of the critics went."""
+
+    loss: Array  # [] mean squared error, mean over critics
+    value: Array  # [] mean of the minibatch's actions' values
+    targets: Array  # [B] what they were pulled to
 
 
 class SAC(NamedTuple):
@@ -156,7 +164,7 @@ class SAC(NamedTuple):
         size, actions = self.spec.observation_size, self.spec.action_size
         actor = self.actor.init(key_actor, jnp.zeros((1, size)))
         keys = jax.random.split(key_critics, self.config.critics)
-        critics = jax.vmap(self.critic.init, in_axes=(0, None))(keys, jnp.zeros((1, size + actions)))
+        critics = dict(jax.vmap(self.critic.init, in_axes=(0, None))(keys, jnp.zeros((1, size + actions))))
         log_temperature = jnp.log(jnp.asarray(self.config.temperature, jnp.zeros(()).dtype))
         return SACState(
             actor=actor,
@@ -164,7 +172,7 @@ class SAC(NamedTuple):
             targets=critics,
             log_temperature=log_temperature,
             actor_optimizer=self.optimiser.init(actor),
-            critic_optimizer=self.critic_optimiser.init(critics),
+            critic_optimizer=self.critic_optimiser.init({"params": critics["params"]}),
             temperature_optimizer=optimiser_of(None).init(log_temperature),
             statistics=running.init(size) if self.config.observations == "running" else None,
             frozen=jnp.zeros((), bool),
@@ -260,10 +268,21 @@ class SAC(NamedTuple):
 
     # --------------------------------------------------------------------------------------------------------------- update
 
+    def learn_critics(
+        self, state: SACState, batch: Rows, draws: SACDraws, rate: Array | float, outcomes: Outcomes | None
+    ) -> tuple[SACState, CriticLog]:
+        """One gradient step of the critics, and one step of the target critics after them."""
+        targets = jax.lax.stop_gradient(self.targets(state, batch, draws, outcomes))
+        gradient, (loss, value) = jax.grad(self.critic_loss, has_aux=True)(state.critics, state.statistics, batch, targets)
+        critics, optimizer = adam_step(state.critics, state.critic_optimizer, gradient, rate, self.critic_optimiser)
+        follow = self.config.target_rate
+        slow = jax.tree.map(lambda old, new: old + follow * (new - old), state.targets, critics)
+        return state._replace(critics=critics, critic_optimizer=optimizer, targets=slow), CriticLog(loss, value, targets)
+
     def update(
         self, state: SACState, batch: Rows, draws: SACDraws, progress: Array | float = 0.0, outcomes: Outcomes | None = None
     ) -> tuple[SACState, SACLog]:
-        """One gradient step of the critics, the actor and the temperature, in this order, and one step of the target critics.
+        """One gradient step of the critics, which the target critics follow, of the actor and of the temperature, in this order.
 
         Args:
           state: the learner.
@@ -279,11 +298,7 @@ class SAC(NamedTuple):
             statistics = running.take_in(statistics, batch.observation, batch.weight)
             state = state._replace(statistics=statistics)
 
-        targets = jax.lax.stop_gradient(self.targets(state, batch, draws, outcomes))
-        gradient, (loss, value) = jax.grad(self.critic_loss, has_aux=True)(state.critics, statistics, batch, targets)
-        rate = config.critic_learning_rate * left
-        critics, critic_optimizer = adam_step(state.critics, state.critic_optimizer, gradient, rate, self.critic_optimiser)
-        state = state._replace(critics=critics, critic_optimizer=critic_optimizer)
+        state, critic_log = self.learn_critics(state, batch, draws, config.critic_learning_rate * left, outcomes)
 
         gradient, log_probability = jax.grad(self.actor_loss, has_aux=True)(state.actor, state, batch, draws.actor)
         rate = config.learning_rate * left
@@ -300,11 +315,11 @@ class SAC(NamedTuple):
             actor_optimizer=actor_optimizer,
             log_temperature=log_temperature,
             temperature_optimizer=temperature_optimizer,
-            targets=jax.tree.map(lambda t, p: t + config.target_rate * (p - t), state.targets, critics),
             updates=state.updates + 1,
         )
-        frozen = before.frozen | ~all_finite((actor, critics, log_temperature))
+        frozen = before.frozen | ~all_finite((actor, state.critics, log_temperature))
         after = jax.tree.map(lambda new, old: jnp.where(frozen, old, new), after, before)
+        loss, value, targets = critic_log
         spread = weighted_mean(jnp.square(targets - weighted_mean(targets, batch.weight)), batch.weight)
         log = SACLog(loss, loss / jnp.maximum(spread, 1e-8), -log_probability, jnp.exp(log_temperature), value)
         return after._replace(frozen=frozen), log
@@ -322,13 +337,18 @@ def sac_agent(config: SACConfig, spec: EnvironmentSpec) -> Agent:
       ConfigError: the task's actions are discrete, or more critics are asked than there are.
 
     """
+    return agent_of(SAC(config, spec))
+
+
+def agent_of(learner: SAC) -> Agent:
+    """A learner as an agent; raises as :func:`sac_agent`."""
+    config, spec = learner.config, learner.spec
     if not spec.continuous:
         raise ConfigError(f"environment.name: {spec.name!r} does not fit; soft actor-critic needs continuous actions")
     if config.critics_asked is not None and config.critics_asked > config.critics:
         raise ConfigError(
             f"agent.critics_asked: {config.critics_asked!r} does not fit; it must be at most agent.critics ({config.critics})"
         )
-    learner = SAC(config, spec)
 
     def update(
         state: SACState, batch: Rows, draws: SACDraws, progress: Array | float, model: Model | None

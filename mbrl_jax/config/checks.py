@@ -277,6 +277,18 @@ def _check_ensemble(config: ModelBasedConfig, model: ModelConfig, problems: _Pro
         config.random_transitions,
         f"it must be at least {holdout_stride(config)}, or no row is left for the holdout",
     )
+    require(
+        model.refit_batches % model.refit_passes == 0,
+        "model.refit_passes",
+        model.refit_passes,
+        f"it must divide model.refit_batches ({model.refit_batches})",
+    )
+    require(
+        model.refit_passes == 1 or model.patience is not None,
+        "model.refit_passes",
+        model.refit_passes,
+        "a refit stops early by model.patience, which is none",
+    )
     elites = _members(config)
     require(elites <= model.members, "model.elites", model.elites, f"it must be at most model.members ({model.members})")
     require(

@@ -14,7 +14,10 @@ class EnvironmentConfig:
     name: str = static("CartPole-v1")
     """The environment's registered name, or package.module:function."""
     time_limit: int | None = static(None, minimum=1)
-    """Steps until an episode is truncated; none takes the task's own."""
+    """Steps of the simulator until an episode is truncated; none takes the task's own."""
+    action_repeat: int = static(1, minimum=1)
+    """Steps of the simulator that each action is held for. Transitions, steps and discounts are then counted by decisions, and a
+    transition's reward is the sum over those steps, which a world model learns."""
     observation_noise: float = traced(0.0, minimum=0)
     """Noise of the measurements in the random real transitions (batch protocol): its standard deviation as a share of the task's
     scale of each axis."""
@@ -57,10 +60,16 @@ class ModelConfig(WorldConfig):
     input_scale: Literal["data", "task"] = static("data")
     """Whether observations enter standardised by the data, or divided by the task's own scale. Where a policy goes further than
     the data did it is many of their deviations out, and predictions are wrong; on the task's scale it is still within one."""
+    target: Literal["change", "state"] = static("change")
+    """Whether a member predicts the change of the state, or the next state itself."""
+    normalise_targets: bool = static(True)
+    """Whether every number that a member predicts, a learned reward included, is standardised by the data. Without it the numbers
+    with the largest variance decide the loss."""
     prediction: Literal["gaussian", "deterministic"] = static("gaussian")
     """Whether a member predicts mean and log-variance, or a mean only."""
     loss: str = static("likelihood")
-    """A member's loss, by its registered name: the negative log-likelihood, for deterministic members the squared error."""
+    """A member's loss, by its registered name: the negative log-likelihood, for deterministic members the squared error;
+    beta_likelihood learns more where errors are large."""
     learn_bounds: bool = static(False)
     """Whether the log-variance bounds (0.5 and -10) are learned."""
     reward: Literal["auto", "known", "learned"] = static("auto")
@@ -82,10 +91,14 @@ class ModelConfig(WorldConfig):
     """Passes over the data in the first fit."""
     refit_batches: int = static(250, minimum=1)
     """Minibatches of each refit (interactive protocol)."""
+    refit_passes: int = static(1, minimum=1)
+    """Equal parts that a refit's minibatches come in. With patience the holdout error is measured after each of them, and a
+    member ends at its best, which may be where it began; with 1 a refit goes to its end."""
     bootstrap: bool = static(False)
     """Whether each member is first fitted on a resample (with replacement) of the rows of its own instead of on all of them."""
     patience: int | None = static(None, minimum=1)
-    """Epochs without a better holdout error after which a member is frozen at its best; none trains to the end."""
+    """Epochs, and passes of a refit, without a better holdout error after which a member rests at its best; none trains to the
+    end."""
     laplacian: Literal["none", "auto", "exact", "hutchinson"] = static("none")
     """Penalty on the Laplacian of the predicted mean; auto is exact up to 8 observation axes, estimated above."""
     laplacian_weight: float = traced(1e-4, minimum=0)

@@ -102,6 +102,8 @@ def _of_loop(config: RunConfig, task: Environment) -> Iterator[Refusal]:
     for setting, value, covered in (
         ("model.activation", model.activation, ("silu",)),
         ("model.prediction", model.prediction, ("gaussian",)),
+        ("model.target", model.target, ("change",)),
+        ("model.normalise_targets", model.normalise_targets, (True,)),
         ("model.reward", model.reward, ("auto", "known")),
         ("model.termination", model.termination, ("auto", "known")),
         ("model.elites", model.elites, (None,)),

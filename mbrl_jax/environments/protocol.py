@@ -36,6 +36,7 @@ class EnvironmentSpec(NamedTuple):
     action_scale: tuple[float, ...] = ()  # A positive numbers: a continuous action of 1 in the task's own units; () if that is 1
     action_centre: tuple[float, ...] = ()  # A numbers: a continuous action of 0 in the task's own units, () if that is 0
     observation_shape: tuple[int, ...] = ()  # of an observation that is no vector, as an image [8, 8, 1]; its D numbers in order
+    action_repeat: int = 1  # steps of the simulator that an action is held for
     axes: tuple[str, ...] = ()  # D names of the observation's numbers, () where they have none
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 from mbrl_jax.config import ConfigError, EnvironmentConfig
 from mbrl_jax.environments import host
 from mbrl_jax.environments.protocol import Environment, check_environment
+from mbrl_jax.environments.repeating import repeated
 
 Make = Callable[[EnvironmentConfig], Environment]
 Curve = Callable[[np.ndarray], np.ndarray]  # states [n, D] -> [n]
@@ -103,7 +104,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
             f"environment.time_limit: {config.time_limit!r} does not fit; {config.name!r} makes episodes of "
             f"{environment.spec.time_limit} steps whatever it is told"
         )
-    return environment
+    return repeated(environment, config.action_repeat)
 
 
 def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
@@ -116,7 +117,7 @@ def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
     if environment is None:
         return make_environment(config)
     given = environment if isinstance(environment, Environment) else host.of_simulator(environment, config)
-    return check_environment(given)
+    return repeated(check_environment(given), config.action_repeat)
 
 
 def success_marks(name: str) -> tuple[float, ...]:

@@ -159,6 +159,15 @@ def measure(observations: Array, targets: Array, counted: Array) -> Normaliser:
     )
 
 
+def unscaled(normaliser: Normaliser) -> Normaliser:
+    """The same, with targets that do not vary left out as before, and all others in their own units."""
+    still = normaliser.target_std == 0
+    return normaliser._replace(
+        target_mean=jnp.where(still, normaliser.target_mean, 0.0),
+        target_std=jnp.where(still, 0.0, jnp.ones_like(normaliser.target_std)),
+    )
+
+
 def silence(ensemble: Ensemble, members: Members) -> Members:
     """Members that say nothing of targets that do not vary, whatever they have learned of them.
 
@@ -298,7 +307,9 @@ def decode(
     if noise is not None and prediction.log_variance is not None:
         change = change + jnp.exp(0.5 * prediction.log_variance[..., :size]) * noise
     shift, scale = normaliser.target_mean[:size].reshape(last), normaliser.target_std[:size].reshape(last)
-    next_observation = observation + shift + scale * change
+    next_observation = shift + scale * change
+    if ensemble.config.target == "change":
+        next_observation = observation + next_observation
     if ensemble.spec.observation_limits is not None:
         limits = jnp.asarray(ensemble.spec.observation_limits, next_observation.dtype).reshape(last)
         next_observation = jnp.clip(next_observation, -limits, limits)

@@ -110,21 +110,12 @@ def fit(
     own_rows = draws.integers(key_rows, (config.members, training_rows), training_rows) if config.bootstrap else None
 
     def epoch(carry: Any, key: Array) -> tuple[Any, FitLog]:
-        now, best, best_error, stale = carry
         key_batches, key_probes = jax.random.split(key)
         batches = epoch_minibatches(key_batches, config.members, training_rows, config.batch_size)
         if own_rows is not None:
             batches = own_rows[jnp.arange(config.members, dtype=jnp.int32)[None, :, None], batches]
         directions = losses.laplacian_directions(ensemble, key_probes)
-        resting = None if patience is None else stale >= patience
-        after, log = pass_over(now, data, batches, directions, resting)
-        mse = log.holdout_mse
-        if patience is not None:
-            better = mse < best_error
-            best = _per_member(~better, best, after)
-            best_error = jnp.where(better, mse, best_error)
-            stale = jnp.where(better, 0, stale + 1)
-        return (after, best, best_error, stale), log
+        return _patiently(patience, lambda now, rest: pass_over(now, data, batches, directions, rest), carry)
 
     carry = (start, start, jnp.full(config.members, jnp.inf), jnp.zeros(config.members, jnp.int32))
     (now, best, best_error, _), log = jax.lax.scan(epoch, carry, jax.random.split(key_epochs, config.epochs))
@@ -144,6 +135,9 @@ def refit(
 ) -> tuple[ModelState, FitLog]:
     """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from data that grow.
 
+    With ``config.refit_passes`` above 1 and ``config.patience`` each member stops early, and never ends at a larger holdout error
+    than it began with.
+
     Args and returns as :func:`fit`; the first ``size`` [] rows are data.
     """
     config = ensemble.config
@@ -153,9 +147,50 @@ def refit(
     shape = (config.refit_batches, config.members, config.batch_size)
     batches = (draws.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
     directions = losses.laplacian_directions(ensemble, key_probes)
-    now, log = pass_over((state.params, state.bounds, state.optimizer), data, batches, directions, None)
+    start = (state.params, state.bounds, state.optimizer)
+    if config.refit_passes == 1 or config.patience is None:
+        now, log = pass_over(start, data, batches, directions, None)
+    else:
+        now, log = _refit_early_stopped(ensemble, start, data, batches, directions, pass_over)
     params, bounds, optimizer = now
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, log.holdout_mse)), log
+
+
+def _refit_early_stopped(
+    ensemble: Ensemble, start: Any, data: FitData, batches: Array, directions: Array, pass_over: Pass
+) -> tuple[Any, FitLog]:
+    """A refit by minibatches [n, E, B] in ``config.refit_passes`` parts, from which each member takes its best."""
+    config = ensemble.config
+    parts = batches.reshape(config.refit_passes, -1, *batches.shape[1:])
+
+    def part(carry: Any, batches: Array) -> tuple[Any, FitLog]:
+        return _patiently(config.patience, lambda now, rest: pass_over(now, data, batches, directions, rest), carry)
+
+    error = _holdout_errors(ensemble, start[:2], data)[0]
+    carry = (start, start, error, jnp.zeros(config.members, jnp.int32))
+    (_, best, _, _), log = jax.lax.scan(part, carry, parts)
+    return best, FitLog(jnp.mean(log.loss, axis=0), *_holdout_errors(ensemble, best[:2], data))
+
+
+def _patiently(
+    patience: int | None, pass_over: Callable[[Any, Array | None], tuple[Any, FitLog]], carry: Any
+) -> tuple[Any, FitLog]:
+    """One pass of the members that have not lost their patience.
+
+    Args:
+      patience: passes without a better holdout error after which a member rests; none lets none rest.
+      pass_over: ``(start, members that rest [E] or none)`` to what a :data:`Pass` gives.
+      carry: (parameters now, each member's best, their holdout errors [E], passes since then [E] int32).
+
+    """
+    now, best, best_error, stale = carry
+    after, log = pass_over(now, None if patience is None else stale >= patience)
+    if patience is not None:
+        better = log.holdout_mse < best_error
+        best = _per_member(~better, best, after)
+        best_error = jnp.where(better, log.holdout_mse, best_error)
+        stale = jnp.where(better, 0, stale + 1)
+    return (after, best, best_error, stale), log
 
 
 def _prepare(
@@ -166,7 +201,8 @@ def _prepare(
     Held out are the rows ``held`` [h], or where there are none every ``stride``-th.
     """
     count = rows.reward.shape[0]
-    targets = rows.next_observation - rows.observation
+    changes = ensemble.config.target == "change"
+    targets = rows.next_observation - rows.observation if changes else rows.next_observation
     if ensemble.learns_reward:
         targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)
     number = jnp.arange(count, dtype=jnp.int32)
@@ -175,6 +211,8 @@ def _prepare(
     if ensemble.config.input_scale == "task":
         scale = jnp.asarray(ensemble.spec.observation_scale, targets.dtype)
         normaliser = normaliser._replace(state_mean=jnp.zeros_like(scale), state_std=scale)
+    if not ensemble.config.normalise_targets:
+        normaliser = ens.unscaled(normaliser)
     inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
     targets = (targets - normaliser.target_mean[None]) / normaliser.target_scale[None]
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)

@@ -404,6 +404,63 @@ def test_a_refit_goes_on_from_the_present_parameters_and_moments(make_ensemble, 
     assert_different(twice.params, once.params)
 
 
+def refit_in_parts(make_ensemble, begin, growing, start=None):
+    """A refit of 4 parts of 5 minibatches, stopped early, and the state and holdout errors after each part of one that is not."""
+    settings = {"members": 3, "batch_size": 32, "learning_rate": 0.03}
+    ensemble = make_ensemble(refit_batches=20, refit_passes=4, patience=1, **settings)
+    start = begin(ensemble) if start is None else start
+    return ensemble, start, *refit(ensemble, start, growing)
+
+
+def test_a_refit_in_parts_ends_at_each_members_best_part_and_never_worse_than_it_began(make_ensemble, begin, growing):
+    ensemble, start, state, log = refit_in_parts(make_ensemble, begin, growing)
+    seen = jax.tree.map(lambda leaf: np.asarray(leaf)[:WRITTEN], growing)
+    after = holdout_errors(ensemble, state, seen)[0]
+    before = holdout_errors(ensemble, start._replace(normaliser=state.normaliser), seen)[0]
+    np.testing.assert_allclose(log.holdout_mse, after, rtol=1e-3)
+    assert (after <= before * 1.0001).all()
+    again = refit_in_parts(make_ensemble, begin, growing, state)
+    worse = holdout_errors(ensemble, again[2], seen)[0]
+    assert (worse <= after * 1.0001).all()
+    ran = refit(make_ensemble(refit_batches=20, members=3, batch_size=32, learning_rate=0.03), state, growing)[1]
+    assert (ran.holdout_mse > again[3].holdout_mse).any(), "a refit to its end is worse for some member"
+
+
+# ----------------------------------------------------------------------------------------------------------- kinds of targets
+
+
+@pytest.mark.parametrize(
+    "settings", [{"target": "state"}, {"normalise_targets": False}, {"target": "state", "normalise_targets": False}]
+)
+def test_each_kind_of_target_is_fitted_and_decoded_alike(make_ensemble, fit, real_rows, settings):
+    ensemble = make_ensemble(reward="learned", prediction="deterministic", hidden=(24, 24), epochs=60, batch_size=32, **settings)
+    rows = head(real_rows, SMALL)
+    rows = rows._replace(reward=np.cos(rows.observation[:, 3]))
+    state, log = fit(ensemble, rows)
+    assert log.holdout_mse[-1].max() < 0.4 * log.holdout_mse[0].min()
+    held = those(rows, np.arange(SMALL) % STRIDE == STRIDE - 1)
+    members = fitting.members(ensemble, state)
+    asked = (jnp.asarray(held.observation), jnp.asarray(held.action))
+    prediction = ens.predict_all(ensemble, members, *asked)
+    decoded = ens.decode(ensemble, members.normaliser, jax.tree.map(lambda leaf: leaf[0], prediction), *asked, None)
+    target = held.next_observation if "target" in settings else held.next_observation - held.observation
+    target = np.concatenate([target, held.reward[:, None]], 1)
+    found = np.concatenate([decoded.next_observation, decoded.reward[:, None]], 1)
+    if "target" not in settings:
+        found[:, :-1] -= held.observation
+    scale = 1 if "normalise_targets" in settings else np.asarray(state.normaliser.target_scale)
+    errors = np.square((found - target) / scale).sum(1).mean()
+    np.testing.assert_allclose(errors, log.holdout_mse[-1, 0], rtol=2e-3, atol=1e-7)
+
+
+def test_targets_in_their_own_units_leave_out_only_what_does_not_vary(make_ensemble, fit, real_rows):
+    rows = head(real_rows, SMALL)
+    assert np.ptp(rows.reward) == 0
+    state, _ = fit(make_ensemble(reward="learned", normalise_targets=False, epochs=1, batch_size=32), rows)
+    assert state.normaliser.target_std.tolist() == [1.0] * 4 + [0.0]
+    assert state.normaliser.target_mean.tolist() == [0.0] * 4 + [rows.reward[0]]
+
+
 # ----------------------------------------------------------------------------------------------- learned reward, learned end
 
 

@@ -46,6 +46,19 @@ def test_the_negative_log_likelihood_leaves_out_the_constant():
     assert float(found) == pytest.approx(full - 4 * 0.5 * np.log(2 * np.pi), rel=1e-5)
 
 
+def test_the_beta_likelihood_weighs_each_term_by_its_deviation_and_not_the_weight():
+    mean, log_variance, target = (jnp.asarray(normal(6, 4, seed=seed)) for seed in range(3))
+    variance = np.exp(np.asarray(log_variance, np.float64))
+    error = np.asarray(mean - target, np.float64)
+    value, gradients = jax.value_and_grad(losses.beta_likelihood, argnums=(0, 1))(mean, log_variance, target)
+    assert float(value) == pytest.approx(
+        (np.sqrt(variance) * (error**2 / variance + np.log(variance)) / 2).sum(1).mean(), rel=1e-5
+    )
+    np.testing.assert_allclose(gradients[0], np.sqrt(variance) * error / variance / 6, rtol=1e-4)
+    np.testing.assert_allclose(gradients[1], np.sqrt(variance) * (1 - error**2 / variance) / 2 / 6, rtol=1e-4, atol=1e-6)
+    assert float(losses.beta_likelihood(mean, None, target)) == float(losses.squared_error(mean, target))
+
+
 def test_the_termination_loss_is_the_binary_cross_entropy():
     logit, flags = 3 * normal(8), np.arange(8) % 2 == 0
     chance = 1 / (1 + np.exp(-logit.astype(np.float64)))
