@@ -29,6 +29,11 @@ class Rows(NamedTuple):
     depth: Array  # [...] int32, steps since the episode's reset, or since the imagined rollout's root
 
 
+def weighted_mean(x: Array, weight: Array) -> Array:
+    """[] the mean of ``x`` [...] by the weights [...] of its rows, 0 if none has any."""
+    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+
+
 class RowSpec(Protocol):
     """The sizes of a row, as an :class:`mbrl_jax.environments.EnvironmentSpec` has them."""
 

@@ -341,3 +341,10 @@ def test_the_remainder_that_an_epoch_drops_is_another_one_each_time():
     counts = np.bincount(np.asarray(batches).ravel(), minlength=7)
     assert counts.sum() == 60 * 6
     assert (counts > 35).all()
+
+
+def test_rows_of_weight_0_do_not_count_in_a_mean():
+    mean = jax.jit(replay.weighted_mean)
+    assert float(mean(jnp.asarray([1.0, 5.0]), jnp.asarray([1.0, 0.0]))) == 1
+    assert float(mean(jnp.asarray([1.0, 5.0]), jnp.asarray([1.0, 3.0]))) == 4
+    assert float(mean(jnp.asarray([1.0, 5.0]), jnp.zeros(2))) == 0

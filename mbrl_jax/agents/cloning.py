@@ -11,7 +11,7 @@ from mbrl_jax.agents.protocol import Agent, Minibatches, Model
 from mbrl_jax.config import AgentConfig, settings, static, traced
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.networks import MLP, Params, adam_step, all_finite, optimiser_of
-from mbrl_jax.replay import Rows
+from mbrl_jax.replay import Rows, weighted_mean
 
 
 @settings
@@ -52,11 +52,6 @@ class CloningLog(NamedTuple):
     entropy: Array  # [] the same of the policy's entropy, nats
 
 
-def negative_log_likelihood(log_probability: Array, weight: Array) -> Array:
-    """[] mean of ``-log_probability`` [B] by the rows' weights [B], 0 if none has any."""
-    return -jnp.sum(weight * log_probability) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
-
-
 def cloning_agent(config: CloningConfig, spec: EnvironmentSpec) -> Agent:
     """Behaviour cloning as an agent that learns from transitions, of which it looks at states and actions alone.
 
@@ -78,8 +73,8 @@ def cloning_agent(config: CloningConfig, spec: EnvironmentSpec) -> Agent:
     ) -> tuple[CloningState, CloningLog]:
         def objective(params: Params) -> tuple[Array, CloningLog]:
             out = outputs(params, batch.observation)
-            loss = negative_log_likelihood(policy.log_probability(out, batch.action), batch.weight)
-            entropy = -negative_log_likelihood(policy.entropy(out), batch.weight)
+            loss = -weighted_mean(policy.log_probability(out, batch.action), batch.weight)
+            entropy = weighted_mean(policy.entropy(out), batch.weight)
             kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
             decay = 0.5 * config.weight_decay * sum(jnp.sum(jnp.square(kernel)) for kernel in kernels)
             return loss + decay, CloningLog(loss, entropy)

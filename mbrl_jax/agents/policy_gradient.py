@@ -13,7 +13,7 @@ from mbrl_jax.agents.protocol import Agent, Model
 from mbrl_jax.config import PolicyGradientConfig
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.networks import MLP, Params, adam_step, all_finite, optimiser_of
-from mbrl_jax.replay import Rows
+from mbrl_jax.replay import Rows, weighted_mean
 
 FRESH_OUTPUTS = 0.01  # of a fresh actor's last layer, so that its policy is nearly the same in all states
 
@@ -166,8 +166,8 @@ class PolicyGradient(NamedTuple):
         if not self.config.normalise:
             return advantage
         weight = segment.rows.weight
-        mean = _mean(advantage, weight)
-        return (advantage - mean) / jnp.sqrt(_mean(jnp.square(advantage - mean), weight) + 1e-8)
+        mean = weighted_mean(advantage, weight)
+        return (advantage - mean) / jnp.sqrt(weighted_mean(jnp.square(advantage - mean), weight) + 1e-8)
 
     def score_loss(self, actor: Params, segment: Segment, advantages: Array) -> tuple[Array, Array]:
         """[] whose gradient is minus the score-function estimate (REINFORCE, Williams 1992), with an entropy bonus, and []
@@ -175,8 +175,8 @@ class PolicyGradient(NamedTuple):
         """
         rows, outputs = segment.rows, self.outputs(actor, segment.rows.observation)
         taken = self.policy.log_probability(outputs, rows.action)
-        entropy = _mean(self.policy.entropy(outputs), rows.weight)
-        return -_mean(taken * advantages, rows.weight) - self.config.entropy_weight * entropy, entropy
+        entropy = weighted_mean(self.policy.entropy(outputs), rows.weight)
+        return -weighted_mean(taken * advantages, rows.weight) - self.config.entropy_weight * entropy, entropy
 
     def pathwise_loss(self, actor: Params, critic: Params, segment: Segment) -> tuple[Array, Array]:
         """[] whose gradient is minus the pathwise estimate, with an entropy bonus, and [] the entropy.
@@ -192,13 +192,13 @@ class PolicyGradient(NamedTuple):
 
         """
         rows = segment.rows
-        entropy = _mean(self.policy.entropy(self.outputs(actor, jax.lax.stop_gradient(rows.observation))), rows.weight)
-        gain = _mean(self.returns(critic, segment), jax.lax.stop_gradient(rows.weight))
+        entropy = weighted_mean(self.policy.entropy(self.outputs(actor, jax.lax.stop_gradient(rows.observation))), rows.weight)
+        gain = weighted_mean(self.returns(critic, segment), jax.lax.stop_gradient(rows.weight))
         return -gain - self.config.entropy_weight * entropy, entropy
 
     def critic_loss(self, critic: Params, segment: Segment, returns: Array) -> Array:
         """[] the mean squared error of the values, in units of the return."""
-        return _mean(jnp.square(self.values(critic, segment.rows.observation) - returns), segment.rows.weight)
+        return weighted_mean(jnp.square(self.values(critic, segment.rows.observation) - returns), segment.rows.weight)
 
     def update(
         self,
@@ -243,19 +243,14 @@ class PolicyGradient(NamedTuple):
         after = PGState(online, target, ActorCritic(actor_optimizer, critic_optimizer), state.frozen, state.updates + 1)
         frozen = state.frozen | ~all_finite(online)
         after = jax.tree.map(lambda new, old: jnp.where(frozen, old, new), after, state)
-        mean = _mean(returns, segment.rows.weight)
-        variance = _mean(jnp.square(returns - mean), segment.rows.weight)
+        mean = weighted_mean(returns, segment.rows.weight)
+        variance = weighted_mean(jnp.square(returns - mean), segment.rows.weight)
         return after._replace(frozen=frozen), PolicyGradientLog(loss, loss / jnp.maximum(variance, 1e-8), entropy)
 
     def _scaled(self, observation: Array) -> Array:
         """Observations [..., D] over the task's own scale."""
         scale = jnp.asarray(self.spec.observation_scale, observation.dtype)
         return observation / scale.reshape((1,) * (observation.ndim - 1) + (-1,))
-
-
-def _mean(x: Array, weight: Array) -> Array:
-    """[] the mean of x by its weights, 0 if none has any."""
-    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
 
 
 def policy_gradient_agent(config: PolicyGradientConfig, spec: EnvironmentSpec) -> Agent:

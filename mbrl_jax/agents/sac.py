@@ -20,7 +20,7 @@ from mbrl_jax.agents.running import Statistics
 from mbrl_jax.config import AgentConfig, ConfigError, settings, static, traced
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.networks import MLP, Params, adam_step, all_finite, optimiser_of
-from mbrl_jax.replay import Rows
+from mbrl_jax.replay import Rows, weighted_mean
 
 LOG_STD_BOUNDS = (-5.0, 2.0)  # of the Gaussian before it is squashed
 
@@ -323,11 +323,6 @@ class SAC(NamedTuple):
         spread = weighted_mean(jnp.square(targets - weighted_mean(targets, batch.weight)), batch.weight)
         log = SACLog(loss, loss / jnp.maximum(spread, 1e-8), -log_probability, jnp.exp(log_temperature), value)
         return after._replace(frozen=frozen), log
-
-
-def weighted_mean(x: Array, weight: Array) -> Array:
-    """[] the mean of x [B] by its weights [B], 0 if none has any."""
-    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
 
 
 def sac_agent(config: SACConfig, spec: EnvironmentSpec) -> Agent:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax.agents.cloning import CloningConfig, cloning_agent, negative_log_likelihood
+from mbrl_jax.agents.cloning import CloningConfig, cloning_agent
 from mbrl_jax.config import EnvironmentConfig
 from mbrl_jax.environments import EnvironmentSpec, make_environment
 from mbrl_jax.replay import Rows
@@ -65,11 +65,6 @@ def test_the_loss_of_discrete_actions_is_the_cross_entropy():
     np.testing.assert_allclose(log.negative_log_likelihood, each[np.asarray(weight) == 1].mean(), rtol=1e-5)
     entropy = -(np.exp(log_p) * log_p).sum(axis=1)
     np.testing.assert_allclose(log.entropy, entropy[np.asarray(weight) == 1].mean(), rtol=1e-5)
-
-
-def test_rows_of_weight_0_teach_nothing():
-    assert float(negative_log_likelihood(jnp.asarray([-1.0, -5.0]), jnp.asarray([1.0, 0.0]))) == 1
-    assert float(negative_log_likelihood(jnp.asarray([-1.0, -5.0]), jnp.zeros(2))) == 0
 
 
 def test_weight_decay_pulls_at_kernels_alone():
