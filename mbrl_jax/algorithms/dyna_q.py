@@ -138,8 +138,7 @@ def make_train(
     def init(key: Array, hyper: DynaQConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
         agent, (world, _, horizon) = agent_of(hyper), imagination_of(hyper)
-        noise = hyper.environment.observation_noise
-        episode, real, collected = phases.begin(config, task, real_replay, key, noise)
+        episode, real, collected = phases.begin(config, task, real_replay, key, hyper)
         learner, model = agent.init(stream(key, Stream.AGENT)), world.init(stream(key, Stream.MODEL))
         state = State(
             time=jnp.zeros((), jnp.int32),

@@ -91,8 +91,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
 
     def init(key: Array, hyper: ModelFreeQConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
-        noise = hyper.environment.observation_noise
-        episode, real, collected = phases.begin(config, task, real_replay, key, noise)
+        episode, real, collected = phases.begin(config, task, real_replay, key, hyper)
         return State(jnp.zeros((), jnp.int32), key, episode, real, agent_of(hyper).init(stream(key, Stream.AGENT))), collected
 
     def fit(state: State, hyper: ModelFreeQConfig) -> tuple[State, tuple[()]]:

@@ -88,15 +88,19 @@ def settled(config: C, kind: type[C], environment: Environment | None) -> C:
 
 
 def begin(
-    config: RunConfig, task: Environment, replay: Replay, key: Array, noise: Array | float = 0.0
+    config: RunConfig, task: Environment, replay: Replay, key: Array, hyper: Any
 ) -> tuple[EnvironmentState | None, ReplayState, Array]:
     """Fill a new replay with the logged transitions that ``config`` names, the same for all seeds, or with random ones.
+
+    Those of the batch protocol are measured with the noise of ``hyper``. In the interactive one there is none, by the settings'
+    own checks, and nothing is drawn for it.
 
     Returns:
       As :func:`collect`; of logged transitions there is no episode in progress.
 
     """
     if config.data is None:
+        noise = hyper.environment.observation_noise if config.protocol == "batch" else 0.0
         return collect(task, replay, key, config.random_transitions, noise)
     rows, returns, _ = data_.load(config, task)
     arrays = Transition(*map(jnp.asarray, rows[: len(Transition._fields)]))

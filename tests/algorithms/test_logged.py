@@ -90,7 +90,7 @@ def test_the_transitions_are_there_once_for_all_seeds(in_cartpole):
 def test_what_is_learned_from_is_what_is_in_the_file(in_cartpole, cartpole, real_rows):
     config, _ = in_cartpole
     replay = make_replay(cartpole.spec, 300)
-    _, state, _ = phases.begin(config, cartpole, replay, jax.random.key(0))
+    _, state, _ = phases.begin(config, cartpole, replay, jax.random.key(0), config)
     for ours, theirs in zip(replay.contents(state)[0], real_rows, strict=True):
         np.testing.assert_array_equal(ours, theirs[:300])
 

@@ -33,6 +33,16 @@ KEY = jax.random.key(8, impl="threefry2x32")
 N = 200
 
 
+def test_noise_is_drawn_in_the_batch_protocol_alone(tiny, cartpole):
+    for protocol, drawn in (("batch", True), ("interactive", False)):
+        config = replace(tiny, protocol=protocol)
+        replay = make_replay(cartpole.spec, config.real_transitions)
+        begin = jax.make_jaxpr(
+            lambda key, hyper, config=config, replay=replay: phases.begin(config, cartpole, replay, key, hyper)
+        )
+        assert ("erf_inv" in str(begin(KEY, config))) == drawn
+
+
 @pytest.fixture(scope="module")
 def collected(cartpole):
     """``(noise) -> the replay's rows, the episode in progress, the returns``, on the same key."""
