@@ -231,6 +231,10 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(page, small, capsys):
         check_the_folder_is_what_the_page_says(small / "runs" / "first")
         command_line.main(["evaluate", "runs/first", "--episodes", "2", "--env", "gymnasium"])
         assert "of gymnasium, 2 episodes a policy" in capsys.readouterr().out
+    if page == "docs/guests.md":
+        blind = make_environment(settings.EnvironmentConfig())._replace(reward=None)
+        with pytest.raises(settings.ConfigError, match="does not fit 'CartPole-v1'; it learns neither reward nor termination"):
+            namespace["least_squares"](namespace["LeastSquaresConfig"](), blind, None, None)
     if page == "docs/sweep.md":
         assert len(list((small / "runs" / "grid").glob("[0-3]/policies.npz"))) == 4
 
@@ -276,7 +280,7 @@ def only_parsed(tmp_path, monkeypatch):
         (reference_run, "run"),
         (search, "search"),
         (data_command, "Audit"),
-        (data_command, "collect"),
+        (data_command, "check_whole"),  # collect
         (export_command, "export"),
     ):
         monkeypatch.setattr(module, name, work)

@@ -110,36 +110,11 @@ def _ranges(audit: Audit) -> list[tuple[str, ...]]:
 
 
 def _collect(words: list[str]) -> None:
-    def flags(
-        env: tyro.conf.Positional[str],
-        transitions: int,
-        out: Path,
-        policy: str = "random",
-        policy_seed: int = 0,
-        which: Literal["chosen", "last"] | None = None,
-        epsilon: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        """Make a file of logged transitions.
-
-        Args:
-            env: the environment's name
-            transitions: how many
-            out: a new Parquet file
-            policy: random, or the folder of a run whose policy acts
-            policy_seed: which of the run's seeds
-            which: the run's chosen or its last policy; none takes the chosen one where there is one
-            epsilon: share of random actions among the policy's
-            seed: everything random follows from it
-
-        """
-        collect(env, transitions, expand(out, "out"), policy, policy_seed, which, epsilon, seed)
-
-    tyro.cli(flags, args=words, prog="mbrl-jax data collect")
+    tyro.cli(collect, args=words, prog="mbrl-jax data collect")
 
 
 def collect(
-    env: str,
+    env: tyro.conf.Positional[str],
     transitions: int,
     out: Path,
     policy: str = "random",
@@ -148,7 +123,17 @@ def collect(
     epsilon: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Make a file of logged transitions; arguments as of the command.
+    """Make a file of logged transitions.
+
+    Args:
+      env: the environment's name
+      transitions: how many
+      out: a new Parquet file
+      policy: random, or the folder of a run whose policy acts
+      policy_seed: which of the run's seeds
+      which: the run's chosen or its last policy; none takes the chosen one where there is one
+      epsilon: share of random actions among the policy's
+      seed: everything random follows from it
 
     Raises:
       ConfigError: an argument cannot be, or the run is of another task.
@@ -156,6 +141,7 @@ def collect(
     """
     from mbrl_jax.serving import recording
 
+    out = expand(out, "out")
     check_whole(transitions, "transitions")
     check_seeds(1, seed)
     if transitions < 1:
