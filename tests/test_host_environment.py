@@ -180,3 +180,15 @@ def test_a_compiled_program_of_a_whole_run_is_refused(tiny):
     train = dyna_q.make_train(dataclasses.replace(tiny, environment=SHORT), environment=line)
     with pytest.raises(ConfigError, match="the host steps it, between calls of the devices: train by mbrl_jax.run"):
         jax.eval_shape(train.train, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"), [("block_steps", 5, "None"), ("processes", False, "None"), ("timeout", 5.0, "60.0")]
+)
+def test_a_setting_of_the_host_is_refused_where_the_devices_step(name, value, right):
+    config = EnvironmentConfig(**{name: value})
+    message = f"environment.{name}: {value!r} does not fit; 'CartPole-v1' is stepped on the devices, .* so it must be {right}"
+    for make in (env.make_environment, lambda config: env.environment_of(config, env.make_environment(EnvironmentConfig()))):
+        with pytest.raises(ConfigError, match=message):
+            make(config)
+    assert env.environment_of(dataclasses.replace(config, time_limit=LIMIT), line).host is not None

@@ -12,11 +12,11 @@ from jax import Array
 
 from mbrl_jax.agents.outcomes import Outcomes
 from mbrl_jax.agents.protocol import Agent
-from mbrl_jax.agents.sac import SAC, Acting, CriticLog, SACConfig, SACDraws, SACState, agent_of, weighted_mean
+from mbrl_jax.agents.sac import SAC, Acting, CriticLog, SACConfig, SACDraws, SACState, agent_of
 from mbrl_jax.config import ConfigError, settings
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.networks import MLP, Params, adam_step
-from mbrl_jax.replay import Rows
+from mbrl_jax.replay import Rows, weighted_mean
 
 
 @settings

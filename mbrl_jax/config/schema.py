@@ -29,7 +29,8 @@ class EnvironmentConfig:
     """Whether each simulator has a process of its own (environments on the host); none gives it one where a step takes over a
     millisecond."""
     timeout: float = static(60.0, above=0)
-    """Seconds that a simulator in a process may take for a step; one that takes longer costs its seed."""
+    """Seconds that a simulator in a process may take for a step (environments on the host); one that takes longer costs its
+    seed."""
     observation_scale: tuple[float, ...] | None = static(None, above=0)
     """Of a task of which there are only logged transitions (name: none), numbers that bring each observation axis to about
     [-1, 1] wherever a policy goes; none takes the largest magnitudes in the data."""

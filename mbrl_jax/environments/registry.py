@@ -1,5 +1,6 @@
 """Environments by name: how one is made, which returns count as success on it, and how it is shown."""
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -18,6 +19,7 @@ from mbrl_jax.environments.repeating import repeated
 
 Make = Callable[[EnvironmentConfig], Environment]
 Curve = Callable[[np.ndarray], np.ndarray]  # states [n, D] -> [n]
+HOST_SETTINGS = ("block_steps", "processes", "timeout")  # of environments on the host alone
 
 
 class TaskView(NamedTuple):
@@ -98,7 +100,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         made = _REGISTERED[config.name].make(config)
     else:
         made = _imported(config) if suite is None else suite.make(config)
-    environment = check_environment(made)
+    environment = _check_host(check_environment(made), config)
     if config.time_limit is not None and environment.spec.time_limit != config.time_limit:
         raise ConfigError(
             f"environment.time_limit: {config.time_limit!r} does not fit; {config.name!r} makes episodes of "
@@ -117,7 +119,17 @@ def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
     if environment is None:
         return make_environment(config)
     given = environment if isinstance(environment, Environment) else host.of_simulator(environment, config)
-    return repeated(check_environment(given), config.action_repeat)
+    return repeated(_check_host(check_environment(given), config), config.action_repeat)
+
+
+def _check_host(environment: Environment, config: EnvironmentConfig) -> Environment:
+    """Refuse settings of environments on the host for one that the devices step, where they would do nothing."""
+    for name in HOST_SETTINGS if environment.host is None else ():
+        value, right = getattr(config, name), next(each.default for each in dataclasses.fields(config) if each.name == name)
+        if value != right:
+            told = f"{environment.spec.name!r} is stepped on the devices, and this is a setting of simulators on the host"
+            raise ConfigError(f"environment.{name}: {value!r} does not fit; {told}, so it must be {right!r}")
+    return environment
 
 
 def success_marks(name: str) -> tuple[float, ...]:
