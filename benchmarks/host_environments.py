@@ -13,9 +13,11 @@ Each writes a JSON file into benchmarks/results/host_environments/ and prints a 
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
 from rich.console import Console
@@ -23,7 +25,7 @@ from rich.table import Table
 
 from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.config import RunConfig, load
-from mbrl_jax.environments import make_environment
+from mbrl_jax.environments import Environment, host_environment, make_environment
 from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.hosted import HostedProgram
@@ -31,6 +33,11 @@ from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "host_environments"
+ARMS = {  # of the comparison of CartPole
+    "gymnasium": "gymnasium/CartPole-v1",
+    "gymnax": "CartPole-v1",
+    "known": "gymnasium/CartPole-v1, known reward and termination",
+}
 PACKAGES = ("jax", "jaxlib", "numpy", "gymnasium", "gymnax", "mujoco")
 
 
@@ -39,9 +46,9 @@ def preset(name: str, /, **environment: Any) -> Any:
     return dataclasses.replace(config, environment=dataclasses.replace(config.environment, **environment))
 
 
-def run(name: str, config: RunConfig, seeds: int) -> Run:
+def run(name: str, config: RunConfig, seeds: int, environment: Environment | None = None) -> Run:
     with Display.standard(name) as display:
-        return runner.run(config, seeds, display=display)
+        return runner.run(config, seeds, display=display, environment=environment)
 
 
 def write(stage: str, content: dict[str, Any]) -> None:
@@ -136,18 +143,34 @@ def new_table(title: str) -> Table:
     return Table("", "real", "IQM", "mean", "worst seed", "s", "ms a step of all seeds", title=title)
 
 
-def stage_cartpole(name_of_preset: str, seeds: int, steps: int | None, scored: int | None) -> None:
-    """The same preset in gymnax and in Gymnasium, with so many steps and episodes that score a snapshot; none leaves its own."""
+def with_known_functions(config: RunConfig) -> Environment:
+    """Gymnasium's CartPole-v1 with the reward, the termination and the scales that gymnax's has here."""
+    known = make_environment(dataclasses.replace(config.environment, name="CartPole-v1"))
+    return host_environment(
+        lambda: gymnasium.make("CartPole-v1"),
+        reward=known.reward,
+        terminated=known.terminated,
+        observation_scale=known.spec.observation_scale,
+    )
+
+
+def stage_cartpole(name_of_preset: str, seeds: int, arms: Sequence[str], steps: int | None, scored: int | None) -> None:
+    """The same preset in gymnax and in Gymnasium, with so many steps and episodes that score a snapshot; none leaves its own.
+
+    Arms that an earlier call measured are kept.
+    """
     which = "last" if name_of_preset.endswith("model_free") else "chosen"
-    table, told = new_table(f"CartPole-v1, {name_of_preset}, {seeds} seeds, {which} policies"), {}
+    table, path = new_table(f"CartPole-v1, {name_of_preset}, {seeds} seeds, {which} policies"), OUT / f"{name_of_preset}.json"
+    told = strict_json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else {}
     evaluation = {"episodes": 20, "curve_episodes": 1}
-    for name in ("gymnasium/CartPole-v1", "CartPole-v1"):
-        config = preset(name_of_preset, name=name)
+    for arm in arms:
+        config = preset(name_of_preset, name="CartPole-v1" if arm == "known" else ARMS[arm])
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **evaluation))
         config = config if steps is None else dataclasses.replace(config, steps=steps)
         if scored is not None:
             config = dataclasses.replace(config, selection=dataclasses.replace(config.selection, episodes=scored))
-        line, told[name] = row(name, run(name, config, seeds), which)
+        environment = with_known_functions(config) if arm == "known" else None
+        line, told[ARMS[arm]] = row(ARMS[arm], run(ARMS[arm], config, seeds, environment), which)
         table.add_row(*line)
         write(name_of_preset, {"arms": told})
     Console(width=140).print(table)
@@ -185,6 +208,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=STAGES)
     parser.add_argument("--rounds", type=int, default=5, help="rounds that are timed (overhead)")
     parser.add_argument("--preset", default="cartpole_interactive", help="that is trained in both (cartpole)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=("gymnasium", "gymnax"), help="that are trained (cartpole)")
     parser.add_argument("--steps", type=int, help="of the main loop, in place of the preset's (cartpole)")
     parser.add_argument("--scored", type=int, help="imagined episodes that score a snapshot, in place of the preset's (cartpole)")
     arguments = parser.parse_args()
@@ -193,7 +217,7 @@ def main() -> None:
     if "overhead" in arguments.stages:
         stage_overhead(16, arguments.rounds)
     if "cartpole" in arguments.stages:
-        stage_cartpole(arguments.preset, 16, arguments.steps, arguments.scored)
+        stage_cartpole(arguments.preset, 16, arguments.arms, arguments.steps, arguments.scored)
     if "pendulum" in arguments.stages:
         stage_pendulum(8)
     if "hopper" in arguments.stages:
