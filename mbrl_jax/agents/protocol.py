@@ -40,6 +40,9 @@ class Agent(NamedTuple):
         segment; ``progress`` [] is the share of the run that is done, ``model`` a :class:`Model` or none.
       draw: ``(key, shape) -> draws``, the random numbers of updates ``shape``; none where there are none.
       minibatches: what it wants of transitions, none for an agent that learns from segments.
+      valuing: ``state -> params`` of ``value``.
+      value: ``(params, features [..., F]) -> [...]``, what the agent's policy earns from there on, by which a planner judges
+        where its plans end; none for an agent that cannot tell.
 
     """
 
@@ -51,6 +54,8 @@ class Agent(NamedTuple):
     update: Callable[[Any, Any, Any, Any, Model | None], tuple[Any, Any]]
     draw: Callable[[Array, tuple[int, ...]], Any]
     minibatches: Minibatches | None
+    valuing: Callable[[Any], Any] | None = None
+    value: Callable[[Any, Array], Array] | None = None
 
 
 class Policy(NamedTuple):

@@ -221,4 +221,6 @@ def q_agent(config: QLearningConfig, spec: EnvironmentSpec) -> Agent:
         update=update,
         draw=lambda key, shape: None,
         minibatches=Minibatches(config.batch_size, round(config.real_ratio * config.batch_size), config.updates_per_step),
+        valuing=lambda state: state.target,
+        value=lambda params, features: jnp.max(learner.values(params, features), axis=-1),
     )

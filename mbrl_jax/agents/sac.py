@@ -84,6 +84,13 @@ class Acting(NamedTuple):
     statistics: Statistics | None  # none where observations are divided by the task's scale
 
 
+class Valuing(NamedTuple):
+    """What a value needs: the policy, and the critics that its actions are valued by."""
+
+    acting: Acting
+    critics: Params  # leaves [C, ...], the target critics where there are such
+
+
 class SACState(NamedTuple):
     """The learner. Once an update would make it non-finite it is frozen at its last finite parameters."""
 
@@ -213,6 +220,11 @@ class SAC(NamedTuple):
         """Every critic's value [C, ...] of actions [..., A] in observations [..., D]."""
         seen = jnp.concatenate([self.scaled(statistics, observation), action], axis=-1)
         return jnp.asarray(jax.vmap(self.critic.apply, in_axes=(0, None))(critics, seen))[..., 0]  # type: ignore[arg-type]
+
+    def value(self, valuing: Valuing, observation: Array) -> Array:
+        """[...] the least of the critics' values of the greedy actions in observations [..., D]."""
+        acting, critics = valuing
+        return jnp.min(self.values(critics, acting.statistics, observation, self.greedy(acting, observation)), axis=0)
 
     def following(self, state: SACState, observation: Array, draws: SACDraws) -> Array:
         """Soft values [C', ..., B] of observations [..., B, D] by the target critics that are asked: the value of an action drawn
@@ -365,4 +377,8 @@ def agent_of(learner: SAC) -> Agent:
         update=update,
         draw=learner.draw,
         minibatches=Minibatches(config.batch_size, round(config.real_ratio * config.batch_size), config.updates_per_step),
+        valuing=lambda state: Valuing(
+            Acting(state.actor, state.statistics), state.critics if state.targets is None else state.targets
+        ),
+        value=learner.value,
     )

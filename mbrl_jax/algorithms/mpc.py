@@ -2,8 +2,9 @@
 action is taken (PETS, Chua et al. 2018, arXiv:1805.12114, and its relatives by other planners).
 
 After the random transitions and a first fit the planner acts, every step is one more real transition, and the model is refitted
-at the end of every round. There is no policy to learn. What comes after the planner's horizon can be valued by a Q-learner, which
-is updated at every real step on minibatches of the real transitions.
+at the end of every round. What comes after the planner's horizon can be valued by an agent, a Q-learner or the critics of soft
+actor-critic (as in TD-MPC, Hansen et al. 2022, arXiv:2203.04955), which learns at every real step from minibatches of the real
+transitions.
 """
 
 from functools import partial
@@ -16,7 +17,8 @@ from jax import Array
 from mbrl_jax import draws as draws_
 from mbrl_jax import replay
 from mbrl_jax.agents.protocol import Agent, Policy
-from mbrl_jax.agents.q_learning import QState, UpdateLog, make_q_learner, q_agent
+from mbrl_jax.agents.q_learning import UpdateLog
+from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.hosted import Behaviour
 from mbrl_jax.algorithms.training import Outcome, Stream, Train, stream
@@ -42,7 +44,7 @@ class State(NamedTuple):
     real: ReplayState
     model: Any  # the world model's
     plan: Plan  # that the next step begins with
-    agent: QState | None  # values what comes after the horizon, none where nothing does
+    agent: Any  # values what comes after the horizon, none where nothing does
 
 
 AXES = State(**{**dict.fromkeys(State._fields, 0), "time": None, "real": replay.AXES})  # type: ignore[arg-type]
@@ -52,10 +54,10 @@ class Metrics(NamedTuple):
     """Of one round. Blocks are of ``metric_steps`` steps."""
 
     plan: PlanLog  # leaves [blocks]
-    update: UpdateLog | None  # leaves [blocks], none without a Q-learner
+    update: UpdateLog | None  # the agent's log, leaves [blocks], none without one
     curve_return: Array  # [] mean return of real episodes by the planner, with the model as it is then
     refit: FitLog  # leaves [E]
-    frozen: Array  # [] bool, the model or the Q-learner has gone non-finite
+    frozen: Array  # [] bool, the model or the agent has gone non-finite
 
 
 class Draws(NamedTuple):
@@ -64,24 +66,52 @@ class Draws(NamedTuple):
     plan: PlanDraws  # leaves [T, ...]
     reset: Array  # [T] int32, which reset of the pool an episode that ends goes on from
     pool: Any  # [P] resets, the same for all steps
-    real: Array | None  # [T, updates, B] uint32, rows of the minibatches, none without a Q-learner
+    real: Array | None  # [T, updates, B] uint32, rows of the minibatches, none without an agent
+    update: Any  # the agent's own, leaves [T, updates, ...]
 
 
 def draw(config: MPCConfig, task: Environment, planner: Planner, key: Array, steps: int) -> Draws:
     """Draw all that ``steps`` steps consume."""
     key_plan, key_reset, key_real = jax.random.split(key, 3)
-    shape = (steps, config.agent.updates_per_step, config.agent.batch_size)
+    agent = valuing_agent(config, task)
+    asked = None if agent is None else agent.minibatches
+    real = update = None
+    if agent is not None and asked is not None:
+        real = draws_.bits(key_real, (steps, asked.updates, asked.rows))
+        update = agent.draw(jax.random.fold_in(key, 0), (steps, asked.updates))
     return Draws(
         plan=planner.draw(key_plan, (steps,)),
         reset=jnp.arange(steps, dtype=jnp.int32),
         pool=draw_pool(task, key_reset, steps),
-        real=draws_.bits(key_real, shape) if config.planning.terminal == "value" else None,
+        real=real,
+        update=update,
     )
 
 
-def policy_params(model: Any, agent: QState | None) -> Params:
-    """What the planner acts by, as a tree of dictionaries: the world model's parameters and, if there is one, the Q-network."""
-    return named(model) if agent is None else {**named(model), "critic": agent.target}
+def valuing_agent(config: MPCConfig, task: Environment) -> Agent | None:
+    """The agent that values what comes after the horizon, none where nothing does.
+
+    Raises:
+      ConfigError: its kind cannot value a state, or learns from segments, or it does not fit the task.
+
+    """
+    if config.planning.terminal != "value":
+        return None
+    agent = make_agent(config.agent, task.spec)
+    if agent.value is None or agent.minibatches is None:
+        raise ConfigError(
+            f"agent.kind: {config.agent.kind!r} does not fit; planning.terminal: value needs one that values states and "
+            "learns from transitions, as 'q_learning', 'sac' and 'crossq' do"
+        )
+    return agent
+
+
+def policy_params(config: MPCConfig, task: Environment, model: Any, learner: Any) -> Params:
+    """What the planner acts by, as a tree of dictionaries: the world model's parameters, and what the agent's value needs."""
+    agent = valuing_agent(config, task)
+    if agent is None or agent.valuing is None:
+        return named(model)
+    return {**named(model), "critic": named(agent.valuing(learner))}
 
 
 def planner_of(config: MPCConfig, task: Environment) -> Planner:
@@ -91,11 +121,10 @@ def planner_of(config: MPCConfig, task: Environment) -> Planner:
 
 def params_of(config: MPCConfig, task: Environment) -> Any:
     """Shapes and dtypes of what :func:`policy_params` gives."""
-    world = phases.world_of(config, task)
+    world, agent = phases.world_of(config, task), valuing_agent(config, task)
 
     def params(key: Array) -> Params:
-        agent = q_agent(config.agent, task.spec).init(key) if config.planning.terminal == "value" else None
-        return policy_params(world.acting(world.init(key)), agent)
+        return policy_params(config, task, world.acting(world.init(key)), None if agent is None else agent.init(key))
 
     return jax.eval_shape(params, jax.random.key(0))
 
@@ -104,13 +133,18 @@ def policy_of(config: MPCConfig, task: Environment) -> Policy:
     """The planner as a policy, with parameters as :func:`policy_params` gives them; its memory is the plan."""
     planner = planner_of(config, task)
     world = planner.world
-    template = jax.eval_shape(lambda: world.acting(world.init(jax.random.key(0))))
+    agent, key = valuing_agent(config, task), jax.random.key(0)
+    template = jax.eval_shape(lambda: world.acting(world.init(key)))
+    critic = None
+    if agent is not None and agent.valuing is not None:
+        critic = jax.eval_shape(lambda: agent.valuing(agent.init(key)))  # type: ignore[misc]
 
     def begin(params: Params, key: Array, episodes: int) -> Any:
         return planner.begin(key, episodes)
 
     def act(params: Params, memory: Any, observation: Array) -> tuple[Any, Array]:
-        return planner.act(like(template, params), memory, observation, _value(config, task, params.get("critic")))
+        given = None if critic is None else like(critic, params["critic"])
+        return planner.act(like(template, params), memory, observation, _value(config, task, given))
 
     return Policy(begin, act)
 
@@ -120,7 +154,7 @@ def behaviour_of(config: MPCConfig, task: Environment) -> Behaviour:
 
     def params(state: State, hyper: MPCConfig) -> Any:
         model = planner_of(hyper, task).world.acting(state.model)
-        return hyper, model, None if state.agent is None else state.agent.target
+        return hyper, model, _critic(hyper, task, state.agent)
 
     def draw_plans(hyper: MPCConfig, key: Array, time: Array, steps: int) -> PlanDraws:
         return planner_of(hyper, task).draw(key, (steps,))
@@ -137,12 +171,16 @@ def behaviour_of(config: MPCConfig, task: Environment) -> Behaviour:
     return Behaviour(params, draw_plans, begin, act)
 
 
-def _value(config: MPCConfig, task: Environment, critic: Params | None) -> Value | None:
-    """The greedy value of the Q-network, where there is one."""
-    if critic is None:
-        return None
-    learner = make_q_learner(config.agent, task.spec)
-    return lambda s: jnp.max(learner.values(critic, s), axis=-1)
+def _critic(config: MPCConfig, task: Environment, learner: Any) -> Any:
+    """What an agent's value needs, of its state; none without an agent."""
+    agent = valuing_agent(config, task)
+    return None if agent is None or agent.valuing is None else agent.valuing(learner)
+
+
+def _value(config: MPCConfig, task: Environment, critic: Any) -> Value | None:
+    """The agent's value of states, where there is one."""
+    agent = valuing_agent(config, task)
+    return None if agent is None or agent.value is None else partial(agent.value, critic)
 
 
 def make_train(config: MPCConfig, *, environment: Environment | None = None) -> Train:
@@ -159,10 +197,10 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
     check(config, MPCConfig)
     task = environment_of(config.environment, environment)
     _check_task(config, task)
-    valued, real_replay = config.planning.terminal == "value", make_replay(task.spec, config.real_transitions)
+    real_replay = make_replay(task.spec, config.real_transitions)
 
     def agent_of(hyper: MPCConfig) -> Agent | None:
-        return q_agent(hyper.agent, task.spec) if valued else None
+        return valuing_agent(hyper, task)
 
     def init(key: Array, hyper: MPCConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
@@ -182,18 +220,18 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
     def fit(state: State, hyper: MPCConfig) -> tuple[State, FitLog]:
         return phases.fit(planner_of(hyper, task).world, state)
 
-    def learn(state: State, hyper: MPCConfig, steps: int) -> tuple[State, tuple[PlanLog, UpdateLog | None]]:
+    def learn(state: State, hyper: MPCConfig, steps: int) -> tuple[State, tuple[PlanLog, Any]]:
         planner, agent = planner_of(hyper, task), agent_of(hyper)
         world = planner.world
         model = world.acting(state.model)
         at = belief_at(world, "a planner")
 
-        def step(carry: Any, draws: Draws) -> tuple[Any, tuple[PlanLog, UpdateLog | None]]:
+        def step(carry: Any, draws: Draws) -> tuple[Any, tuple[PlanLog, Any]]:
             time, episode, real, plan, learner = carry
 
             # plan
             if task.host is None:
-                value = _value(hyper, task, None if learner is None else learner.target)
+                value = _value(hyper, task, _critic(hyper, task, learner))
                 plan, action, plan_log = planner.plan(model, plan, at(episode.observation), draws.plan, value)
             else:  # by `behaviour_of`, before the host made the step
                 action, plan_log = planner.action(plan), told_at(episode)
@@ -208,11 +246,11 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
             update_log = None
             if agent is not None:
 
-                def update(learner: QState, bits: Array) -> tuple[QState, UpdateLog]:
-                    batch, progress = real_replay.sample(real, bits), training.progress(time, config.steps)
-                    return agent.update(learner, batch, None, progress, None)
+                def update(learner: Any, drawn: Any) -> tuple[Any, Any]:
+                    batch, progress = real_replay.sample(real, drawn[0]), training.progress(time, config.steps)
+                    return agent.update(learner, batch, drawn[1], progress, None)
 
-                learner, log = jax.lax.scan(update, learner, draws.real, unroll=True)
+                learner, log = jax.lax.scan(update, learner, (draws.real, draws.update), unroll=True)
                 update_log = jax.tree.map(jnp.mean, log)
             return (time + 1, episode, real, plan, learner), (plan_log, update_log)
 
@@ -221,7 +259,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
         (time, episode, real, plan, learner), logs = training.scan_round(step, carry, drawing, key, steps)
         return State(time, state.key, episode, real, state.model, plan, learner), logs
 
-    def close(state: State, hyper: MPCConfig, logs: tuple[PlanLog, UpdateLog | None]) -> tuple[State, Metrics]:
+    def close(state: State, hyper: MPCConfig, logs: tuple[PlanLog, Any]) -> tuple[State, Metrics]:
         state, refit_log = phases.refit(planner_of(hyper, task).world, state)
         starts = task.draw_resets(stream(state.key, Stream.CURVE, state.time), (config.evaluation.curve_episodes,))
         curve = jnp.mean(returns_from(state, hyper, starts, stream(state.key, Stream.PLANNING, state.time)))
@@ -229,7 +267,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
         return state, Metrics(plan_log, update_log, curve, refit_log, frozen(state))
 
     def frozen(state: State) -> Array:
-        """[] whether the model or the Q-learner has gone non-finite."""
+        """[] whether the model or the agent has gone non-finite."""
         broken = ~all_finite(planner_of(config, task).world.acting(state.model))
         return broken if state.agent is None else broken | state.agent.frozen
 
@@ -243,10 +281,10 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
         returns = returns_from(state, hyper, starts, stream(state.key, Stream.PLANNING))
         model = planner_of(hyper, task).world.acting(state.model)
         updates = jnp.zeros((), jnp.int32) if state.agent is None else state.agent.updates
-        return Outcome(policy_params(model, state.agent), None, returns, None, frozen(state), updates, model)
+        return Outcome(policy_params(config, task, model, state.agent), None, returns, None, frozen(state), updates, model)
 
     def policies(state: State) -> tuple[Params, None]:
-        return policy_params(planner_of(config, task).world.acting(state.model), state.agent), None
+        return policy_params(config, task, planner_of(config, task).world.acting(state.model), state.agent), None
 
     return training.assemble(config, init, fit, learn, close, finish, policies, AXES, on_host=task.host is not None)
 
@@ -254,8 +292,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
 def _check_task(config: MPCConfig, task: Environment) -> None:
     """Refuse a planner that does not suit the task's actions."""
     planning = config.planning
-    if planning.terminal == "value":
-        make_q_learner(config.agent, task.spec)
+    valuing_agent(config, task)
     if planning.method != "enumeration":
         return
     if task.spec.continuous:

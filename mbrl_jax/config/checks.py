@@ -158,8 +158,6 @@ def _joint_problems(config: RunConfig) -> list[str]:
         _check_transitions(config, problems)
     if isinstance(config, ImaginedPGConfig | ModelFreePGConfig):
         _check_agent_kind(config, PolicyGradientConfig, "policy_gradient", problems)
-    if isinstance(config, MPCConfig):
-        _check_agent_kind(config, QLearningConfig, "q_learning", problems)
     if problems:
         return problems
     if isinstance(config, ModelFreePGConfig):
@@ -371,9 +369,9 @@ def _check_planning(config: MPCConfig, problems: _Problems) -> None:
         planning.elites,
         f"it must be at most planning.candidates ({planning.candidates})",
     )
-    target = config.agent.target if isinstance(config.agent, QLearningConfig) else None
-    right = "the Q-learner of a planner learns from real transitions, so it must be 'max' or 'double'"
-    require(target in ("max", "double"), "agent.target", target, right)
+    target, plain = getattr(config.agent, "target", None), ("max", "double", "standard")
+    right = f"the agent of a planner learns from real transitions alone, so it must be one of {', '.join(plain)}"
+    require(target is None or target in plain, "agent.target", target, right)
 
 
 def holdout_stride(config: RunConfig) -> int:

@@ -298,7 +298,7 @@ class PlanningConfig:
     discount: float = traced(1.0, minimum=0, maximum=1)
     """Discount of the rewards within the horizon."""
     terminal: Literal["none", "value"] = static("none")
-    """Whether what comes after the horizon counts for nothing, or for the value of a Q-learner (discrete actions)."""
+    """Whether what comes after the horizon counts for nothing, or for the value that the agent gives it."""
 
 
 @settings
@@ -446,11 +446,12 @@ class MPCConfig(ModelBasedConfig):
     model: Any = kinds(MODELS, _small_batches)
     planning: PlanningConfig = group(PlanningConfig)
     agent: Any = kinds(AGENTS, QLearningConfig)
-    """The Q-learner that values what comes after the horizon (planning.terminal: value)."""
+    """The agent that values what comes after the horizon (planning.terminal: value): a Q-learner, or for continuous actions
+    soft actor-critic."""
 
     @property
     def updates(self) -> int:
-        """The Q-learner's updates in all."""
+        """The agent's updates in all."""
         return self.steps * int(getattr(self.agent, "updates_per_step", 1)) if self.planning.terminal == "value" else 0
 
     @property

@@ -12,6 +12,8 @@ from algorithms import worlds
 from ensembles import rows_of
 
 from mbrl_jax import trees
+from mbrl_jax.agents.q_learning import make_q_learner
+from mbrl_jax.agents.sac import SAC, Acting, SACConfig
 from mbrl_jax.algorithms import mpc, phases
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
@@ -43,6 +45,11 @@ CONFIG = MPCConfig(
     evaluation=EvaluationConfig(episodes=2, curve_episodes=2),
 )
 VALUED = replace(CONFIG, planning=replace(CONFIG.planning, terminal="value", method="mppi"))
+SWINGUP = replace(
+    VALUED,
+    environment=EnvironmentConfig(name="control/pendulum-swingup", time_limit=30),
+    agent=SACConfig(hidden=(8,), batch_size=8, updates_per_step=2, layer_norm=True),
+)
 PENDULUM = replace(CONFIG, environment=EnvironmentConfig(name="Pendulum-v1", time_limit=30))
 
 
@@ -118,7 +125,7 @@ def test_a_round_is_its_steps_one_after_another(config):
     key = seed_keys(0, 1)[0]
     before, _ = jax.jit(algorithm.fit)(jax.jit(algorithm.init)(key)[0], config)
     after, metrics = jax.jit(algorithm.advance)(before, config)
-    planner, learner = mpc.planner_of(config, task), mpc.make_q_learner(config.agent, task.spec)
+    planner, learner = mpc.planner_of(config, task), make_q_learner(config.agent, task.spec)
     members = planner.world.acting(before.model)
     draws = mpc.draw(config, task, planner, mpc.stream(key, mpc.Stream.ROUND, 0), config.round_steps)
 
@@ -183,15 +190,24 @@ def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted()
     assert float(metrics.curve_return) != pytest.approx(float(played(before.model)), rel=1e-3)
 
 
-@pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
+def value_by(config, task, learner):
+    """What the agent says of states, computed from its networks."""
+    if config is SWINGUP:
+        sac = SAC(config.agent, task.spec)
+        acting = Acting(learner.actor, None)
+        return lambda s: sac.values(learner.targets, None, s, jnp.tanh(sac.outputs(acting, s)[..., :1])).min(0)
+    q_learner = make_q_learner(config.agent, task.spec)
+    return None if learner is None else lambda s: jnp.max(q_learner.values(learner.target, s), axis=-1)
+
+
+@pytest.mark.parametrize("config", [VALUED, CONFIG, SWINGUP], ids=["with a value", "without one", "with soft values"])
 def test_its_policy_is_the_planner_as_it_is_saved_and_goes_on_from_its_plan_within_an_episode(config):
-    config = replace(config, planning=replace(config.planning, warm_start=0.9))
+    kind, config = config, replace(config, planning=replace(config.planning, warm_start=0.9))
     algorithm, task, key = mpc.make_train(config), make_environment(config.environment), jax.random.key(4)
     state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
     params, _ = algorithm.policies(state)
     policy, planner = algorithm_of(config).policy(config, task), mpc.planner_of(config, task)
-    learner, members = mpc.make_q_learner(config.agent, task.spec), planner.world.acting(state.model)
-    value = None if state.agent is None else lambda s: jnp.max(learner.values(state.agent.target, s), axis=-1)
+    members, value = planner.world.acting(state.model), value_by(kind, task, state.agent)
     act, expected_act = jax.jit(policy.act), jax.jit(lambda *given: planner.act(members, *given, value))
     memory, expected = policy.begin(params, key, 3), planner.begin(key, 3)
     centre = np.asarray(memory[0].centre)
@@ -203,6 +219,14 @@ def test_its_policy_is_the_planner_as_it_is_saved_and_goes_on_from_its_plan_with
         close(memory[0], expected[0], rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(memory[0].centre) - centre).max() > 0.05
     close(policy.begin(params, key, 3)[0].centre, centre, rtol=0)  # the next episode begins afresh
+
+
+def test_the_critics_that_value_a_plans_end_learn_at_every_real_step_and_are_saved_with_the_model():
+    outcome, metrics, updates = trained(SWINGUP).result.outcome, trained(SWINGUP).result.metrics, 2 * SWINGUP.steps
+    assert np.asarray(outcome.updates).tolist() == [updates, updates]
+    assert np.isfinite(jax.tree.leaves(metrics.update._asdict())).all()
+    assert (np.asarray(metrics.plan.spread) > 0).all()
+    assert set(outcome.last["critic"]) == {"acting", "critics"}
 
 
 @pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
@@ -232,6 +256,10 @@ def test_it_is_trained_written_read_and_played_as_any_other_algorithm(config, tm
             r"elites: 7 .* at most planning.candidates \(6\)",
         ),
         (replace(CONFIG, planning=replace(CONFIG.planning, temperature=0.0)), "planning.temperature: 0.0 is out of range"),
+        (
+            replace(SWINGUP, agent=replace(SWINGUP.agent, target="steve")),
+            "agent.target: 'steve' does not fit; the agent of a planner",
+        ),
         (replace(CONFIG, agent=replace(CONFIG.agent, target="quantile")), "agent.target: 'quantile' does not fit"),
     ],
 )
