@@ -132,6 +132,7 @@ def _parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str
     """The flags of a command that takes CONFIG, a new folder, seeds, any setting, and ``options``: name, type and default."""
     if not words or words[0].startswith("-"):
         _show_usage(words)
+    execution.use_all_cores()  # before a task's own functions are asked about a log file
     preset = read_preset(words[0])
     fields: list[Any] = [
         ("seeds", str),
@@ -272,7 +273,6 @@ def _sweep(words: list[str]) -> None:
     if given.combinations is not None:
         ranges = map(shards.parse_numbers, given.combinations.split(","))
         only = [number for numbers in ranges for number in numbers]
-    execution.use_all_cores()
     execution.check_jax()
     table = sweep.Table(given.out, given.config, grid.parse(given.grid), given.seeds, given.seed, only)
     started = time.perf_counter()
@@ -328,7 +328,6 @@ def _tune(words: list[str]) -> None:
         *MACHINE[:2],
     )
     memory, devices = _memory_and_devices(given)
-    execution.use_all_cores()
     execution.check_jax()
     found = space.read(given.space, given.config)
     asked = Asked(given.config, found, given.seeds, given.seed, given.rungs, given.factor, given.measure, given.sampler)

@@ -154,7 +154,9 @@ def collect(
         raise ConfigError(f"out: {str(out)!r} exists already and is left as it is; name a new file")
     task = _task(env)
     if not task.has_simulator or task.host is not None:
-        raise ConfigError(f"env: {env!r} does not fit; it must be an environment that a device steps")
+        raise ConfigError(
+            f"env: {env!r} does not fit; it must be an environment that a device steps; a run in another one records its own"
+        )
     playing, params = (None, None) if policy == "random" else _policy_of(policy, env, policy_seed, which)
     blocks = recording.record(task, playing, params, jax.random.key(seed, impl="threefry2x32"), transitions, epsilon)
     try:

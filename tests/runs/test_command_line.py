@@ -415,3 +415,11 @@ def test_every_shipped_preset_can_be_built():
     for path in presets().values():
         assert isinstance(path, Path)
         runner.make_train(settings.load(path))
+
+
+def test_a_log_file_is_held_against_its_task_in_a_process_that_then_trains(command):
+    command("data", "collect", "CartPole-v1", "--transitions", 60, "--out", "log.parquet")
+    (command.folder / "taken").mkdir()
+    (command.folder / "taken" / "note").touch()
+    words = ("train", "offline_mopo", "--data", "log.parquet", "--model.batch-size", 16, "--seeds", 1, "--out", "taken")
+    assert "exists already and is left as it is" in command(*words, status=2).stderr
