@@ -256,6 +256,7 @@ def only_parsed(tmp_path, monkeypatch):
     from mbrl_jax import reference_run, report
     from mbrl_jax.runs import data_command, launch, shards
     from mbrl_jax.serving.export import command as export_command
+    from mbrl_jax.serving.server import command as serve_command
     from mbrl_jax.tuning import search
 
     def work(*_, **__):
@@ -282,6 +283,7 @@ def only_parsed(tmp_path, monkeypatch):
         (data_command, "Audit"),
         (data_command, "check_whole"),  # collect
         (export_command, "export"),
+        (serve_command, "serve"),
     ):
         monkeypatch.setattr(module, name, work)
 
@@ -324,7 +326,13 @@ def test_every_flag_that_the_documentation_names_is_one(capsys):
         for words in ("train smoke", "train cartpole_pg", "sweep smoke", "tune smoke", "compare", "evaluate")
     ]
     asked += [["data", "check", "--help"], ["data", "collect", "--help"]]
-    asked += [["export", "--help"], ["report", "--help"], ["join", "--help"], ["reference", "smoke", "--help"]]
+    asked += [
+        ["export", "--help"],
+        ["serve", "--help"],
+        ["report", "--help"],
+        ["join", "--help"],
+        ["reference", "smoke", "--help"],
+    ]
     for words in asked:
         with pytest.raises(SystemExit):
             command_line.main(words)

@@ -67,6 +67,8 @@ USAGE = """usage: mbrl-jax COMMAND …
   export RUN --out DIR [--seed I | --best | --ensemble] [--what policy|model|all] [--format onnx stablehlo torchscript]
       [--int8 dynamic|static]
       write a run's policy and world model for other runtimes, held against the library on real observations (extra `export`)
+  serve DIR [--port 8000] [--host 127.0.0.1] [--data FOLDER] [--precision float32|int8-dynamic|int8-static] [--watch SECONDS]
+      answer for actions and imagined rollouts over HTTP, keep real transitions, take up new exports (extra `serve`)
   data check FILE [FILE …] [--environment NAME] [--figure FILE.png]
       say what there is in files of logged transitions, and whether training on them could be right: `train CONFIG --data FILE …`
   data collect ENV --transitions N --out FILE.parquet [--policy random|RUN] [--epsilon E] [--seed BASE]
@@ -109,6 +111,7 @@ def _run(words: list[str]) -> None:
         "reference": _reference,
         "data": _data,
         "export": _export,
+        "serve": _serve,
     }
     if not words or words[0] not in commands:
         _show_usage(words)
@@ -304,6 +307,12 @@ def _data(words: list[str]) -> None:
 
 def _export(words: list[str]) -> None:
     from mbrl_jax.serving.export import command
+
+    command.main(words)
+
+
+def _serve(words: list[str]) -> None:
+    from mbrl_jax.serving.server import command
 
     command.main(words)
 
