@@ -488,7 +488,8 @@ def _evaluate(words: list[str]) -> None:
         execution.find_devices()
         config, policies = playing.load_policies(directory)
         returns = {name: playing.play_policies(config, params, episodes, env, seed) for name, params in policies.items()}
-        title = f"{config.environment.name} of {env}, {episodes} episodes a policy"
+        whose = " of gymnasium" if env == "gymnasium" else ""  # else the one that they were trained in
+        title = f"{config.environment.name}{whose}, {episodes} episodes a policy"
         terminal.show(printed.of_episodes(returns, success_marks(config.environment.name), title))
 
     tyro.cli(flags, args=words, prog="mbrl-jax evaluate")

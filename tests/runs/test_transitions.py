@@ -110,7 +110,15 @@ def test_what_a_run_recorded_is_checked_and_trained_on_by_the_commands(recorded,
     assert not (tmp_path / "run" / "transitions.parquet").exists()
 
 
-def test_shards_and_batches_leave_one_file_and_a_missing_one_is_said(recorded, tmp_path):
+def test_a_run_in_batches_leaves_the_file_of_a_run_at_once(recorded, tmp_path, monkeypatch):
+    whole = runner.prepare
+    monkeypatch.setattr(runner, "prepare", lambda *given, **options: whole(*given, **{**options, "at_once": 2}))
+    keep(FREE, tmp_path / "run", first=5, record="on")
+    ours, theirs = (pq.read_table(folder / "transitions.parquet") for folder in (tmp_path / "run", recorded))
+    assert ours.equals(theirs, check_metadata=True)
+
+
+def test_shards_leave_one_file_and_a_missing_one_is_said(recorded, tmp_path):
     transitions.join(tmp_path, [recorded, recorded], print)
     one, both = (pq.read_table(folder / "transitions.parquet") for folder in (recorded, tmp_path))
     assert both.num_rows == 2 * one.num_rows
