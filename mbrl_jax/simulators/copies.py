@@ -5,7 +5,6 @@ gives what does not fit is noted in ``failures`` and left out from then on.
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -261,6 +260,8 @@ def end_with(life: int) -> None:
     A simulator that hangs may hold the interpreter's lock, so that no thread would notice; on Linux the kernel does it.
     """
     if sys.platform == "linux":
+        import fcntl  # which Windows lacks
+
         fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
