@@ -1,12 +1,12 @@
 """The examples run from the checkout as they are, at a size of seconds."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib.image
+from processes import environment
 
 ROOT = Path(__file__).parents[1]
 SMALL = {  # what makes each of them small
@@ -17,8 +17,7 @@ SMALL = {  # what makes each of them small
 
 def run(name, **values):
     command = [sys.executable, f"examples/{name}.py", *SMALL[name].format(**values).split()]
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout
 
 
 def test_every_example_is_tested():

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from processes import environment
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -22,9 +22,8 @@ def run_small(name, folder, **changes):
         assert count == 1, f"{name} has {constant} {count} times"
     script = folder / f"{name}.py"
     script.write_text(source, encoding="utf-8")
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     command = [sys.executable, str(script)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=True).stdout
 
 
 def cells_of_script(name):

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import jax
 import numpy as np
 import pytest
+from processes import compile_as_tests_do
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
 from mbrl_jax.report import listing
@@ -180,17 +181,17 @@ def test_what_one_seed_holds_must_fit(tiny):
         runner.run(wide, 2, memory=2_000)
 
 
-def on_four_devices(config, connection):
+def on_four_devices(config, cache, connection):
     """In a process of its own: the same seeds on four virtual devices."""
     jax.config.update("jax_num_cpu_devices", 4)
-    jax.config.update("jax_disable_most_optimizations", True)
+    compile_as_tests_do(cache)
     connection.send((runner.run(config, SEEDS, base_seed=3).result, len(jax.local_devices())))
 
 
 def test_a_run_on_several_virtual_devices_gives_each_seed_the_numbers_of_the_run_on_one(tiny, whole):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=on_four_devices, args=(tiny, theirs))
+    process = context.Process(target=on_four_devices, args=(tiny, jax.config.jax_compilation_cache_dir, theirs))
     process.start()
     theirs.close()
     four, devices = ours.recv()

@@ -12,6 +12,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from processes import compile_as_tests_do, environment
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import presets, read_preset
@@ -55,32 +56,30 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure"])
 
 
-def work(words: Sequence[str], folder: Path, cache: str, output: Path, errors: Path) -> None:
-    """``mbrl-jax`` in a process that has imported it already and begins here."""
+def work(words: Sequence[str], told: dict[str, str], folder: Path, cache: str, output: Path, errors: Path) -> None:
+    """``mbrl-jax`` in a process that has imported it already and begins here, ``told`` by the environment."""
     os.chdir(folder)
-    os.environ["COLUMNS"] = "200"
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    os.environ.update({"COLUMNS": "200"} | told)
+    compile_as_tests_do(cache)
+    for name, value in told.items():
+        if name.startswith("JAX_"):
+            jax.config.update(name.lower(), value == "1")  # as JAX does where it is imported
     with output.open("w") as out, errors.open("w") as err, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         command_line.main(list(words))
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """``mbrl-jax`` in a process of its own, which imports all anew if the environment tells it something, as in a shell."""
+    """``mbrl-jax`` in a process of its own, which imports all anew if JAX must find there what it is told, as in a shell."""
     folder, said = tmp_path_factory.mktemp("command"), tmp_path_factory.mktemp("said")
     cache = jax.config.jax_compilation_cache_dir
 
     def as_in_a_shell(words, told):
-        settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "200"}
-        settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-        program = [sys.executable, "-m", "mbrl_jax.runs.command_line", *words]
-        return subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | settings | told)
+        program, settings = [sys.executable, "-m", "mbrl_jax.runs.command_line", *words], environment(COLUMNS="200", **told)
+        return subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=settings)
 
-    def at_once(words):
-        process = CONTEXT.Process(target=work, args=(words, folder, cache, said / "output", said / "errors"))
+    def at_once(words, told):
+        process = CONTEXT.Process(target=work, args=(words, told, folder, cache, said / "output", said / "errors"))
         process.start()
         process.join()
         texts = (said / "output").read_text(), (said / "errors").read_text()
@@ -88,7 +87,7 @@ def command(tmp_path_factory):
 
     def run(*words, status=0, **told):
         words = [str(word) for word in words]
-        done = as_in_a_shell(words, told) if told else at_once(words)
+        done = as_in_a_shell(words, told) if {"JAX_PLATFORMS", "JAX_DEBUG_NANS"} & set(told) else at_once(words, told)
         assert done.returncode == status, done.stderr
         return done
 

@@ -11,8 +11,8 @@ import signal
 import time
 from pathlib import Path
 
-import jax
 import pytest
+from processes import compile_as_tests_do
 
 from mbrl_jax.config import save
 from mbrl_jax.runs import checkpoint, command_line, execution
@@ -30,10 +30,7 @@ def work(words: list[str], output: Path, cache: str, largest_file: int) -> None:
     ``largest_file`` bytes are more than any file may have, as on a disk that is full; -1 is no limit.
     """
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compile_as_tests_do(cache)
     with output.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         command_line.main(words)
 
