@@ -31,6 +31,8 @@ def build(where, to):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
+    if built := os.environ.get("MBRL_JAX_SITE"):  # .ci/run has built it already
+        return Path(built)
     folder = tmp_path_factory.mktemp("site")
     done = build(ROOT, folder)
     assert done.returncode == 0, done.stderr
