@@ -189,7 +189,7 @@ def make_train(
                     batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), batch, real_replay.sample(real, drawn[1]))
                 return agent.update(learner, batch, drawn[2], progress, model)
 
-            learner, log = jax.lax.scan(update, learner, (draws.imagined, draws.real, draws.update), unroll=True)
+            learner, log = training.successive(update, learner, (draws.imagined, draws.real, draws.update))
             return Loop(time + 1, episode, real, imagined, lanes, learner), (jax.tree.map(jnp.mean, log), lane_log)
 
         drawing, key = partial(draw, config, task, world, agent), stream(state.key, Stream.ROUND, state.time)

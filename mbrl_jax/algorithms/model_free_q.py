@@ -114,7 +114,7 @@ def make_train(config: ModelFreeQConfig, *, environment: Environment | None = No
             def update(learner: Any, drawn: tuple[Array, Any]) -> tuple[Any, Any]:
                 return agent.update(learner, real_replay.sample(real, drawn[0]), drawn[1], progress, None)
 
-            learner, log = jax.lax.scan(update, learner, (draws.batch, draws.update), unroll=True)
+            learner, log = training.successive(update, learner, (draws.batch, draws.update))
             return (time + 1, episode, real, learner), jax.tree.map(jnp.mean, log)
 
         drawing, key = partial(draw, config, task, agent), stream(state.key, Stream.ROUND, state.time)

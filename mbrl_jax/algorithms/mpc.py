@@ -250,7 +250,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
                     batch, progress = real_replay.sample(real, drawn[0]), training.progress(time, config.steps)
                     return agent.update(learner, batch, drawn[1], progress, None)
 
-                learner, log = jax.lax.scan(update, learner, (draws.real, draws.update), unroll=True)
+                learner, log = training.successive(update, learner, (draws.real, draws.update))
                 update_log = jax.tree.map(jnp.mean, log)
             return (time + 1, episode, real, plan, learner), (plan_log, update_log)
 

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 
 DRAW_BYTES = 16 * 2**20  # that the random numbers of one seed may take at a time
+UNROLLED_UPDATES = 2  # of a step, up to which each is compiled by itself
 
 
 class Outcome(NamedTuple):
@@ -79,6 +80,15 @@ class Train(NamedTuple):
     axes: Any
     diagnose: Callable[[Any, Any], Any] | None = None
     engine: Engine = PLAIN
+
+
+def successive(update: Callable[[Any, Any], tuple[Any, Any]], learner: Any, drawn: Any) -> tuple[Any, Any]:
+    """A step's updates one after another, by draws with a leading axis of updates; the learner and the logs of all of them.
+
+    A few are unrolled, which spares a loop within the loop; many would make the program as many times as large.
+    """
+    count = jax.tree.leaves(drawn)[0].shape[0]
+    return jax.lax.scan(update, learner, drawn, unroll=count <= UNROLLED_UPDATES)
 
 
 def assemble(

@@ -356,6 +356,8 @@ def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:
 
 def _check_planning(config: MPCConfig, problems: _Problems) -> None:
     require, planning, members = problems.require, config.planning, _members(config)
+    right = "the agent of a planner learns from transitions and values states, as 'q_learning' and 'sac' do"
+    require(not isinstance(config.agent, PolicyGradientConfig), "agent.kind", config.agent.kind, right)
     require(config.protocol == "interactive", "protocol", config.protocol, "a planner acts, so it must be 'interactive'")
     require(
         planning.particles % members == 0,

@@ -144,9 +144,10 @@ class LanesConfig:
     """The horizon controller: its kind and its numbers."""
     measure: Literal["std", "max_pairwise", "max_aleatoric", "gjs", "one_vs_rest"] = static("std")
     """The members' disagreement that the threshold controllers and the penalty on disagreement go by."""
-    penalty: Literal["none", "mopo", "disagreement", "halt"] = static("none")
+    penalty: Literal["none", "mopo", "disagreement", "bonus", "halt"] = static("none")
     """What is taken from the reward of imagined rows: the largest predicted deviation (MOPO), the disagreement, or, where the
-    controller stops, everything: the row becomes a terminal (MOReL)."""
+    controller stops, everything: the row becomes a terminal (MOReL). As a bonus the disagreement is added
+    instead, for exploration."""
     penalty_weight: float = traced(0.0, minimum=0)
     """Weight of that penalty; for the halt, the terminal's reward is minus this."""
 

@@ -329,6 +329,9 @@ def test_penalties_are_taken_from_the_reward_and_change_nothing_else(measure):
         np.testing.assert_array_equal(rows.next_observation, plain.next_observation)
         np.testing.assert_array_equal(rows.depth, plain.depth)
         assert (np.asarray(rows.reward) < np.asarray(plain.reward)).all()
+    config = replace(base, penalty="bonus", penalty_weight=0.5)
+    added = jax.jit(lambda config=config: imagine(config, controller_of(config)))()[0]
+    np.testing.assert_allclose(added.reward - plain.reward, plain.reward - rows.reward, rtol=1e-3, atol=1e-6)
 
 
 def test_a_halt_is_a_terminal_with_the_weight_as_its_loss_and_is_kept():
@@ -347,7 +350,7 @@ def test_a_halt_is_a_terminal_with_the_weight_as_its_loss_and_is_kept():
 
 
 def test_an_unknown_penalty_is_refused():
-    with pytest.raises(ConfigError, match=r"imagination.penalty: 'mobo' is not known.*none, mopo, disagreement, halt"):
+    with pytest.raises(ConfigError, match=r"imagination.penalty: 'mobo' is not known.*none, mopo, disagreement, bonus, halt"):
         penalised(made("fixed"), penalty="mobo", weight=1.0)
 
 

@@ -17,6 +17,8 @@ def penalised(controller: HorizonController, *, penalty: str, weight: Array | fl
     * ``none``: as it is;
     * ``mopo``: the weight times the largest norm of a member's predicted deviations (MOPO, Yu et al. 2020, arXiv:2005.13239);
     * ``disagreement``: the weight times the members' disagreement;
+    * ``bonus``: the same with the other sign, so that the agent looks for what the members do not agree on yet (Sekar et al.
+      2020, arXiv:2005.05960);
     * ``halt``: where the controller stops, the row is kept and becomes a terminal with minus the weight as its reward (MOReL,
       Kidambi et al. 2020, arXiv:2005.05951).
 
@@ -34,20 +36,23 @@ def penalised(controller: HorizonController, *, penalty: str, weight: Array | fl
         return controller
     if penalty == "halt":
         return controller._replace(step=functools.partial(_halting, controller, weight))
-    if penalty not in ("mopo", "disagreement"):
-        raise ConfigError(f"imagination.penalty: {penalty!r} is not known; it must be one of none, mopo, disagreement, halt")
+    if penalty not in ("mopo", "disagreement", "bonus"):
+        raise ConfigError(
+            f"imagination.penalty: {penalty!r} is not known; it must be one of none, mopo, disagreement, bonus, halt"
+        )
+    sign = -1 if penalty == "bonus" else 1
     judge = max_aleatoric if penalty == "mopo" else MEASURES[measure]
     gaussian = penalty == "mopo" or measure in GAUSSIAN_MEASURES
 
     def step(state: Any, view: View) -> tuple[Any, Decision]:
         state, decision = controller.step(state, view)
-        return state, decision._replace(penalty=decision.penalty + weight * judge(predictions(view), view.member))
+        return state, decision._replace(penalty=decision.penalty + sign * weight * judge(predictions(view), view.member))
 
     return controller._replace(
         step=step,
         needs_members=True,
         needs_variance=controller.needs_variance or gaussian,
-        needs_drawn=controller.needs_drawn or (penalty == "disagreement" and measure == "one_vs_rest"),
+        needs_drawn=controller.needs_drawn or (penalty != "mopo" and measure == "one_vs_rest"),
     )
 
 

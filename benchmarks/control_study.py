@@ -1,0 +1,214 @@
+"""Soft actor-critic on continuous control: by itself, in imagination (MBPO), by rollout horizon, and with the model's two faults.
+
+    python benchmarks/control_study.py train swingup            # every arm of a task that is not on file yet
+    python benchmarks/control_study.py train swingup --arms mbpo sac fixed_1 fixed_5
+    python benchmarks/control_study.py table
+    python benchmarks/control_study.py gpu                      # the arms that matter most, 128 seeds each, for a GPU
+
+An arm is trained, written to benchmarks/results/control/TASK_ARM.json, and not trained again; so a call that is cut off goes on
+where it stopped. `mbpo` and `sac` are the presets at their full length. All other arms share one shorter length, the same real
+steps, imagined rows and updates: `fixed_H` and the horizon controllers differ by where rollouts stop, `fault_…` by what members
+predict and in which units, and `twin` learns from the same real rows, with as many updates, without a model.
+
+Steps are those of the simulator, of which each action takes four; an episode has 1,000. Returns are means of 10 greedy episodes.
+Settings were tuned on seeds 7,000 and up, the arms run on seeds 0 and up.
+
+Written down before the runs, on 2026-11-28:
+
+(a) One of the adaptive controllers has a higher IQM than the best fixed horizon, at the same real steps and updates.
+(b) With next states as normalised targets MBPO beats its own SAC at the same real steps and updates; with changes in their own
+    units it does not.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mbrl_jax import packages, statistics, strict_json
+from mbrl_jax.config import RunConfig, from_dict, load, to_dict
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, results, runner
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.run import Run
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "benchmarks" / "results" / "control"
+TASKS = {"swingup": "swingup", "pendulum": "pendulum_swingup"}  # and the name that its presets begin with
+LENGTHS = (1, 2, 5, 10)
+SHORT = 3_500  # decisions after the random ones, of all arms but the two presets
+GPU_ARMS = ("mbpo", "sac", "fixed_1", "fixed_5", "threshold_quantile", "infoprop", "fault_neither", "fault_both", "twin")
+PUBLISHED = {"swingup": {"TD-MPC2": 839, "SAC": 835}, "pendulum": {"TD-MPC2": 724, "SAC": 96}}  # at 100,000 steps, PEERS
+
+# Horizon arms need members that tell their variance. Their numbers are those of benchmarks/horizon_study.py.
+GAUSSIAN = {"prediction": "gaussian", "loss": "beta_likelihood"}
+HORIZONS: dict[str, dict[str, Any]] = {
+    "schedule": {"cap": 10, "controller": {"kind": "schedule", "first": 1, "last": 10, "start": 0, "end": SHORT}},
+    "threshold_quantile": {"cap": 10, "controller": {"kind": "threshold_quantile", "quantile": 0.9}},
+    "accumulated": {"cap": 10, "controller": {"kind": "accumulated", "budget": 1.0}},
+    "macura": {"cap": 10, "controller": {"kind": "macura", "scale": 1, "percentile": 95, "memory": 500}},
+    "m2ac": {"cap": 5, "controller": {"kind": "m2ac", "length": 5, "penalty": 0.001}},
+    "infoprop": {
+        "cap": 10,
+        "sampling": "infoprop",
+        "controller": {"kind": "infoprop", "high": 0.99, "low": 0.5, "length": 10, "resolution": 0.01},
+    },
+    "three_model": {"cap": 10, "controller": {"kind": "three_model", "low": 0.2, "high": 0.4, "first": 3, "limit": 10}},
+    "oracle": {"cap": 10, "controller": {"kind": "oracle", "mark": 0.5}},
+}
+FAULTS = {  # the two faults of arXiv:2510.01457
+    "fault_neither": {"target": "state", "normalise_targets": True},
+    "fault_kind": {"target": "change", "normalise_targets": True},
+    "fault_scale": {"target": "state", "normalise_targets": False},
+    "fault_both": {"target": "change", "normalise_targets": False},
+}
+
+
+def preset(task: str, kind: str) -> Any:
+    return load(ROOT / "configs" / f"{TASKS[task]}_{kind}.yaml")
+
+
+def changed(config: RunConfig, changes: dict[str, dict[str, Any]]) -> RunConfig:
+    """A config with other settings in its groups; a group's ``controller`` is replaced as a whole."""
+    told = to_dict(config)
+    for group, settings in changes.items():
+        told[group] = {**told[group], **settings}
+    return from_dict(told)
+
+
+def arms(task: str) -> dict[str, RunConfig]:
+    """The configs of a task by name."""
+    mbpo, sac = preset(task, "mbpo"), preset(task, "sac")
+    short = dataclasses.replace(mbpo, steps=SHORT)
+    agent = dataclasses.replace(sac.agent, updates_per_step=mbpo.agent.updates_per_step)
+    found: dict[str, RunConfig] = {"mbpo": mbpo, "sac": sac, "twin": dataclasses.replace(sac, steps=SHORT, agent=agent)}
+    for length in LENGTHS:
+        lanes = {"cap": length, "controller": {"kind": "fixed", "length": length}}
+        found[f"fixed_{length}"] = changed(short, {"model": GAUSSIAN, "imagination": lanes})
+    for name, lanes in HORIZONS.items():
+        found[name] = changed(short, {"model": GAUSSIAN, "imagination": lanes})
+    for name, model in FAULTS.items():
+        found[name] = changed(short, {"model": model})
+    return found
+
+
+def kept_of(run: Run, task: str, arm: str) -> dict[str, Any]:
+    """What stays of an arm."""
+    summary, metrics, config = results.summarise(run), run.result.metrics, run.config
+    repeat = config.environment.action_repeat
+    rounds = np.arange(1, config.steps // config.round_steps + 1)
+    kept: dict[str, Any] = {
+        "task": task,
+        "arm": arm,
+        "action_repeat": repeat,
+        "steps": (repeat * (config.random_transitions + rounds * config.round_steps)).tolist(),
+        "curves": np.round(np.asarray(metrics.curve_return, np.float64), 1).tolist(),  # [seeds, rounds]
+        "returns": results.per_seed(run.result.outcome.returns_last).tolist(),
+        "config": to_dict(config),
+    }
+    if hasattr(metrics, "lanes"):
+        kept["depth_by_round"] = np.asarray(metrics.lanes.depth, np.float64).mean(axis=(0, 2)).tolist()
+    for name in ("frozen_seeds", "seconds", "versions", "device", "precision"):
+        kept[name] = summary[name]
+    return {**kept, "git": packages.git_revision()}
+
+
+def stage_train(tasks: Sequence[str], names: Sequence[str], seeds: int, out: Path) -> None:
+    """Train the arms that are not on file."""
+    execution.use_compilation_cache()
+    out.mkdir(parents=True, exist_ok=True)
+    for task in tasks:
+        configs = arms(task)
+        for arm in names or configs:
+            if arm not in configs:
+                raise SystemExit(f"--arms: {arm!r} is not known; it must be one of {', '.join(configs)}")
+            place = out / f"{task}_{arm}.json"
+            if place.exists():
+                continue
+            began = time.perf_counter()
+            with Display.standard(place.stem) as display:
+                run = runner.run(configs[arm], seeds, display=display)
+            strict_json.write(place, kept_of(run, task, arm))
+            told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
+            print(f"{place.stem}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def at(told: dict[str, Any], steps: int) -> np.ndarray:
+    """[seeds] the learning curve's returns at the last point up to so many steps."""
+    place = max(i for i, now in enumerate(told["steps"]) if now <= steps)
+    return np.asarray(told["curves"])[:, place]
+
+
+def stage_table(out: Path) -> None:
+    """Print what is on file, and draw the learning curves."""
+    found = {path.stem: strict_json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*_*.json"))}
+    tasks = [task for task in TASKS if any(told["task"] == task for told in found.values())]
+    figure, axes = figures.new_figure(len(tasks))
+    for ax, task in zip(axes, tasks, strict=True):
+        here = {told["arm"]: told for told in found.values() if told["task"] == task}
+        table = Table(
+            "arm", "seeds", "steps", "mean", "IQM, 95 %", "depth", title=f"{TASKS[task]}: last policy, 10 greedy episodes"
+        )
+        for arm, told in here.items():
+            returns = np.asarray(told["returns"])
+            depth = f"{np.mean(told['depth_by_round']):.1f}" if "depth_by_round" in told else ""
+            cells = (
+                arm,
+                str(len(returns)),
+                f"{told['steps'][-1]:,}",
+                f"{returns.mean():.0f}",
+                str(statistics.estimate(returns)),
+                depth,
+            )
+            table.add_row(*cells)
+        Console().print(table)
+        paired = [name for name in here if name not in ("mbpo", "sac")]
+        fixed = [name for name in paired if name.startswith("fixed_")]
+        if fixed:
+            best = max(fixed, key=lambda name: statistics.interquartile_mean(np.asarray(here[name]["returns"])))
+            others = [name for name in paired if len(here[name]["returns"]) == len(here[best]["returns"]) and name != best]
+            for name in others:
+                difference = np.asarray(here[name]["returns"]) - np.asarray(here[best]["returns"])
+                print(f"{task}: {name} less {best}: {statistics.estimate(difference)}")
+        for arm in ("mbpo", "sac", "twin", "fault_both"):
+            if arm in here:
+                curves = np.asarray(here[arm]["curves"])
+                low, middle, high = (np.percentile(curves, q, axis=0) for q in (25, 50, 75))
+                (line,) = ax.plot(here[arm]["steps"], middle, label=arm, linewidth=1.5)
+                ax.fill_between(here[arm]["steps"], low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        for name, value in PUBLISHED[task].items():
+            ax.plot([100_000], [value], "k^" if name == "SAC" else "ks", markersize=5, label=f"{name}, published")
+        ax.set_title(TASKS[task], fontsize=9)
+        ax.set_xlabel("steps of the simulator")
+        ax.set_ylabel("return: median and quartiles over seeds")
+        ax.set_ylim(0, 1_000)
+        ax.legend(frameon=False, fontsize=7)
+    figure.savefig(out / "control.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("train", "table", "gpu"))
+    parser.add_argument("tasks", nargs="*", choices=tuple(TASKS), help="all by default")
+    parser.add_argument("--arms", nargs="*", default=())
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    if given.stage == "table":
+        stage_table(given.out)
+    elif given.stage == "train":
+        stage_train(given.tasks or list(TASKS), given.arms, given.seeds, given.out)
+    else:
+        place = given.out / "gpu"
+        stage_train(given.tasks or ["swingup"], GPU_ARMS, 128, place)
+        stage_table(place)
+
+
+if __name__ == "__main__":
+    main()
