@@ -44,18 +44,21 @@ def lane_draws(drawn: lanes.LaneDraws, real_size: int) -> LaneDraws:
 class PrescribedDraws(Draws):
     """What the JAX run of ``config`` with ``key`` draws, for CartPole."""
 
-    def __init__(self, config: ModelFreeQConfig, key: Any) -> None:
+    def __init__(self, config: ModelFreeQConfig, key: Any, programs: dict[tuple[Any, ...], Any] | None = None) -> None:
+        """With ``programs``, which is extended, of other runs of the same config."""
         super().__init__(config, 0, dtype=torch.float64)
         self.settings, self.key = config, key
         self.environment = make_environment(config.environment)
-        self.programs: dict[tuple[Any, ...], Any] = {}
+        self.programs = {} if programs is None else programs
         self.rounds: dict[int, Any] = {}
 
     def _drawn(self, draw: Callable[..., Any], *times: int, sizes: tuple[int, ...] = ()) -> Any:
         """``draw(key, *times)`` in numpy: one program for the draws of a name and of these sizes, at any time of the run."""
         name = (draw.__qualname__, *sizes)
-        program = self.programs.setdefault(name, jax.jit(draw))
-        return jax.tree.map(np.asarray, program(self.key, *(np.uint32(time) for time in times)))
+        arguments = (self.key, *(np.uint32(time) for time in times))
+        if name not in self.programs:
+            self.programs[name] = jax.jit(draw).lower(*arguments).compile()
+        return jax.tree.map(np.asarray, self.programs[name](*arguments))
 
     @property
     def ensemble(self) -> Ensemble:
@@ -171,8 +174,8 @@ class PrescribedDraws(Draws):
         return simulator_states(self._drawn(draw, sizes=(n,)))
 
 
-def both(config: ModelFreeQConfig, key: Any) -> tuple[Any, Any, Any]:
-    """The JAX run and the reference's run with the same draws: (JAX Result, JAX State before the end, reference Result)."""
+def both(config: ModelFreeQConfig, key: Any, programs: dict[tuple[Any, ...], Any] | None = None) -> tuple[Any, Any]:
+    """The JAX run and the reference's run with the same draws, these by ``programs`` as in :class:`PrescribedDraws`."""
     from mbrl_jax.reference.algorithms import dyna_q as dyna_reference
     from mbrl_jax.reference.algorithms import model_free_q as free_reference
 
@@ -187,5 +190,5 @@ def both(config: ModelFreeQConfig, key: Any) -> tuple[Any, Any, Any]:
 
     ours = jax.jit(whole)(key)
     reference: Any = dyna_reference if model_based else free_reference
-    theirs = reference.train(config, PrescribedDraws(config, key), dtype=torch.float64)
+    theirs = reference.train(config, PrescribedDraws(config, key, programs), dtype=torch.float64)
     return ours, theirs

@@ -33,6 +33,7 @@ from . import (
 from .agreement import Agreement
 
 Test = Callable[..., None]  # (rng, agree, *arguments)
+DRAWING: dict[tuple[str, bool], dict] = {}  # the random numbers of short runs: no fault that these must show is in them
 INPUTS = 4  # random inputs that a fault is given to show on: no pole falls in some, no incumbent is judged anew in others
 
 
@@ -67,7 +68,8 @@ def short_run(rng: np.random.Generator, agree: Agreement, protocol: str, *, with
         selection={"episodes": 5, "steps": 60},
     )
     config = config if with_model else ModelFreeQConfig(**test_algorithms.fields(config))
-    ours, theirs = test_algorithms.both(config, jax.random.key(int(rng.integers(2**31))))
+    programs = DRAWING.setdefault((protocol, with_model), {})
+    ours, theirs = test_algorithms.both(config, jax.random.key(int(rng.integers(2**31))), programs)
     test_algorithms.compare_runs(agree, f"short, {protocol}", config, ours, theirs)
 
 
