@@ -270,8 +270,8 @@ FAULTS = {
     ),
     "a refit that begins its optimiser anew": Fault(
         "model.fitting:refit",
-        "(state.params, state.bounds, state.optimizer), data",
-        "(state.params, state.bounds, ADAM.init((state.params, state.bounds))), data",
+        "start = (state.params, state.bounds, state.optimizer)",
+        "start = (state.params, state.bounds, ADAM.init((state.params, state.bounds)))",
         fit,
         ("all members",),
     ),
