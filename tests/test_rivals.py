@@ -318,3 +318,26 @@ def test_the_library_and_a_rival_are_measured_by_their_processes(tmp_path: Path)
     assert one.seeds == one.told["processes"] == cores
     assert run["loop_steps_per_second"] == pytest.approx(cores * 100 / run["seconds"]["train"])
     assert 0 < run["recipe_steps_per_second"] < run["loop_steps_per_second"]
+
+
+def test_the_eager_rival_steps_the_same_cart_pole(tmp_path):
+    import jax.numpy as jnp
+    import mbpo
+
+    from mbrl_jax.environments import make_environment
+    from mbrl_jax.environments.control import cartpole_step
+
+    rng = np.random.default_rng(0)
+    simulator = mbpo.Simulator(rng)
+    task = make_environment(EnvironmentConfig(name="control/cartpole-swingup"))
+    assert task.reward is not None
+    for action in (-0.9, 0.3, 1.0):
+        simulator.state = np.array([0.2, 1.0, -0.5, 2.0]) + 0.1 * rng.normal(size=4)
+        position, velocity, reward = jnp.asarray(simulator.state[:2]), jnp.asarray(simulator.state[2:]), 0.0
+        row = simulator.step(action)
+        for _ in range(4):
+            position, velocity = cartpole_step(position, velocity, jnp.asarray(action))
+            seen = jnp.stack([position[0], jnp.cos(position[1]), jnp.sin(position[1]), *velocity])
+            reward += float(task.reward(seen, jnp.asarray([action]), seen))
+        np.testing.assert_allclose(row[7:], seen, rtol=2e-3, atol=2e-3)
+        assert row[6] == pytest.approx(reward, rel=2e-3)

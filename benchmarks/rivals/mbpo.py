@@ -216,7 +216,7 @@ class Simulator:
     @staticmethod
     def _slope(state: Any, action: float) -> Any:
         _, angle, speed, rate = state
-        inertia, coupling = 0.0348, 0.05 * np.cos(angle)
+        inertia, coupling = 0.03442, 0.05 * np.cos(angle)
         force, torque = 10 * action + 0.05 * np.sin(angle) * rate**2, 0.05 * 9.81 * np.sin(angle)
         determinant = 1.1 * inertia - coupling**2
         return np.array(
