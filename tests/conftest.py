@@ -65,6 +65,9 @@ LONG_FILES = (
     "report/test_report.py",
     "report/test_horizon_figures.py",
     "tuning/test_search.py",
+    "runs/test_keeping.py",
+    "runs/test_sweep_command.py",
+    "agents/test_sac.py",
     "algorithms/test_probes.py",
 )
 MEMORY = Path("/proc/self/statm")  # Linux

@@ -125,13 +125,13 @@ for command in sys.argv[1:]:
 """
 
 
-def test_runs_that_share_a_cache_are_each_like_the_run_without_one(tiny, tmp_path):
-    short = replace(tiny, steps=10, evaluation=replace(tiny.evaluation, episodes=1))
+def test_runs_that_share_a_cache_are_each_like_the_run_without_one(free, tmp_path):
+    short = replace(free, steps=10, evaluation=replace(free.evaluation, episodes=1))
     save(short, tmp_path / "short.yaml")
 
     def train(folder, **surroundings):
         start = ["train", str(tmp_path / "short.yaml"), "--seeds", "1"]
-        changes = [["--imagination.lanes", "4"], ["--imagination.lanes", "8"], ["--random-transitions", "120"]]
+        changes = [["--agent.batch-size", "16"], ["--agent.batch-size", "8"], ["--random-transitions", "120"]]
         commands = [[*start, *change, "--out", str(folder / str(i))] for i, change in enumerate(changes)]
         grid = ["sweep", *start[1:], "--grid", "random_transitions=100,140", "--out", str(folder / "sweep")]
         told = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
