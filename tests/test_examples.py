@@ -1,5 +1,6 @@
 """The examples run from the checkout as they are, at a size of seconds."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 import matplotlib.image
 from processes import environment
 
+from mbrl_jax.config import load, save
+
 ROOT = Path(__file__).parents[1]
 SMALL = {  # what makes each of them small
     "many_seeds": "--config configs/smoke.yaml --seeds 3 --out {folder}/returns.png",
     "own_controller": "--config configs/smoke.yaml --seeds 3 --share {share}",
+    "continual": "--config {folder}/batch.yaml --seeds 2 --transitions 300 --episodes 2 --steps 20 --out {folder}/continual",
 }
 
 
@@ -27,6 +31,21 @@ def test_every_example_is_tested():
 def test_many_seeds_are_trained_and_plotted(tmp_path):
     assert re.fullmatch(r"IQM of 3 seeds: [\d.]+ \[.*\]\n", run("many_seeds", folder=tmp_path))
     assert matplotlib.image.imread(tmp_path / "returns.png").std() > 0.05
+
+
+def test_what_comes_back_from_reality_is_learned_from_and_served(tmp_path):
+    config = load(ROOT / "configs" / "smoke.yaml")
+    save(dataclasses.replace(config, protocol="batch"), tmp_path / "batch.yaml")
+    lines = run("continual", folder=tmp_path).splitlines()
+    sealed = next(line for line in lines if line.endswith("episodes"))
+    assert int(sealed.split()[0]) >= 300
+    assert "serves 2" in lines
+    assert [line.split("mean return")[0].strip() for line in lines[-3:]] == [
+        "the pole it knows",
+        "the heavier pole",
+        "the heavier pole, trained again",
+    ]
+    assert all(1 <= float(line.split()[-1]) <= 20 for line in lines[-3:])
 
 
 def test_a_controller_of_ones_own_decides_how_long_rollouts_are():

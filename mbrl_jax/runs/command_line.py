@@ -40,6 +40,7 @@ USAGE = """usage: mbrl-jax COMMAND …
 
   train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
       train an agent for every seed; CONFIG is a YAML file or the name of a shipped preset
+      [--data FILE …] from logged transitions; [--from RUN] with the world model of a finished run as the start
       [--checkpoint-every SECONDS] [--checkpoints K] saves the run as it goes; --resume goes on with one that was stopped
       [--devices all|N] [--memory GB] how many devices and how much memory to use; seeds that do not fit go in batches
       [--engine auto|xla|cuda] cuda: on an NVIDIA GPU a round in one launch, for what its kernels cover; auto: that where it fits
@@ -159,6 +160,7 @@ def _train(words: list[str]) -> None:
         "train",
         words,
         ("diagnose", bool, False),
+        ("start", Annotated[Path | None, tyro.conf.arg(name="from")], None),
         ("resume", bool, False),
         ("resume_from", int | None, None),
         ("checkpoint_every", float, 300.0),
@@ -176,7 +178,9 @@ def _train(words: list[str]) -> None:
         raise ConfigError(f"checkpoints: {given.checkpoints!r} is out of range; it must be at least 1")
     resume = given.resume or given.resume_from is not None
     saving = (given.checkpoint_every, given.checkpoints, given.tensorboard, given.wandb)
-    keep = Keeping(resume, given.resume_from, *saving, memory, devices, given.engine, given.record_transitions)
+    keep = Keeping(resume, given.resume_from, *saving, memory, devices, given.engine, given.record_transitions, given.start)
+    if given.start is not None and launcher is not None:
+        raise ConfigError("from: it does not fit --launcher; train the shards one by one with --seeds FIRST:END")
     asked = Asked(given.config, len(given.seeds), given.seed, given.diagnose, given.seeds.start)
     train(asked, given.out, keep, shlex.join(["mbrl-jax", "train", *words]), launcher)
 

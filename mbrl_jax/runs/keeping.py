@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mbrl_jax import config as settings
-from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import folder, interruption, results, runner, shards, transitions
+from mbrl_jax.config import ConfigError, expand
+from mbrl_jax.runs import folder, interruption, results, runner, shards, transitions, warm_start
 from mbrl_jax.runs.callbacks import Callback, TensorBoard, WeightsAndBiases, require
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
@@ -18,6 +18,7 @@ from mbrl_jax.runs.program import Batch, Program
 from mbrl_jax.runs.results import SHARDS, Draw
 from mbrl_jax.runs.run import Run
 from mbrl_jax.runs.training import train
+from mbrl_jax.runs.warm_start import Start
 
 
 class Keeping(NamedTuple):
@@ -33,6 +34,7 @@ class Keeping(NamedTuple):
     devices: int | None = None  # how many; none uses all
     engine: Literal["auto", "xla", "cuda"] = "xla"
     record: transitions.Wish = "auto"  # whether the run leaves its own real transitions
+    start: Path | None = None  # the folder of a finished run whose world models this one begins with
 
 
 def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Display, draw: Draw | None = None) -> Run:
@@ -51,6 +53,7 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
 
     """
     check(asked, keeping)
+    start = None if keeping.start is None else warm_start.read(expand(keeping.start, "from"), asked.config)
     with taken(asked, out, keeping.resume, display) as begun:
         program = runner.prepare(
             [asked.config],
@@ -69,7 +72,7 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
         if not begun:
             folder.begin(out, asked, command, program.at_once)
         recording = transitions.records(keeping.record, program, asked.seeds, display.say)
-        work = _Work(program, asked, keeping, shards.again(command, keeping.resume), display, recording)
+        work = _Work(program, asked, keeping, shards.again(command, keeping.resume), display, recording, start)
         options: dict[str, Any] = {"every": keeping.every, "keep": keeping.keep, "say": display.say}
         if not in_batches:
             return work.complete(asked, folder.followed(out, asked, begun, keeping.resume_from, **options), draw)
@@ -113,6 +116,7 @@ class _Work(NamedTuple):
     again: str  # the command that goes on
     display: Display
     recording: bool  # of the run's own real transitions
+    start: Start | None  # where the world models begin
 
     def complete(self, asked: Asked, opening: contextlib.AbstractContextManager[RunFolder], draw: Draw | None) -> Run:
         """Train the seeds of a folder and write their results; say with every error what is saved of them."""
@@ -148,6 +152,7 @@ class _Work(NamedTuple):
                     callbacks=[opened.lines, *loggers, opened.checkpoints],
                     found=opened.found,
                     interruption=told,
+                    start=self.start,
                     diagnose=asked.diagnose,
                 )
             except Interrupted as stopped:

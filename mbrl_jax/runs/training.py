@@ -11,12 +11,13 @@ import numpy as np
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import Result, missing_as_nan
 from mbrl_jax.engine import Engine
-from mbrl_jax.runs import execution, metrics
+from mbrl_jax.runs import execution, metrics, warm_start
 from mbrl_jax.runs.callbacks import Callback, SoFar
 from mbrl_jax.runs.checkpoint import Checkpoint
 from mbrl_jax.runs.interruption import Interrupted, Interruption, at_once
 from mbrl_jax.runs.program import Batch, Program
 from mbrl_jax.runs.run import Backend, Run, Seconds
+from mbrl_jax.runs.warm_start import Start
 
 CHUNKS = 10  # that a run has at least
 CHUNK_UPDATES = 10_000  # that a device makes in a chunk, about: a second or two on a CPU
@@ -51,6 +52,7 @@ def train(
     found: Checkpoint | None = None,
     interruption: Interruption | None = None,
     diagnose: bool = False,
+    start: Start | None = None,
 ) -> Run:
     """Train the agents of one batch.
 
@@ -61,6 +63,7 @@ def train(
       found: where the run goes on; none begins it.
       interruption: asks the run to stop before its end; none never does.
       diagnose: ask the real dynamics at the end how wrong the final model is.
+      start: where the models of a run that begins stand before they are fitted; none makes them anew.
 
     Raises:
       ConfigError: the checkpoint is not of this run's shapes.
@@ -70,7 +73,7 @@ def train(
     program.turn_to(batch)
     so_far, rounds = SoFar(program.configs[0], batch.agents, program.algorithm.rounds), program.algorithm.rounds
     if found is None:
-        _begin(program, so_far)
+        _begin(program, so_far, batch, start)
         chunk = rounds_of_a_chunk(program)
     else:
         so_far.done, so_far.seconds = found.round, dict(found.about["seconds"])
@@ -115,11 +118,13 @@ def train(
 # ------------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _begin(program: Program, so_far: SoFar) -> None:
+def _begin(program: Program, so_far: SoFar, batch: Batch, start: Start | None) -> None:
     """Collect the real data and fit the model."""
     with at_once():
         program.compile(("init", "fit"))
     so_far.collected = missing_as_nan(program.to_host(_timed(program, so_far, "collecting", "collect", "init")))
+    if start is not None:
+        warm_start.begin(program, batch, start)
     phase = "fitting" if algorithm_of(so_far.config).has_model else "starting"
     so_far.fit = program.to_host(_timed(program, so_far, phase, "fit", "fit"))
 

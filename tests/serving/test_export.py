@@ -16,7 +16,7 @@ from mbrl_jax.environments import environment_of, in_units
 from mbrl_jax.model import ensemble as ens
 from mbrl_jax.runs import command_line, results, runner
 from mbrl_jax.serving import contract
-from mbrl_jax.serving.export import agreement, command, graphs, onnx_files, stablehlo, writing
+from mbrl_jax.serving.export import agreement, command, graphs, onnx_files, quantising, rounding, stablehlo, writing
 from mbrl_jax.serving.export.writing import Asked, export
 
 ROWS, EPISODES = 300, 4
@@ -137,12 +137,51 @@ def test_static_int8_is_calibrated_on_the_rows_given(run, cartpole, observations
     content = onnx_files.write(graph)
     expected = onnx_files.load(content, graph)(observations)[1]
     found = [
-        onnx_files.load(onnx_files.quantise(content, graph, "static", (rows,)), graph)(observations)[1]
+        onnx_files.load(quantising.quantise(content, graph, "static", (rows,)), graph)(observations)[1]
         for rows in (observations, observations * 0.01)
     ]
     errors = [np.abs(each - expected).max() for each in found]
     assert 0 < errors[0] < 0.1 * np.abs(expected).max()
     assert errors[1] > errors[0]  # the range that it saw was too narrow
+
+
+@pytest.fixture(scope="module")
+def hidden_units():
+    """[2000, 64] activations on a manifold of three dimensions, of unlike sizes; and weights [64, 32]."""
+    generator = np.random.default_rng(0)
+    few = generator.normal(0, 1, (2_000, 3))
+    units = np.maximum(few @ generator.normal(0, 1, (3, 64)) + generator.normal(0, 0.5, 64), 0)
+    return (units * np.geomspace(0.01, 1, 64)).astype(np.float32), generator.normal(0, 0.3, (64, 32)).astype(np.float32)
+
+
+def on_levels(weights):
+    """How far weights are from the 255 levels that a quantiser finds for each column."""
+    scale = np.abs(weights).max(axis=0) / 127
+    return np.abs(weights / scale - np.round(weights / scale)).max()
+
+
+def test_rounded_weights_lie_on_the_levels_of_int8_and_compute_what_the_given_ones_do(hidden_units):
+    units, weights = hidden_units
+    rounded = rounding.round_weights(units, weights)
+    scale = np.abs(weights).max(axis=0) / 127
+    nearest = np.round(weights / scale) * scale
+    assert on_levels(weights) > 0.4
+    assert on_levels(rounded) < 1e-3
+    errors = [np.square(units @ each - units @ weights).mean() for each in (rounded, nearest)]
+    assert errors[0] < 0.1 * errors[1]
+    assert on_levels(rounding.round_weights(np.zeros_like(units), weights)) < 1e-3  # where no row says anything
+
+
+def test_balanced_inputs_are_alike_and_the_product_is_the_same(hidden_units):
+    units, weights = hidden_units
+    shift = rounding.balance(units, weights)
+    np.testing.assert_allclose((units / shift) @ (weights * shift[:, None]), units @ weights, rtol=1e-3, atol=1e-5)
+    spread = [np.ptp(np.log(np.abs(each).max(axis=0))) for each in (units, units / shift)]
+    assert spread[1] < 0.5 * spread[0]
+    units = units.copy()
+    units[:, 3] = 0  # a unit that is never active
+    assert np.isfinite(rounding.balance(units, weights)).all()
+    np.testing.assert_array_equal(rounding.balance(units, weights, 0.0)[3], 1.0)
 
 
 def test_the_vote_is_the_most_frequent_action_with_its_share(folder, tmp_path, observations):

@@ -13,7 +13,7 @@ from mbrl_jax.serving.export.sources import Rows
 
 Run = Callable[..., Sequence[np.ndarray]]  # (inputs [B, ...]) -> outputs [B, ...]
 
-BATCHES = (1, 64)  # sizes of the first batches; all other rows are the last one
+BATCH = 64  # rows a call, the first call having but one: what INT8 makes of a row depends on those beside it
 SAME_ACTION = 0.01  # share of its range within which a number of a continuous action counts as equal
 SAME_RETURN = 1e-3  # share of the library's mean return by which a file's may be lower in any case, as rounding makes it
 POLICIES = ("policy", "vote")
@@ -46,12 +46,10 @@ def inputs_of(graph: Graph, rows: Rows) -> tuple[np.ndarray, ...]:
 
 
 def outputs_of(run: Run, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-    """What a function gives for rows, in batches of several sizes."""
-    edges = [0, *np.cumsum(BATCHES).clip(max=len(inputs[0]) - 1), len(inputs[0])]
+    """What a function gives for rows, the first alone and the others in batches."""
+    edges = [0, *range(1, len(inputs[0]), BATCH), len(inputs[0])]
     found = [
-        [np.asarray(each) for each in run(*(column[first:end] for column in inputs))]
-        for first, end in itertools.pairwise(edges)
-        if end > first
+        [np.asarray(each) for each in run(*(column[first:end] for column in inputs))] for first, end in itertools.pairwise(edges)
     ]
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 

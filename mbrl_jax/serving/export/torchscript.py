@@ -21,7 +21,7 @@ from mbrl_jax.reference.model import ensemble
 from mbrl_jax.reference.networks import QEnsemble, QNetwork
 from mbrl_jax.serving.export.agreement import Run
 from mbrl_jax.serving.export.graphs import Graph
-from mbrl_jax.serving.export.onnx_files import LEAST_WEIGHTS
+from mbrl_jax.serving.export.quantising import LEAST_WEIGHTS
 
 EXAMPLE_ROWS = 3  # that a function is traced with
 

@@ -17,7 +17,7 @@ from mbrl_jax.environments import Environment
 from mbrl_jax.runs import results
 from mbrl_jax.runs.callbacks import require
 from mbrl_jax.serving.contract import FORMAT, NAME, File, Port, digest
-from mbrl_jax.serving.export import agreement, onnx_files, planners, stablehlo
+from mbrl_jax.serving.export import agreement, onnx_files, planners, quantising, stablehlo
 from mbrl_jax.serving.export.graphs import Graph, learned_units, model_graphs, policy_graph, vote_graph
 from mbrl_jax.serving.export.sources import EPISODES, ROWS, Rows, Source, can_play, describe, open_source, returns_of, rows_of
 
@@ -173,7 +173,7 @@ def _files(graph: Graph, inputs: tuple[np.ndarray, ...], asked: Asked, modules: 
             content = onnx_files.write(graph)
             yield format, "float32", content, onnx_files.load(content, graph)
             if asked.int8 is not None:
-                content = onnx_files.quantise(content, graph, asked.int8, inputs)
+                content = quantising.quantise(content, graph, asked.int8, inputs)
                 yield format, f"int8-{asked.int8}", content, onnx_files.load(content, graph)
         elif format == "stablehlo":
             content = stablehlo.write(graph)

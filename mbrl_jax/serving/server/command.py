@@ -1,5 +1,6 @@
 """``mbrl-jax serve``: an export over HTTP."""
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -102,7 +103,8 @@ def serve(
         served = server.exports.current
         print(f"serves {served.folder} ({served.task.name}) at http://{name}:{taken}/", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
-    print("has ended in order", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # whoever began it may be gone
+        print("has ended in order", flush=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:
