@@ -4,8 +4,8 @@
     python benchmarks/rivals/mbpo.py --steps 100
 
 Both sides do the same work at the same sizes on the same task: random steps, a first fit, and then rounds in which every step
-acts, imagines one step of each of 20 lanes, and updates actor, critics and temperature five times; a round ends with a refit of
-250 minibatches. The evaluation at a round's end is left out of the rival and counted against the library. The rival has a process
+acts, imagines one step of each of 20 lanes, and updates actor, critics and temperature ten times; a round ends with a refit of
+500 minibatches. The evaluation at a round's end is left out of the rival and counted against the library. The rival has a process
 of one thread for each core, which is how one would train several seeds. mbrl-lib's own MBPO does not install beside current
 packages.
 
@@ -29,8 +29,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "benchmarks" / "results" / "speed" / "mbpo.json"
 SCALE = (1.8, 1.0, 1.0, 5.0, 10.0)  # of the observation's axes
-MEMBERS, ELITES, LANES, WIDTH, CAPACITY = 7, 5, 20, 64, 20_000
-BATCH, MODEL_BATCH, UPDATES, REAL_ROWS, RATE = 128, 256, 5, 32, 1e-3
+MEMBERS, LANES, WIDTH, CAPACITY = 5, 20, 64, 20_000
+BATCH, MODEL_BATCH, UPDATES, REAL_ROWS, RATE = 128, 256, 10, 64, 1e-3
 
 
 # ------------------------------------------------------------------------------------------------------------- the rival
@@ -106,13 +106,13 @@ def rival(seed: int, random_steps: int, steps: int, epochs: int, refit: int) -> 
         nonlocal optimise_members
         rows = real[:size]
         training, held = rows[np.arange(size) % 5 != 4], rows[np.arange(size) % 5 == 4]
-        wanted = torch.cat([training[:, 7:], training[:, 6:7]], -1)
+        wanted = torch.cat([training[:, 7:] - training[:, :5], training[:, 6:7]], -1)
         mean, deviation = wanted.mean(0), wanted.std(0) + 1e-6
         for number in range(batches):
             chosen = torch.randint(len(training), (MEMBERS, MODEL_BATCH))
             batch = training[chosen]
             inputs = torch.cat([batch[..., :5] / scale, batch[..., 5:6]], -1)
-            target = (torch.cat([batch[..., 7:], batch[..., 6:7]], -1) - mean) / deviation
+            target = (torch.cat([batch[..., 7:] - batch[..., :5], batch[..., 6:7]], -1) - mean) / deviation
             loss = ((members(inputs) - target) ** 2).sum(-1).mean(-1).sum()
             optimise_members.zero_grad()
             loss.backward()
@@ -129,9 +129,11 @@ def rival(seed: int, random_steps: int, steps: int, epochs: int, refit: int) -> 
             s = real[torch.randint(size, (LANES,)), :5]
             a, _ = sample(s)
             inputs = torch.cat([s / scale, a], -1)[None].expand(MEMBERS, -1, -1)
-            told = members(inputs)[torch.randint(ELITES, (LANES,)), torch.arange(LANES)] * deviation + mean
+            everyone = members(inputs)
+            bonus = everyone.var(0, unbiased=False).mean(-1, keepdim=True).sqrt()
+            told = everyone[torch.randint(MEMBERS, (LANES,)), torch.arange(LANES)] * deviation + mean
             place = (torch.arange(LANES) + written) % CAPACITY
-            imagined[place] = torch.cat([s, a, told[:, 5:], told[:, :5]], -1)
+            imagined[place] = torch.cat([s, a, told[:, 5:] + bonus, s + told[:, :5]], -1)
             written += LANES
 
     def update() -> None:
