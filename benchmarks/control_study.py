@@ -195,11 +195,14 @@ def stage_table(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("train", "table", "gpu"))
-    parser.add_argument("tasks", nargs="*", choices=tuple(TASKS), help="all by default")
+    parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(TASKS)}; all by default")
     parser.add_argument("--arms", nargs="*", default=())
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
+    for task in given.tasks:
+        if task not in TASKS:
+            parser.error(f"task: {task!r} is not known; it must be one of {', '.join(TASKS)}")
     if given.stage == "table":
         stage_table(given.out)
     elif given.stage == "train":

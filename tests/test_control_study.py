@@ -41,7 +41,7 @@ def test_arms_differ_from_the_preset_by_what_their_name_says():
     assert set(study.GPU_ARMS) <= set(arms)
 
 
-def test_the_table_tells_means_and_differences_of_what_is_on_file(tmp_path, capsys):
+def test_the_table_tells_means_and_differences_of_what_is_on_file(tmp_path, capsys, monkeypatch):
     for arm, returns in {
         "fixed_1": [100.0, 200, 300, 400],
         "fixed_5": [0.0, 0, 0, 0],
@@ -49,7 +49,8 @@ def test_the_table_tells_means_and_differences_of_what_is_on_file(tmp_path, caps
     }.items():
         told = {"task": "swingup", "arm": arm, "steps": [4_000, 16_000], "returns": returns, "depth_by_round": [1.0, 2.0]}
         strict_json.write(tmp_path / f"swingup_{arm}.json", {**told, "curves": [[0.0, each] for each in returns]})
-    study.stage_table(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["control_study.py", "table", "--out", str(tmp_path)])
+    study.main()
     printed = capsys.readouterr().out
     assert "16,000" in printed
     assert "swingup: threshold_quantile less fixed_1: 50.0" in " ".join(printed.split())
