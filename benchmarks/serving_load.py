@@ -10,6 +10,8 @@ import numpy as np
 from locust import FastHttpUser, constant_throughput, events, task
 from locust.env import Environment
 
+from mbrl_jax import strict_json
+
 BATCH, PACE = (
     int(os.environ["SERVING_BATCH"]),
     float(os.environ["SERVING_PACE"]),
@@ -48,7 +50,7 @@ def note(response_time: float, exception: Exception | None, **more: Any) -> None
 def write(environment: Environment, **more: Any) -> None:
     seconds = time.perf_counter() - begun[0] - WARM_UP if begun else 0.0
     told = {"requests": len(measured), "failed": failed[:10], "seconds": seconds, "milliseconds": measured}
-    Path(os.environ["SERVING_OUT"]).write_text(json.dumps(told))
+    strict_json.write(Path(os.environ["SERVING_OUT"]), told)
 
 
 events.request.add_listener(note)

@@ -307,9 +307,8 @@ def decode(
     if noise is not None and prediction.log_variance is not None:
         change = change + jnp.exp(0.5 * prediction.log_variance[..., :size]) * noise
     shift, scale = normaliser.target_mean[:size].reshape(last), normaliser.target_std[:size].reshape(last)
-    next_observation = shift + scale * change
-    if ensemble.config.target == "change":
-        next_observation = observation + next_observation
+    begin = observation + shift if ensemble.config.target == "change" else shift
+    next_observation = begin + scale * change
     if ensemble.spec.observation_limits is not None:
         limits = jnp.asarray(ensemble.spec.observation_limits, next_observation.dtype).reshape(last)
         next_observation = jnp.clip(next_observation, -limits, limits)
