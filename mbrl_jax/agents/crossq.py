@@ -16,7 +16,7 @@ from mbrl_jax.agents.sac import SAC, Acting, CriticLog, SACConfig, SACDraws, SAC
 from mbrl_jax.config import ConfigError, settings
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.networks import MLP, Params, adam_step
-from mbrl_jax.replay import Rows, weighted_mean
+from mbrl_jax.replay import Rows
 
 
 @settings
@@ -65,9 +65,8 @@ class CrossQ(SAC):
             soft = jnp.min(following, axis=0) - jnp.exp(state.log_temperature) * log_probability
             going_on = 1 - batch.terminated.astype(soft.dtype)
             targets = jax.lax.stop_gradient(batch.reward + self.config.discount * going_on * soft)
-            errors = jax.vmap(lambda value: weighted_mean(jnp.square(value - targets), batch.weight))(now)
-            value = weighted_mean(jnp.mean(now, axis=0), batch.weight)
-            return jnp.sum(errors), (CriticLog(jnp.mean(errors), value, targets), statistics)
+            total, (error, value) = self.critic_errors(now, batch, targets)
+            return total, (CriticLog(error, value, targets), statistics)
 
         gradient, (log, statistics) = jax.grad(loss, has_aux=True)(state.critics["params"])
         learned, optimizer = adam_step(

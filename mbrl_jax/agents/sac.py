@@ -258,7 +258,10 @@ class SAC(NamedTuple):
         self, critics: Params, statistics: Statistics | None, batch: Rows, targets: Array
     ) -> tuple[Array, tuple[Array, Array]]:
         """[] the sum over critics of the mean squared error, so that each learns as if alone; [] their mean, [] mean value."""
-        each = self.values(critics, statistics, batch.observation, batch.action)
+        return self.critic_errors(self.values(critics, statistics, batch.observation, batch.action), batch, targets)
+
+    def critic_errors(self, each: Array, batch: Rows, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+        """As :meth:`critic_loss`, from every critic's values [C, B] of the minibatch's actions."""
         errors = jax.vmap(lambda value: weighted_mean(jnp.square(value - targets), batch.weight))(each)
         return jnp.sum(errors), (jnp.mean(errors), weighted_mean(jnp.mean(each, axis=0), batch.weight))
 

@@ -225,7 +225,12 @@ FAULTS = {  # where it is, what is changed to what, and the part that differs by
     "an actor that flees values": ("sac:SAC.actor_loss", "log_probability - value", "log_probability + value", "actor"),
     "the temperature's sign": ("sac:SAC.temperature_loss", "return -log_temperature", "return log_temperature", "temperature"),
     "the target entropy's sign": ("sac:SAC.temperature_loss", "+ self.target_entropy", "- self.target_entropy", "temperature"),
-    "rows of weight 0 that count": ("sac:SAC.critic_loss", "targets), batch.weight", "targets), 0 * batch.weight + 1", "critics"),
+    "rows of weight 0 that count": (
+        "sac:SAC.critic_errors",
+        "targets), batch.weight",
+        "targets), 0 * batch.weight + 1",
+        "critics",
+    ),
     "unscaled observations": ("sac:SAC.scaled", "return observation / scale", "return observation * scale", "critics"),
 }
 

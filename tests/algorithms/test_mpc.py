@@ -12,6 +12,7 @@ from algorithms import worlds
 from ensembles import rows_of
 
 from mbrl_jax import trees
+from mbrl_jax.agents.cloning import CloningConfig
 from mbrl_jax.agents.q_learning import make_q_learner
 from mbrl_jax.agents.sac import SAC, Acting, SACConfig
 from mbrl_jax.algorithms import mpc, phases
@@ -294,3 +295,8 @@ def test_a_world_whose_features_do_not_tell_where_a_rollout_stands_cannot_be_pla
     state, _ = jax.eval_shape(train.init, jax.random.key(0))
     with pytest.raises(ConfigError, match="does not fit a planner, which needs features that tell where a rollout stands"):
         jax.eval_shape(lambda state: train.advance(state, config), state)
+
+
+def test_an_agent_that_cannot_value_a_state_is_refused_where_plans_end_with_a_value():
+    with pytest.raises(ConfigError, match="agent.kind: 'cloning' does not fit; planning.terminal: value needs one that values"):
+        mpc.make_train(replace(SWINGUP, agent=CloningConfig()))
