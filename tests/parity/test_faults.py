@@ -183,7 +183,7 @@ FAULTS = {
         bounded,
     ),
     "the change left in normalised units": Fault(
-        "model.ensemble:decode", "shift + scale * change", "change", imagined_steps, (GAUSSIAN, "CartPole-v1")
+        "model.ensemble:decode", "begin + scale * change", "begin - shift + change", imagined_steps, (GAUSSIAN, "CartPole-v1")
     ),
     "a variance taken for a deviation": Fault(
         "model.ensemble:decode", "jnp.exp(0.5 *", "jnp.exp(1.0 *", imagined_steps, (GAUSSIAN, "CartPole-v1")
