@@ -13,10 +13,11 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+    from mbrl_jax.algorithms import dmo, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
     from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
     from mbrl_jax.config import (
         ConfigError,
+        DMOConfig,
         DynaQConfig,
         ImaginedPGConfig,
         ModelFreePGConfig,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigError",
+    "DMOConfig",
     "Decision",
     "DynaQConfig",
     "Environment",
@@ -47,6 +49,7 @@ __all__ = [
     "Run",
     "Train",
     "View",
+    "dmo",
     "dyna_q",
     "imagined_pg",
     "load",
@@ -62,13 +65,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "algorithms.dmo": "dmo",
     "algorithms.dyna_q": "dyna_q",
     "algorithms.imagined_pg": "imagined_pg",
     "algorithms.model_free_pg": "model_free_pg",
     "algorithms.model_free_q": "model_free_q",
     "algorithms.mpc": "mpc",
     "algorithms.training": "Outcome Result Train seed_keys",
-    "config": "ConfigError DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig load save",
+    "config": "ConfigError DMOConfig DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig load save",
     "environments": "Environment make_environment",
     "imagination.horizon": "Decision HorizonController View",
     "serving.playing": "Policy load_policy",

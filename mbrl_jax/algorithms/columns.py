@@ -1,6 +1,6 @@
 """What a run measures: the columns of its table, with their units and meanings.
 
-Columns that end in a number are of one ensemble member, or of one bin of a histogram.
+Columns that end in a number are of one ensemble member, one bin of a histogram, or one step of a window.
 """
 
 from typing import NamedTuple
@@ -30,6 +30,10 @@ COLUMNS: dict[str, Column] = {
     "update.entropy": Column("nats", "mean entropy of the policy in the states of the updates"),
     "update.temperature": Column("return per nat", "soft actor-critic: what an action's log-probability weighs in its value"),
     "update.value": Column("return", "soft actor-critic: mean of the critics' values of the minibatches' actions"),
+    "update.gradient_norm": Column("return", "decoupled backpropagation: norm of the actor's gradient before it is clipped"),
+    "update.path_length": Column("steps", "decoupled backpropagation: mean steps that a gradient goes back along a path"),
+    "surrogate.error": Column("1", "relative error of the model's Jacobian, by the step of the window"),
+    "surrogate.cosine": Column("1", "cosine of the model's Jacobian to what it is held against, by the step of the window"),
     "lanes.depth": Column("imagined steps", "mean depth of the imagined rows that were kept, a root's first step counting 1"),
     "lanes.kept": Column("share", "imagined rows that were kept"),
     "lanes.stopped": Column("share", "imagined steps at which the horizon controller ended a lane"),
@@ -44,7 +48,7 @@ COLUMNS: dict[str, Column] = {
     "is_chosen": Column("flag", "this round's snapshot became the chosen one"),
     "frozen": Column("flag", "the learner has gone non-finite and rests at its last finite parameters"),
 }
-BLOCKS = ("update.", "lanes.", "plan.")  # measured in every block, the others once a round
+BLOCKS = ("update.", "surrogate.", "lanes.", "plan.")  # measured in every block, the others once a round
 
 
 def describe(column: str) -> Column:

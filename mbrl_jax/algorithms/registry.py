@@ -7,11 +7,12 @@ import jax
 
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.agents.registry import make_agent
-from mbrl_jax.algorithms import dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+from mbrl_jax.algorithms import dmo, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
 from mbrl_jax.algorithms.hosted import Behaviour, agent_behaviour
 from mbrl_jax.algorithms.phases import world_of
 from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import (
+    DMOConfig,
     DynaQConfig,
     ImaginedPGConfig,
     ModelFreePGConfig,
@@ -72,6 +73,7 @@ ALGORITHMS: dict[type[RunConfig], Algorithm] = {
         loss=TD,
         behaviour=mpc.behaviour_of,
     ),
+    DMOConfig: Algorithm(dmo.make_train, dmo.Metrics, has_model=True, imagines=False, loss=CRITIC, **_AGENT),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mbrl_jax.config.fields import ConfigError, Limits, convert
 from mbrl_jax.config.kinds import Kind, Kinds
 from mbrl_jax.config.schema import (
+    DMOConfig,
     DynaQConfig,
     ImaginedPGConfig,
     ImaginingConfig,
@@ -20,6 +21,9 @@ from mbrl_jax.config.schema import (
     QLearningConfig,
     RunConfig,
 )
+
+WINDOWED = ("fixed", "schedule")
+"""The horizon controllers that ask nothing of a rollout but its depth, and so end paths within a window of simulated steps."""
 
 STOPS_BY_DEPTH = ("fixed", "schedule", "m2ac", "three_model")
 """The horizon controllers that end a rollout at a depth, whatever the model says of the state there."""
@@ -156,7 +160,7 @@ def _joint_problems(config: RunConfig) -> list[str]:
     _check_data(config, problems)
     if isinstance(config, ModelFreeQConfig):
         _check_transitions(config, problems)
-    if isinstance(config, ImaginedPGConfig | ModelFreePGConfig):
+    if isinstance(config, ImaginedPGConfig | ModelFreePGConfig | DMOConfig):
         _check_agent_kind(config, PolicyGradientConfig, "policy_gradient", problems)
     if problems:
         return problems
@@ -168,6 +172,8 @@ def _joint_problems(config: RunConfig) -> list[str]:
         _check_imagining(config, problems)
     if isinstance(config, MPCConfig):
         _check_planning(config, problems)
+    if isinstance(config, DMOConfig):
+        _check_dmo(config, problems)
     return problems
 
 
@@ -374,6 +380,29 @@ def _check_planning(config: MPCConfig, problems: _Problems) -> None:
     target, plain = getattr(config.agent, "target", None), ("max", "double", "standard")
     right = f"the agent of a planner learns from real transitions alone, so it must be one of {', '.join(plain)}"
     require(target is None or target in plain, "agent.target", target, right)
+
+
+def _check_dmo(config: DMOConfig, problems: _Problems) -> None:
+    require, size = problems.require, config.window_transitions
+    require(
+        config.protocol == "interactive", "protocol", config.protocol, "it acts in its simulators, so it must be 'interactive'"
+    )
+    right = f"it must be a multiple of a window's {config.copies} x {config.window_steps} steps ({size})"
+    require(config.metric_steps % size == 0, "metric_steps", config.metric_steps, right)
+    right = f"there are {config.copies} copies, and it must be at most that"
+    require(config.probes <= config.copies, "probes", config.probes, right)
+    kind = config.controller.kind
+    require(kind in WINDOWED, "controller.kind", kind, f"it must be one of {', '.join(WINDOWED)}")
+    members = _members(config)
+    if isinstance(config.model, ModelConfig):
+        right = f"{members} imagine, and it is how members differ, so it must be 'finite' or 'true'"
+        require(config.surrogate_error != "spread" or members > 1, "surrogate_error", config.surrogate_error, right)
+    agent = config.agent
+    if isinstance(agent, PolicyGradientConfig):
+        right = "the gradient goes along the paths, so it must be 'pathwise'"
+        require(agent.estimator == "pathwise", "agent.estimator", agent.estimator, right)
+        right = "a critic's value follows a window, so it must be 'value'"
+        require(agent.baseline == "value", "agent.baseline", agent.baseline, right)
 
 
 def holdout_stride(config: RunConfig) -> int:

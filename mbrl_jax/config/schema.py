@@ -463,12 +463,64 @@ class MPCConfig(ModelBasedConfig):
         return planning.candidates * planning.particles * planning.horizon * iterations
 
 
+def _pathwise() -> PolicyGradientConfig:
+    make: Any = PolicyGradientConfig
+    return make(estimator="pathwise")
+
+
+@settings
+class DMOConfig(ModelBasedConfig):
+    """A policy that learns by the gradients of windows of simulated steps, taken through a learned model (DMO)."""
+
+    protocol: Literal["batch", "interactive"] = static("interactive")
+    """It acts in its simulators, so it must be interactive."""
+    random_transitions: int = static(1_024, minimum=2)
+    """Real transitions collected by the uniform random policy, to which the model is first fitted."""
+    steps: int = static(102_400, minimum=1)
+    """Steps of the simulators in all, each one more real transition; a window has copies x window_steps of them."""
+    round_steps: int = static(5_120, minimum=1)
+    """Steps of a round; a round ends with a refit and an evaluation."""
+    metric_steps: int = static(1_024, minimum=1)
+    """Steps over which the logged losses are averaged."""
+    model: Any = kinds(MODELS, ModelConfig)
+    agent: Any = kinds(AGENTS, _pathwise)
+    gradient: Literal["decoupled", "imagined", "true"] = static("decoupled")
+    """Where the window's gradient comes from: the learned model's Jacobians at the simulator's states, the learned model along
+    states that it imagines itself, or the simulator, which must then be differentiable."""
+    copies: int = static(64, minimum=1)
+    """Simulators side by side, N."""
+    window_steps: int = static(16, minimum=1)
+    """Steps of each simulator in a window, H; an update is made of N x H steps."""
+    controller: Any = kinds(CONTROLLERS, _fixed(16.0))
+    """What ends a path within a window, beside the window's end: the gradient stops there and the critic's value follows."""
+    critic_updates: int = static(16, minimum=1)
+    """Steps of Adam for the critic in each window."""
+    critic_batch: int = static(256, minimum=1)
+    """Rows of the window in the minibatch of each."""
+    surrogate_error: Literal["spread", "finite", "true"] = static("spread")
+    """What the model's Jacobian is held against: the members' mean, central differences of the simulator with respect to the
+    action, or the Jacobian of the task's known dynamics, which measures and which no method may ask."""
+    probes: int = static(4, minimum=1)
+    """Simulators at whose states it is measured."""
+
+    @property
+    def window_transitions(self) -> int:
+        """Real transitions of a window."""
+        return self.copies * self.window_steps
+
+    @property
+    def updates(self) -> int:
+        """The agent's updates in all."""
+        return self.steps // self.window_transitions
+
+
 ALGORITHMS: dict[str, type[RunConfig]] = {
     "dyna_q": DynaQConfig,
     "model_free_q": ModelFreeQConfig,
     "imagined_pg": ImaginedPGConfig,
     "model_free_pg": ModelFreePGConfig,
     "mpc": MPCConfig,
+    "dmo": DMOConfig,
 }
 
 

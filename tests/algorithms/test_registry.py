@@ -5,7 +5,15 @@ from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import presets, read_preset, with_settings
 from mbrl_jax.environments import environment_of
 
-ONE_OF_EACH = ("smoke", "cartpole_batch_model_free", "pendulum_pg", "cartpole_pg_model_free", "pendulum_mpc", "cartpole_mpc")
+ONE_OF_EACH = (
+    "smoke",
+    "cartpole_batch_model_free",
+    "pendulum_pg",
+    "cartpole_pg_model_free",
+    "pendulum_mpc",
+    "cartpole_mpc",
+    "pendulum_dmo",
+)
 
 
 @pytest.mark.parametrize(
