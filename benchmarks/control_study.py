@@ -1,4 +1,5 @@
-"""Soft actor-critic on continuous control: by itself, in imagination (MBPO), by rollout horizon, and with the model's two faults.
+"""Soft actor-critic on continuous control: by itself, in imagination (MBPO) and as the value of what comes after a plan (MPC), by
+rollout horizon, and with the model's two faults.
 
     python benchmarks/control_study.py train swingup            # every arm of a task that is not on file yet
     python benchmarks/control_study.py train swingup --arms mbpo sac fixed_1 fixed_5
@@ -6,9 +7,9 @@
     python benchmarks/control_study.py gpu                      # the arms that matter most, 128 seeds each, for a GPU
 
 An arm is trained, written to benchmarks/results/control/TASK_ARM.json, and not trained again; so a call that is cut off goes on
-where it stopped. `mbpo` and `sac` are the presets at their full length. All other arms share one shorter length, the same real
-steps, imagined rows and updates: `fixed_H` and the horizon controllers differ by where rollouts stop, `fault_…` by what members
-predict and in which units, and `twin` learns from the same real rows, with as many updates, without a model.
+where it stopped. `mbpo`, `mpc` and `sac` are the presets at their full length. All other arms share one shorter length, the same
+real steps, imagined rows and updates: `fixed_H` and the horizon controllers differ by where rollouts stop, `fault_…` by what
+members predict and in which units, and `twin` learns from the same real rows, with as many updates, without a model.
 
 Steps are those of the simulator, of which each action takes four; an episode has 1,000. Returns are means of 10 greedy episodes.
 Settings were tuned on seeds 7,000 and up, the arms run on seeds 0 and up.
@@ -42,8 +43,9 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "control"
 TASKS = {"swingup": "swingup", "pendulum": "pendulum_swingup"}  # and the name that its presets begin with
 LENGTHS = (1, 2, 5, 10)
-SHORT = 3_500  # decisions after the random ones, of all arms but the two presets
-GPU_ARMS = ("mbpo", "sac", "fixed_1", "fixed_5", "threshold_quantile", "infoprop", "fault_neither", "fault_both", "twin")
+SHORT = 3_500  # decisions after the random ones, of all arms but the presets
+PRESETS = ("mbpo", "mpc", "sac")
+GPU_ARMS = ("mbpo", "mpc", "sac", "fixed_1", "fixed_5", "threshold_quantile", "infoprop", "fault_neither", "fault_both", "twin")
 PUBLISHED = {"swingup": {"TD-MPC2": 839, "SAC": 835}, "pendulum": {"TD-MPC2": 724, "SAC": 96}}  # at 100,000 steps, PEERS
 
 # Horizon arms need members that tell their variance. Their numbers are those of benchmarks/horizon_study.py.
@@ -87,7 +89,8 @@ def arms(task: str) -> dict[str, RunConfig]:
     mbpo, sac = preset(task, "mbpo"), preset(task, "sac")
     short = dataclasses.replace(mbpo, steps=SHORT)
     agent = dataclasses.replace(sac.agent, updates_per_step=mbpo.agent.updates_per_step)
-    found: dict[str, RunConfig] = {"mbpo": mbpo, "sac": sac, "twin": dataclasses.replace(sac, steps=SHORT, agent=agent)}
+    found: dict[str, RunConfig] = {name: preset(task, name) for name in PRESETS}
+    found["twin"] = dataclasses.replace(sac, steps=SHORT, agent=agent)
     for length in LENGTHS:
         lanes = {"cap": length, "controller": {"kind": "fixed", "length": length}}
         found[f"fixed_{length}"] = changed(short, {"model": GAUSSIAN, "imagination": lanes})
@@ -168,7 +171,7 @@ def stage_table(out: Path) -> None:
             )
             table.add_row(*cells)
         Console().print(table)
-        paired = [name for name in here if name not in ("mbpo", "sac")]
+        paired = [name for name in here if name not in PRESETS]
         fixed = [name for name in paired if name.startswith("fixed_")]
         if fixed:
             best = max(fixed, key=lambda name: statistics.interquartile_mean(np.asarray(here[name]["returns"])))
@@ -176,7 +179,7 @@ def stage_table(out: Path) -> None:
             for name in others:
                 difference = np.asarray(here[name]["returns"]) - np.asarray(here[best]["returns"])
                 print(f"{task}: {name} less {best}: {statistics.estimate(difference)}")
-        for arm in ("mbpo", "sac", "twin", "fault_both"):
+        for arm in (*PRESETS, "twin", "fault_both"):
             if arm in here:
                 curves = np.asarray(here[arm]["curves"])
                 low, middle, high = (np.percentile(curves, q, axis=0) for q in (25, 50, 75))

@@ -19,7 +19,7 @@ from mbrl_jax.config import to_dict
 @pytest.mark.parametrize("task", study.TASKS)
 def test_arms_spend_the_same_real_steps_updates_and_imagined_rows_and_can_be_made(task):
     arms = study.arms(task)
-    short = {name: config for name, config in arms.items() if name not in ("mbpo", "sac")}
+    short = {name: config for name, config in arms.items() if name not in study.PRESETS}
     assert {config.real_transitions for config in short.values()} == {500 + study.SHORT}
     assert len({config.updates for config in short.values()}) == 1
     assert {config.imagined_per_step for name, config in short.items() if name != "twin"} == {20}
@@ -61,7 +61,7 @@ def test_the_table_tells_means_and_differences_of_what_is_on_file(tmp_path, caps
 
 
 def test_an_arm_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="--arms: 'fixed_7' is not known; it must be one of mbpo, sac, twin"):
+    with pytest.raises(SystemExit, match="--arms: 'fixed_7' is not known; it must be one of mbpo, mpc, sac, twin"):
         study.stage_train(["swingup"], ["fixed_7"], 2, tmp_path)
 
 

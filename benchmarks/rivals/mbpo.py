@@ -9,8 +9,8 @@ acts, imagines one step of each of 20 lanes, and updates actor, critics and temp
 of one thread for each core, which is how one would train several seeds. mbrl-lib's own MBPO does not install beside current
 packages.
 
-A repetition times the rival and then a round of the library, whose compilation is apart. Writes
-benchmarks/results/speed/mbpo.json.
+The library trains all seeds in one process that uses both cores, and again as shards, a process for each core. A repetition
+times the rival and then a round of either way; compilation is apart. Writes benchmarks/results/speed/mbpo.json.
 """
 
 import argparse
@@ -242,68 +242,154 @@ def rival_rate(processes: int, sizes: list[str]) -> float:
     return sum(int(sizes[1]) / each for each in seconds)
 
 
+class Library:
+    """A process of the library, compiled and fitted, that trains seeds for a round whenever it is asked to.
+
+    Args:
+      first: the first of its seeds.
+      seeds: how many.
+      steps: of a round.
+      core: the one core that it may use; none leaves it all of them.
+
+    """
+
+    def __init__(self, first: int, seeds: int, steps: int, core: int | None) -> None:
+        words = [sys.executable, __file__, "--library", *map(str, (first, seeds, steps, -1 if core is None else core))]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._decisions = seeds * steps
+        self.compiled = 0.0  # seconds
+
+    def wait(self) -> None:
+        """Return when it has compiled and fitted."""
+        self.compiled = self._read()
+
+    def begin(self) -> None:
+        """Begin a round."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+
+    def rate(self) -> float:
+        """Decisions a second of the round that was begun."""
+        return self._decisions / self._read()
+
+    def end(self) -> None:
+        """Let it go."""
+        self._process.communicate()
+
+    def _read(self) -> float:
+        assert self._process.stdout is not None
+        told = self._process.stdout.readline()
+        if not told:
+            raise RuntimeError(f"the library ended with exit status {self._process.wait()}")
+        return float(told)
+
+
+def preset_of(steps: int) -> Any:
+    """The preset with rounds of ``steps`` steps, and as many minibatches for each step as before."""
+    from mbrl_jax.config import load
+
+    preset: Any = load(ROOT / "configs" / "swingup_mbpo.yaml")
+    refit = preset.model.refit_batches * steps // preset.round_steps
+    model = dataclasses.replace(preset.model, refit_batches=refit - refit % preset.model.refit_passes)
+    return dataclasses.replace(preset, steps=2 * steps, round_steps=steps, model=model)
+
+
+def library(first: int, seeds: int, steps: int, core: int) -> None:
+    """Compile and fit, print the seconds it took, and print the seconds of a round for every line that is read."""
+    if core >= 0:
+        os.sched_setaffinity(0, {core})  # before JAX counts the cores, and makes a thread for each
+
+    import jax
+
+    from mbrl_jax.algorithms.registry import algorithm_of
+    from mbrl_jax.algorithms.training import seed_keys
+
+    start, config = time.perf_counter(), preset_of(steps)
+    algorithm = algorithm_of(config).make_train(config)
+    axes = algorithm.axes
+    keys = seed_keys(0, seeds, first)
+    state, _ = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(keys)
+    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
+    one_round = jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0))
+    advance = jax.jit(one_round).lower(state, config).compile()
+    jax.block_until_ready(state)
+    print(time.perf_counter() - start, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        jax.block_until_ready(advance(state, config))
+        print(time.perf_counter() - start, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--worker", nargs=5, type=int, metavar=("RANDOM", "STEPS", "EPOCHS", "REFIT", "SEED"))
+    parser.add_argument("--library", nargs=4, type=int, metavar=("FIRST", "SEEDS", "STEPS", "CORE"))
     given = parser.parse_args()
     if given.worker:
         *sizes, seed = given.worker
         print(rival(seed, *sizes))
         return
-
-    import jax
+    if given.library:
+        library(*given.library)
+        return
 
     from mbrl_jax import packages, strict_json
-    from mbrl_jax.algorithms.registry import algorithm_of
-    from mbrl_jax.algorithms.training import seed_keys
-    from mbrl_jax.config import load
     from mbrl_jax.runs import execution
 
-    preset: Any = load(ROOT / "configs" / "swingup_mbpo.yaml")
-    refit = preset.model.refit_batches * given.steps // preset.round_steps
-    model = dataclasses.replace(preset.model, refit_batches=refit - refit % preset.model.refit_passes)
-    config = dataclasses.replace(preset, steps=2 * given.steps, round_steps=given.steps, model=model)
-    algorithm = algorithm_of(config).make_train(config)
-    start = time.perf_counter()
-    axes = algorithm.axes
-    state, _ = jax.jit(jax.vmap(algorithm.init, out_axes=(axes, 0)))(seed_keys(0, given.seeds))
-    state, _ = jax.jit(jax.vmap(algorithm.fit, in_axes=(axes, None), out_axes=(axes, 0)))(state, config)
-    one_round = jax.vmap(algorithm.advance, in_axes=(axes, None), out_axes=(axes, 0))
-    advance = jax.jit(one_round).lower(state, config).compile()
-    jax.block_until_ready(state)
-    compiled = time.perf_counter() - start
-
+    config, cores = preset_of(given.steps), len(os.sched_getaffinity(0))
+    if given.seeds % cores:
+        parser.error(f"--seeds: {given.seeds} does not fit; it must be a multiple of the {cores} cores")
     sizes = [str(number) for number in (config.random_transitions, given.steps, config.model.epochs, config.model.refit_batches)]
-    cores = os.cpu_count() or 1
-    ours, theirs = [], []
+    share = given.seeds // cores
+    ways = {  # of training all seeds
+        "one process": [Library(0, given.seeds, given.steps, None)],
+        "a process for each core": [
+            Library(place * share, share, given.steps, core) for place, core in enumerate(sorted(os.sched_getaffinity(0)))
+        ],
+    }
+    for processes in ways.values():
+        for each in processes:
+            each.wait()
+    ours: dict[str, list[float]] = {way: [] for way in ways}
+    theirs = []
     for _ in range(given.repetitions):
         theirs.append(rival_rate(cores, sizes))
-        start = time.perf_counter()
-        jax.block_until_ready(advance(state, config))
-        ours.append(given.seeds * given.steps / (time.perf_counter() - start))
-        print(f"decisions a second: {ours[-1]:,.0f} of {given.seeds} seeds here, {theirs[-1]:,.0f} of {cores} processes there")
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    told = {
-        "seeds": given.seeds,
-        "decisions": given.steps,
-        "updates_per_decision": UPDATES,
-        "action_repeat": config.environment.action_repeat,
-        "decisions_per_second": {"mbrl_jax": ours, "pytorch": theirs},
-        "updates_per_second": {"mbrl_jax": numbers.median(ours) * UPDATES, "pytorch": numbers.median(theirs) * UPDATES},
-        "times_as_fast": ratios,
-        "compile_seconds": compiled,
-        "versions": packages.versions(("jax", "flax", "optax", "torch", "numpy")),
-        "device": execution.device(),
-        "precision": config.precision,
-        "git": packages.git_revision(),
-    }
-    strict_json.write(OUT, told)
-    print(
-        f"{numbers.median(ratios):.1f} times as fast [{min(ratios):.1f}, {max(ratios):.1f}], {compiled:.0f} s to compile and fit"
+        for way, processes in ways.items():
+            for each in processes:
+                each.begin()
+            ours[way].append(sum(each.rate() for each in processes))
+        rates_now = ", ".join(f"{rates[-1]:,.0f} by {way}" for way, rates in ours.items())
+        print(f"decisions a second of {given.seeds} seeds: {rates_now}; {theirs[-1]:,.0f} of {cores} rivals", flush=True)
+    everyone = [each for processes in ways.values() for each in processes]
+    for each in everyone:
+        each.end()
+    ratios = {way: [one / other for one, other in zip(rates, theirs, strict=True)] for way, rates in ours.items()}
+    strict_json.write(
+        OUT,
+        {
+            "seeds": given.seeds,
+            "decisions": given.steps,
+            "updates_per_decision": UPDATES,
+            "action_repeat": config.environment.action_repeat,
+            "decisions_per_second": {"mbrl_jax": ours, "pytorch": theirs},
+            "updates_per_second": {
+                "mbrl_jax": {way: numbers.median(rates) * UPDATES for way, rates in ours.items()},
+                "pytorch": numbers.median(theirs) * UPDATES,
+            },
+            "times_as_fast": ratios,
+            "compile_seconds_side_by_side": max(each.compiled for each in everyone),
+            "versions": packages.versions(("jax", "flax", "optax", "torch", "numpy")),
+            "device": execution.device(),
+            "precision": config.precision,
+            "git": packages.git_revision(),
+        },
     )
+    for way, times in ratios.items():
+        print(f"{way}: {numbers.median(times):.1f} times as fast [{min(times):.1f}, {max(times):.1f}]")
 
 
 if __name__ == "__main__":

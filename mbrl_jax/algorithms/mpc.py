@@ -166,7 +166,7 @@ def behaviour_of(config: MPCConfig, task: Environment) -> Behaviour:
         hyper, model, critic = params
         planner = planner_of(hyper, task)
         start = belief_at(planner.world, "a planner")(observation)
-        return planner.plan(model, memory, start, drawn, _value(hyper, task, critic))
+        return planner.plan(model, memory, start, drawn, _value(hyper, task, critic), explore=True)
 
     return Behaviour(params, draw_plans, begin, act)
 
@@ -232,7 +232,8 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
             # plan
             if task.host is None:
                 value = _value(hyper, task, _critic(hyper, task, learner))
-                plan, action, plan_log = planner.plan(model, plan, at(episode.observation), draws.plan, value)
+                start = at(episode.observation)
+                plan, action, plan_log = planner.plan(model, plan, start, draws.plan, value, explore=True)
             else:  # by `behaviour_of`, before the host made the step
                 action, plan_log = planner.action(plan), told_at(episode)
 

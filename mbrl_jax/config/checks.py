@@ -377,6 +377,11 @@ def _check_planning(config: MPCConfig, problems: _Problems) -> None:
         planning.elites,
         f"it must be at most planning.candidates ({planning.candidates})",
     )
+    apart = planning.propagation == "ts_infinity" and members > 1
+    right = (
+        "it compares members, of which there must be several, each with particles of its own (planning.propagation: ts_infinity)"
+    )
+    require(planning.bonus == "none" or apart, "planning.bonus", planning.bonus, right)
     target, plain = getattr(config.agent, "target", None), ("max", "double", "standard")
     right = f"the agent of a planner learns from real transitions alone, so it must be one of {', '.join(plain)}"
     require(target is None or target in plain, "agent.target", target, right)

@@ -300,6 +300,12 @@ class PlanningConfig:
     """Discount of the rewards within the horizon."""
     terminal: Literal["none", "value"] = static("none")
     """Whether what comes after the horizon counts for nothing, or for the value that the agent gives it."""
+    bonus: Literal["none", "disagreement"] = static("none")
+    """What is added to a sequence's rewards while the run acts, so that it visits what the members do not agree on yet: nothing,
+    or how far the particles are apart, the mean over the observation's axes of their standard deviation in units of the typical
+    change in a step (Sekar et al. 2020, arXiv:2005.05960). Judged and saved policies plan without it."""
+    bonus_weight: float = traced(1.0, minimum=0)
+    """Weight of that bonus."""
 
 
 @settings

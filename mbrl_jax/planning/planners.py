@@ -77,7 +77,7 @@ class Planner(NamedTuple):
         return PlanDraws(uniform, draw_particles(self.config, self.world, key_particles, shape))
 
     def plan(
-        self, params: Any, plan: Plan, start: Any, drawn: PlanDraws, value: Value | None = None
+        self, params: Any, plan: Plan, start: Any, drawn: PlanDraws, value: Value | None = None, *, explore: bool = False
     ) -> tuple[Plan, Array, PlanLog]:
         """Plan from one state.
 
@@ -87,6 +87,7 @@ class Planner(NamedTuple):
           start: the belief where rollouts begin, without leading axes.
           drawn: without leading axes.
           value: of the states at the horizon, as for :func:`mbrl_jax.planning.rollouts.returns_of`.
+          explore: whether sequences are also judged by the settings' bonus.
 
         Returns:
           The plan to begin with at the next step, the action to take now, and how planning went.
@@ -95,7 +96,7 @@ class Planner(NamedTuple):
 
         def improve(plan: Plan, uniform: Array) -> tuple[Plan, PlanLog]:
             actions = self.candidates(plan, uniform)
-            returns = returns_of(self.config, self.world, params, start, actions, drawn.particles, value)
+            returns = returns_of(self.config, self.world, params, start, actions, drawn.particles, value, explore=explore)
             weights = self.weights(returns)
             return self.fit(plan, actions, weights), _log(returns, weights)
 

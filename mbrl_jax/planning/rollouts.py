@@ -41,6 +41,8 @@ def returns_of(
     actions: Array,
     drawn: ParticleDraws,
     value: Value | None = None,
+    *,
+    explore: bool = False,
 ) -> Array:
     """[N] discounted return of each candidate, the mean over particles; what is not finite counts as minus infinity.
 
@@ -56,8 +58,10 @@ def returns_of(
       actions: [N, H, ...].
       drawn: the particles' random numbers, without leading axes.
       value: of the states in which particles stand at the end, in units of the return; none ends the sum there.
+      explore: whether the settings' bonus is added to the rewards.
 
     """
+    bonus = explore and config.bonus == "disagreement"
     particles, candidates = config.particles, actions.shape[0]
     shape = (particles, candidates)
     rows = particles * candidates
@@ -72,13 +76,21 @@ def returns_of(
         full = [jnp.broadcast_to(x, (*shape, *x.shape[2:])) for x in leaves]
         return flat(jax.tree.unflatten(jax.tree.structure(tree), full))
 
+    def apart(belief: Any) -> Array:
+        """[N] how far a candidate's particles are apart, leaves [P N, ...]."""
+        features = world.features(belief).reshape(*shape, -1) / world.scale(params)[None, None]
+        return jnp.mean(jnp.std(features, axis=0), axis=-1)
+
     def step(carry: Any, inputs: tuple[Array, ParticleDraws]) -> tuple[Any, None]:
         belief, running, earned, worth = carry  # [P, N, ...], and [] what a reward counts by now
         action, now = inputs
         if now.deal is not None:
             belief, running, earned = jax.tree.map(lambda x: x[now.deal], (belief, running, earned))
         told = world.step(params, flat(belief), of_all(action, 0), of_all(now.model, 1))
-        earned = earned + jnp.where(running, worth * told.reward.reshape(shape), 0.0)
+        reward = told.reward.reshape(shape)
+        if bonus:
+            reward = reward + config.bonus_weight * apart(told.belief)[None]
+        earned = earned + jnp.where(running, worth * reward, 0.0)
         running = running & ~told.terminated.reshape(shape)
         belief = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), told.belief)
         return (belief, running, earned, discount * worth), None

@@ -222,6 +222,26 @@ def test_its_policy_is_the_planner_as_it_is_saved_and_goes_on_from_its_plan_with
     close(policy.begin(params, key, 3)[0].centre, centre, rtol=0)  # the next episode begins afresh
 
 
+def test_the_run_acts_by_the_bonus_and_its_policy_without():
+    eager = replace(CONFIG, planning=replace(CONFIG.planning, bonus="disagreement", bonus_weight=100.0))
+    task = make_environment(CONFIG.environment)
+    model = mpc.planner_of(CONFIG, task).world.acting(mpc.planner_of(CONFIG, task).world.init(jax.random.key(0)))
+    observation, found = 0.1 * jnp.ones(4), []
+    for config in (CONFIG, eager):
+        planner, behaviour, policy = mpc.planner_of(config, task), mpc.behaviour_of(config, task), mpc.policy_of(config, task)
+        drawn, memory = planner.draw(jax.random.key(1), ()), planner.begin(jax.random.key(2), 1)
+
+        @jax.jit
+        def both(config, model, behaviour=behaviour, policy=policy, drawn=drawn, memory=memory):
+            log = behaviour.act((config, model, None), behaviour.begin((config, model, None)), observation, drawn)[2]
+            return log.value, policy.act(mpc.policy_params(CONFIG, task, model, None), memory, observation[None])[0][0].centre
+
+        found.append(both(config, model))
+    (value, plan), (explored, judged) = found
+    assert float(explored) > float(value) + 1
+    np.testing.assert_array_equal(plan, judged)
+
+
 def test_the_critics_that_value_a_plans_end_learn_at_every_real_step_and_are_saved_with_the_model():
     outcome, metrics, updates = trained(SWINGUP).result.outcome, trained(SWINGUP).result.metrics, 2 * SWINGUP.steps
     assert np.asarray(outcome.updates).tolist() == [updates, updates]
@@ -262,6 +282,14 @@ def test_it_is_trained_written_read_and_played_as_any_other_algorithm(config, tm
             "agent.target: 'steve' does not fit; the agent of a planner",
         ),
         (replace(CONFIG, agent=replace(CONFIG.agent, target="quantile")), "agent.target: 'quantile' does not fit"),
+        (
+            replace(CONFIG, planning=replace(CONFIG.planning, bonus="disagreement", propagation="ts1")),
+            "planning.bonus: 'disagreement' does not fit; it compares members",
+        ),
+        (
+            replace(CONFIG, planning=replace(CONFIG.planning, bonus="disagreement"), model=replace(CONFIG.model, members=1)),
+            "planning.bonus: 'disagreement' does not fit; it compares members, of which there must be several",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config, message):

@@ -213,11 +213,11 @@ def test_continuous_candidates_are_gaussian_cut_to_the_range_of_actions():
 # ---------------------------------------------------------------------------------------------------------- what sequences earn
 
 
-def earned(config, line, actions, start=0.0, value=None):
+def earned(config, line, actions, start=0.0, value=None, explore=False):
     @jax.jit
     def returns(members, start, actions, key):
         drawn = draw_particles(config, line.world, key, ())
-        return returns_of(config, line.world, members, start, actions, drawn, value)
+        return returns_of(config, line.world, members, start, actions, drawn, value, explore=explore)
 
     return np.asarray(returns(line.members, np.array([start], np.float32), actions, jax.random.key(0)))
 
@@ -246,6 +246,27 @@ def test_particles_stay_with_their_members_or_change_them():
     np.testing.assert_allclose(earned(replace(CONFIG, propagation="ts_infinity"), unlike, right, -2.0), [stay], rtol=1e-5)
     mixed = earned(replace(CONFIG, propagation="ts1", particles=64), unlike, right, -2.0)
     assert mixed[0] > stay + 0.5  # who has gone by 1 and by 3 is nearer than who has gone by 1 twice or by 3 twice
+
+
+def test_while_it_explores_a_candidate_earns_by_how_far_its_members_are_apart():
+    unlike = line(move=(1.0, 3.0))
+    config = replace(CONFIG, discount=0.9, bonus="disagreement", bonus_weight=5.0)
+    actions = np.array([[1, 1, 1, 1], [1, 0, 1, 0]], np.int32)
+    plain = earned(config, unlike, actions)
+    np.testing.assert_array_equal(plain, earned(replace(config, bonus="none"), unlike, actions, explore=True))
+    path = np.cumsum(2 * actions - 1, axis=1)
+    deviation = np.abs(path)  # of a member at the path and one at three times the path
+    expected = (5.0 * deviation * 0.9 ** np.arange(H)).sum(1)
+    np.testing.assert_allclose(earned(config, unlike, actions, explore=True) - plain, expected, rtol=1e-4)
+
+
+def test_the_bonus_is_in_units_of_the_typical_change():
+    unlike = line(move=(1.0, 3.0))
+    normaliser = unlike.members.normaliser
+    wide = unlike._replace(members=unlike.members._replace(normaliser=normaliser._replace(target_std=4 * normaliser.target_std)))
+    config, actions = replace(CONFIG, bonus="disagreement"), np.array([[1, 1, 1, 1]], np.int32)
+    one, other = (earned(config, each, actions, explore=True) - earned(config, each, actions) for each in (unlike, wide))
+    np.testing.assert_allclose(one, other, rtol=1e-4)  # four times as far apart, and so is what is typical
 
 
 def test_candidates_meet_the_same_noise():
