@@ -47,6 +47,7 @@ class State(NamedTuple):
     real: ReplayState
     model: Any  # the world model's
     controller: Any  # what the horizon controller carries
+    error: Array  # [] of the model's Jacobians in the last window, minus infinity before the first
     agent: PGState
 
 
@@ -167,6 +168,7 @@ def make_train(
             real=real,
             model=world.init(stream(key, Stream.MODEL)),
             controller=horizon.init(config.copies, world.spec),
+            error=jnp.full((), -jnp.inf),
             agent=agent_of(hyper).init(stream(key, Stream.AGENT)),
         )
         return state, collected
@@ -179,12 +181,12 @@ def make_train(
         params = world.acting(state.model)
 
         def step(carry: Any, draws: Draws) -> tuple[Any, tuple[WindowLog, SurrogateLog]]:
-            time, carried, real, now = carry
+            time, carried, before, real, now = carry
 
             # unroll a window, and differentiate its objective with respect to the actor
             def loss(actor: Params) -> tuple[Array, Any]:
                 policy = partial(learner.relaxed, actor)
-                after, window = unroll(hyper, task, world, params, horizon, policy, carried, time, draws)
+                after, window = unroll(hyper, task, world, params, horizon, policy, carried, time, before, draws)
                 value = learner.values(now.target.critic, window.path.next_observation)
                 gain = objective(window.path, value, hyper.agent.discount)
                 entropy = jnp.mean(learner.policy.entropy(learner.outputs(actor, jax.lax.stop_gradient(window.path.observation))))
@@ -201,12 +203,12 @@ def make_train(
             ended = (window.path.terminated | window.path.truncated).astype(error.dtype)
             log = WindowLog(error, scaled, entropy, norm, 1 / jnp.mean(ended))
             surrogate = measure_surrogate(config, task, world, params, window)
-            return (time + config.window_transitions, carried, real, now), (log, surrogate)
+            return (time + config.window_transitions, carried, jnp.mean(surrogate.error), real, now), (log, surrogate)
 
         key, windows = stream(state.key, Stream.ROUND, state.time), steps // config.window_transitions
-        carry = (state.time, (state.episode, state.controller), state.real, state.agent)
-        (time, carried, real, now), logs = training.scan_round(step, carry, partial(draw, config, task), key, windows)
-        return state._replace(time=time, episode=carried[0], controller=carried[1], real=real, agent=now), logs
+        carry = (state.time, (state.episode, state.controller), state.error, state.real, state.agent)
+        (time, carried, before, real, now), logs = training.scan_round(step, carry, partial(draw, config, task), key, windows)
+        return state._replace(time=time, episode=carried[0], controller=carried[1], error=before, real=real, agent=now), logs
 
     def close(state: State, hyper: DMOConfig, logs: tuple[WindowLog, SurrogateLog]) -> tuple[State, Metrics]:
         agent = agent_of(hyper)

@@ -98,6 +98,7 @@ def unroll(
     policy: Policy,
     carried: tuple[EnvironmentState, Any],
     time: Array,
+    error: Array,
     draws: Draws,
 ) -> tuple[tuple[EnvironmentState, Any], Window]:
     """Unroll a window by the gradient that ``config.gradient`` names, as a function of the policy.
@@ -111,6 +112,7 @@ def unroll(
       policy: with relaxed actions.
       carried: episodes [N] in progress, and what the controller carries.
       time: [] int32 steps of the simulators so far.
+      error: [] of the surrogate in the window before, minus infinity before the first.
       draws: of one window, and the pool.
 
     """
@@ -144,6 +146,7 @@ def unroll(
             member=none,
             everyone=None,
             truth=None,
+            gradient_error=jnp.broadcast_to(error[None], (config.copies,)),
         )
         horizon, decision = controller.step(horizon, view)
         path = path._replace(truncated=path.truncated | decision.stop)

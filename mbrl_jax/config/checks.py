@@ -22,10 +22,10 @@ from mbrl_jax.config.schema import (
     RunConfig,
 )
 
-WINDOWED = ("fixed", "schedule")
-"""The horizon controllers that ask nothing of a rollout but its depth, and so end paths within a window of simulated steps."""
+WINDOWED = ("fixed", "schedule", "gradient_error")
+"""The horizon controllers that end paths within a window of simulated steps: they do not ask what members predict of a state."""
 
-STOPS_BY_DEPTH = ("fixed", "schedule", "m2ac", "three_model")
+STOPS_BY_DEPTH = ("fixed", "schedule", "m2ac", "three_model", "gradient_error")
 """The horizon controllers that end a rollout at a depth, whatever the model says of the state there."""
 
 

@@ -78,7 +78,10 @@ class Case:
         number = jnp.zeros(shape, jnp.int32)
         drawn = windows.Draws(jnp.zeros(shape), jnp.zeros((*shape, self.task.spec.action_size)), number, number, fresh)
         time, policy = jnp.zeros((), jnp.int32), lambda s, uniform, random: self.act(gain, s)
-        return windows.unroll(self.config, self.task, self.world, None, self.controller, policy, (episode, ()), time, drawn)[1]
+        before = jnp.zeros(())
+        return windows.unroll(
+            self.config, self.task, self.world, None, self.controller, policy, (episode, ()), time, before, drawn
+        )[1]
 
     def objective(self, gain, episode, fresh):
         path = self.window(gain, episode, fresh).path
@@ -352,6 +355,23 @@ def test_the_surrogate_s_error_is_nothing_for_the_true_model(measure):
         np.testing.assert_allclose(found.error, 0, atol=1e-6)
         np.testing.assert_allclose(found.cosine, 1, atol=1e-6)
         assert found.error.shape == (WINDOW,)
+
+
+def test_the_window_s_length_follows_the_error_of_the_window_before():
+    errors = {}
+    for name, (low, high) in {"right": (1e3, 1e6), "wrong": (0.0, 1e-9)}.items():
+        errors[name] = controller_settings("gradient_error", low=low, high=high, first=3.0, limit=5.0)
+    config = replace(CONFIG, controller=errors["right"])
+    algorithm = dmo.make_train(config)
+    state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    learn = jax.jit(lambda state, hyper: algorithm.learn(state, hyper, 72))
+    lengths, realised = {}, {}
+    for name, settings in errors.items():
+        after, (log, surrogate) = learn(state, replace(config, controller=settings))
+        lengths[name], realised[name] = float(after.controller.length), np.asarray(log.path_length).tolist()
+        assert float(after.error) == pytest.approx(float(np.asarray(surrogate.error)[-1].mean()), rel=1e-5)
+    assert lengths == {"right": 5.0, "wrong": 1.0}  # of the first window nothing is known yet
+    assert realised["wrong"] == [3.0, 2.0, 1.0]
 
 
 # ---------------------------------------------------------------------------------------------------------------- refusals

@@ -17,6 +17,7 @@ from jax import Array
 from mbrl_jax import config as config_
 from mbrl_jax.config import ConfigError, ControllerConfig, LanesConfig
 from mbrl_jax.imagination.horizon.depth import fixed, schedule
+from mbrl_jax.imagination.horizon.gradient_error import gradient_error
 from mbrl_jax.imagination.horizon.infoprop import infoprop
 from mbrl_jax.imagination.horizon.m2ac import m2ac
 from mbrl_jax.imagination.horizon.macura import macura
@@ -79,6 +80,7 @@ for _make in (
     infoprop,
     three_model,
     oracle,
+    gradient_error,
 ):
     register(_make.__name__, _make)
 
@@ -188,4 +190,9 @@ def check_controller(
         )
     if controller.needs_truth and dynamics is None:
         raise ConfigError(f"environment.name: {spec.name!r} does not fit; {name!r} needs known real dynamics")
+    if controller.needs_gradient_error:
+        raise ConfigError(
+            f"imagination.controller.kind: {name!r} does not fit; lanes do not measure the error of the model's gradients, "
+            "the windows of 'dmo' do"
+        )
     jax.eval_shape(lambda: controller.init(config.lanes, spec))

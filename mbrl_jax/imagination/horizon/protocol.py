@@ -29,6 +29,8 @@ class View(NamedTuple):
     member: Array  # [K] int32, which member predicted
     everyone: Prediction | None  # leaves [M, K, ...], every member's prediction; none unless asked for
     truth: Array | None  # [K, D] where the real dynamics lead; none unless asked for, and no method may ask
+    gradient_error: Array | None = None  # [K] relative error of the model's Jacobians in the window before, minus infinity before
+    # the first one; none outside windows of simulated steps
 
 
 class Decision(NamedTuple):
@@ -53,6 +55,7 @@ class HorizonController(NamedTuple):
       needs_variance: whether the members must predict variances.
       needs_drawn: whether one drawn member must have moved each lane.
       needs_truth: whether ``view.truth`` must be there. For research on what a perfect judge of the model would do.
+      needs_gradient_error: whether ``view.gradient_error`` must be there. Lanes do not have it, windows of simulated steps do.
 
     """
 
@@ -63,6 +66,7 @@ class HorizonController(NamedTuple):
     needs_variance: bool = False
     needs_drawn: bool = False
     needs_truth: bool = False
+    needs_gradient_error: bool = False
 
 
 def limits(**numbers: Limits) -> Callable[[Make], Make]:
