@@ -67,7 +67,7 @@ function drawWorld() {
 }
 
 function drawFan() {
-  const at = fan.getContext("2d"), { width, height } = fan, left = 56, bottom = height - 40;
+  const at = fan.getContext("2d"), { width, height } = fan, left = 72, bottom = height - 40;
   const degrees = value => bottom / 2 - value * 180 / Math.PI / 15 * (bottom / 2 - 10);
   const time = step => left + step / HORIZON * (width - left - 12);
   at.clearRect(0, 0, width, height);
@@ -83,7 +83,7 @@ function drawFan() {
     at.lineTo(width - 12, y);
     at.stroke();
     at.globalAlpha = 1;
-    at.fillText(`${mark}°`, left - 6, y + 8);
+    at.fillText(`${mark < 0 ? "−" : ""}${Math.abs(mark)}°`, left - 6, y + 8);
   }
   at.fillText(`${(HORIZON * STEP).toFixed(0)} s`, width - 12, height - 10);
   at.textAlign = "left";
