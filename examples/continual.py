@@ -1,7 +1,7 @@
 """Close the loop: serve a policy, let reality change under it, train on what comes back, and serve the next policy.
 
 Run it from the checkout: ``python examples/continual.py --out continual``. A run is trained and exported, and a server started.
-Real episodes are then played against the server on a cart whose pole is much heavier than the one that the policy knows. Their
+Real episodes are then played against the server on a cart whose motor has been connected the wrong way round. Their
 transitions go to the server, which keeps them. The next run learns from them with the old model as its start; its export is taken
 up by the same server, and the same episodes are played again.
 """
@@ -21,10 +21,10 @@ from mbrl_jax.runs import command_line
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config", default="configs/cartpole_best.yaml")
 parser.add_argument("--seeds", type=int, default=8)
-parser.add_argument("--mass", type=float, default=14.0, help="of the heavier pole, kg; the policy knows one of 0.1 kg")
-parser.add_argument("--transitions", type=int, default=5_000, help="real ones, of the heavier pole")
+parser.add_argument("--force", type=float, default=-10.0, help="of the motor after the change, N; the policy knows one of 10 N")
+parser.add_argument("--transitions", type=int, default=5_000, help="real ones, of the reversed motor")
 parser.add_argument("--episodes", type=int, default=50, help="that judge a policy")
-parser.add_argument("--random", type=float, default=0.3, help="share of random actions while transitions are collected")
+parser.add_argument("--random", type=float, default=0.5, help="share of random actions while transitions are collected")
 parser.add_argument("--steps", type=int, default=500, help="of an episode at most")
 parser.add_argument("--out", type=Path, default=Path("continual"))
 
@@ -35,16 +35,20 @@ def main(options: argparse.Namespace) -> None:
     train(options, runs / "1")
     command_line.main(["export", str(runs / "1"), "--out", str(exports / "1"), "--best", "--what", "policy"])
     with Server(exports, data) as server:
-        usual = play(server, options, mass=0.1)
-        before = play(server, options, mass=options.mass)
+        usual = play(server, options, force=10.0)
+        before = play(server, options, force=options.force)
         collect(server, options)
         server.connection.close()  # training takes longer than a server waits; the next request opens it again
         parts = sorted(map(str, data.glob("*.parquet")))
         train(options, runs / "2", "--data", *parts, "--from", str(runs / "1"))
         command_line.main(["export", str(runs / "2"), "--out", str(exports / "2"), "--best", "--what", "policy"])
         print(f"serves {server.ask('/reload', {})['export']}")
-        after = play(server, options, mass=options.mass)
-    for name, returns in (("the pole it knows", usual), ("the heavier pole", before), ("the heavier pole, trained again", after)):
+        after = play(server, options, force=options.force)
+    for name, returns in (
+        ("the motor it knows", usual),
+        ("the reversed motor", before),
+        ("the reversed motor, trained again", after),
+    ):
         print(f"{name:32} mean return {np.mean(returns):.1f}")
 
 
@@ -81,33 +85,36 @@ class Server:
         return told
 
 
-def cart(mass: float) -> gymnasium.Env:
-    """CartPole-v1 with a pole of another mass, kg."""
+def cart(force: float) -> gymnasium.Env:
+    """CartPole-v1 with a motor of another force, N."""
     env = gymnasium.make("CartPole-v1")
-    physics = env.unwrapped
-    physics.masspole, physics.total_mass = mass, mass + physics.masscart
-    physics.polemass_length = mass * physics.length
+    env.unwrapped.force_mag = force
     return env
 
 
-def play(server: Server, options: argparse.Namespace, mass: float) -> list[float]:
-    """Returns of episodes by the served policy, from the same starts each time."""
-    env, returns = cart(mass), []
-    for number in range(options.episodes):
-        observation, _ = env.reset(seed=1_000 + number)
-        total, ended = 0.0, False
-        while not ended and total < options.steps:
-            action = server.ask("/act", {"observation": observation.tolist()})["action"]
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total, ended = total + float(reward), terminated or truncated
-        returns.append(total)
-    env.close()
+def play(server: Server, options: argparse.Namespace, force: float) -> list[float]:
+    """Returns of episodes side by side by the served policy, from the same starts each time."""
+    carts = [cart(force) for _ in range(options.episodes)]
+    seen = [env.reset(seed=1_000 + number)[0].tolist() for number, env in enumerate(carts)]
+    returns, running = [0.0] * len(carts), list(range(len(carts)))
+    for _ in range(options.steps):
+        going, actions = [], server.ask("/act", {"observation": [seen[number] for number in running]})["action"]
+        for number, action in zip(running, actions, strict=True):
+            observation, reward, terminated, truncated, _ = carts[number].step(action)
+            seen[number], returns[number] = observation.tolist(), returns[number] + float(reward)
+            if not (terminated or truncated):
+                going.append(number)
+        running = going
+        if not running:
+            break
+    for env in carts:
+        env.close()
     return returns
 
 
 def collect(server: Server, options: argparse.Namespace) -> None:
-    """Send real transitions of the heavier pole, one episode a request."""
-    env, generator, sent, number = cart(options.mass), np.random.default_rng(0), 0, 0
+    """Send real transitions of the reversed motor, one episode a request."""
+    env, generator, sent, number = cart(options.force), np.random.default_rng(0), 0, 0
     while sent < options.transitions:
         observation, _ = env.reset(seed=number)
         rows, ended = [], False
@@ -121,7 +128,7 @@ def collect(server: Server, options: argparse.Namespace) -> None:
             observation, ended = after, terminated or truncated
         names = ("observation", "action", "reward", "next_observation", "terminated", "truncated")
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        sent, number = sent + server.ask("/transitions", {"episode": f"heavy {number}", **columns})["kept"], number + 1
+        sent, number = sent + server.ask("/transitions", {"episode": f"reversed {number}", **columns})["kept"], number + 1
     print(f"{server.ask('/transitions/seal', {})['sealed']} transitions of {number} episodes")
     env.close()
 

@@ -41,9 +41,9 @@ def test_what_comes_back_from_reality_is_learned_from_and_served(tmp_path):
     assert int(sealed.split()[0]) >= 300
     assert "serves 2" in lines
     assert [line.split("mean return")[0].strip() for line in lines[-3:]] == [
-        "the pole it knows",
-        "the heavier pole",
-        "the heavier pole, trained again",
+        "the motor it knows",
+        "the reversed motor",
+        "the reversed motor, trained again",
     ]
     assert all(1 <= float(line.split()[-1]) <= 20 for line in lines[-3:])
 
