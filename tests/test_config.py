@@ -422,6 +422,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
         "model.weight_decay",
         "model.laplacian_weight",
         "model.termination_weight",
+        "model.value_share",
         "imagination.cap",
         "imagination.epsilon",
         "imagination.penalty_weight",

@@ -271,4 +271,6 @@ def policy_gradient_agent(config: PolicyGradientConfig, spec: EnvironmentSpec) -
         update=update,
         draw=lambda key, shape: None,
         minibatches=None,
+        valuing=(lambda state: state.target.critic) if config.baseline == "value" else None,
+        value=learner.values if config.baseline == "value" else None,
     )

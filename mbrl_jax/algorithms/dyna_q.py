@@ -128,7 +128,7 @@ def make_train(
     def agent_of(hyper: DynaQConfig) -> Agent:
         return make_agent(hyper.agent, task.spec)
 
-    agent_of(config), imagination_of(config)  # refuse what does not fit the task
+    phases.check_value(config, imagination_of(config).world, agent_of(config))  # they refuse what does not fit the task
     if engine is not None and controller is not None:
         raise ConfigError("engine: one does not fit a controller of one's own; leave out one of the two")
     if engine is not None and config.data is not None:

@@ -117,7 +117,7 @@ def make_train(
     def agent_of(hyper: ImaginedPGConfig) -> Agent:
         return make_agent(hyper.agent, task.spec)
 
-    imagination_of(config)  # refuses what does not fit the task
+    phases.check_value(config, imagination_of(config).world, agent_of(config))  # they refuse what does not fit the task
 
     def init(key: Array, hyper: ImaginedPGConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper

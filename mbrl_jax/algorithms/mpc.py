@@ -261,7 +261,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
         return State(time, state.key, episode, real, state.model, plan, learner), logs
 
     def close(state: State, hyper: MPCConfig, logs: tuple[PlanLog, Any]) -> tuple[State, Metrics]:
-        state, refit_log = phases.refit(planner_of(hyper, task).world, state)
+        state, refit_log = phases.refit(planner_of(hyper, task).world, state, agent=agent_of(hyper))
         starts = task.draw_resets(stream(state.key, Stream.CURVE, state.time), (config.evaluation.curve_episodes,))
         curve = jnp.mean(returns_from(state, hyper, starts, stream(state.key, Stream.PLANNING, state.time)))
         plan_log, update_log = training.average_blocks(logs, config.metric_steps)
@@ -293,7 +293,7 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
 def _check_task(config: MPCConfig, task: Environment) -> None:
     """Refuse a planner that does not suit the task's actions."""
     planning = config.planning
-    valuing_agent(config, task)
+    phases.check_value(config, phases.world_of(config, task), valuing_agent(config, task))
     if planning.method != "enumeration":
         return
     if task.spec.continuous:

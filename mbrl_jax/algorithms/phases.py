@@ -18,7 +18,7 @@ from mbrl_jax.agents.protocol import Agent, Policy
 from mbrl_jax.algorithms import selection, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, stream
-from mbrl_jax.config import ImaginingConfig, RunConfig, check, holdout_stride
+from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, check, holdout_stride
 from mbrl_jax.engine import PLAIN, Engine
 from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_collection, from_pool
 from mbrl_jax.environments import collect as collect_transitions
@@ -237,9 +237,38 @@ def fit(world: WorldModel, state: Any, how: Callable[..., tuple[Any, FitLog]] | 
     return state._replace(model=model), log
 
 
-def refit(world: WorldModel, state: Any, how: Callable[..., tuple[Any, FitLog]] | None = None) -> tuple[Any, FitLog]:
-    """Fit the model again, to all real transitions so far; ``how`` stands for the world's own ``refit``."""
-    model, log = (world.refit if how is None else how)(state.model, state.real, stream(state.key, Stream.REFIT, state.time))
+def check_value(config: Any, world: WorldModel, agent: Agent | None) -> None:
+    """Refuse a loss that knows the agent's value where there is none to know.
+
+    Raises:
+      ConfigError: the agent has no value, or the model is fitted once, before the agent has learned one.
+
+    """
+    if not world.spec.wants_value:
+        return
+    if config.protocol == "batch":
+        told = "knows the agent's value, and in the 'batch' protocol the model is fitted before there is one"
+        raise ConfigError(f"model.loss: {config.model.loss!r} {told}; protocol must be 'interactive'")
+    if agent is None or agent.value is None:
+        told = "needs an agent with a value: q_learning, sac, or policy_gradient with baseline 'value'"
+        raise ConfigError(f"model.loss: {config.model.loss!r} {told}")
+
+
+def refit(
+    world: WorldModel, state: Any, how: Callable[..., tuple[Any, FitLog]] | None = None, agent: Agent | None = None
+) -> tuple[Any, FitLog]:
+    """Fit the model again, to all real transitions so far; ``how`` stands for the world's own ``refit``.
+
+    A model whose loss knows the value gets that of ``agent``.
+    """
+    known: dict[str, Any] = {}
+    if world.spec.wants_value:
+        assert agent is not None, "check_value refuses it"
+        assert agent.value is not None
+        assert agent.valuing is not None
+        known = {"value": partial(agent.value, agent.valuing(state.agent))}
+    key = stream(state.key, Stream.REFIT, state.time)
+    model, log = (world.refit if how is None else how)(state.model, state.real, key, **known)
     return state._replace(model=model), log
 
 
@@ -299,7 +328,7 @@ def end_of_round(
     """
     log, interactive, now = None, config.protocol == "interactive", state
     if interactive:
-        now, log = refit(imagination.world, now, how)
+        now, log = refit(imagination.world, now, how, agent)
         now = calibrate(imagination, replay, now)
     score = chosen_score = is_chosen = None
     if config.selection.choose:

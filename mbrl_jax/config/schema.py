@@ -70,7 +70,15 @@ class ModelConfig(WorldConfig):
     """Whether a member predicts mean and log-variance, or a mean only."""
     loss: str = static("likelihood")
     """A member's loss, by its registered name: the negative log-likelihood, for deterministic members the squared error;
-    beta_likelihood learns more where errors are large."""
+    beta_likelihood learns more where errors are large. vagram and itervaml know the agent's value and are for refits, after a
+    first fit by the likelihood (interactive protocol)."""
+    value_share: float = traced(1.0, minimum=0, maximum=1)
+    """Weight of a loss that knows the value (vagram, itervaml) in a member's loss; the likelihood has the rest."""
+    value_samples: int = static(4, minimum=2)
+    """Samples of a Gaussian member's prediction that its expected value is the mean of (loss: itervaml)."""
+    value_correction: bool = static(True)
+    """Whether the variance of that mean is taken off the loss (loss: itervaml), without which members learn to predict too small
+    a variance."""
     learn_bounds: bool = static(False)
     """Whether the log-variance bounds (0.5 and -10) are learned."""
     reward: Literal["auto", "known", "learned"] = static("auto")

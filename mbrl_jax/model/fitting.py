@@ -16,7 +16,7 @@ from jax import Array
 from mbrl_jax import draws
 from mbrl_jax.config import ConfigError
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import losses
+from mbrl_jax.model import losses, valuing
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
 from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.networks import ADAM, Params, adam_step
@@ -43,6 +43,7 @@ class FitData(NamedTuple):
     holdout: Array  # [N // stride] int32, row numbers of the holdout
     holdout_weight: Array  # [N // stride] 1 for rows that hold data, else 0
     stride: int
+    valued: valuing.Valued | None = None  # for a loss that knows the value
     training: Array | None = None  # [n] int32 row numbers of the training rows, where they are not all but every ``stride``-th
 
 
@@ -132,17 +133,30 @@ def refit(
     key: Array,
     stride: int,
     pass_over: Pass | None = None,
+    value: valuing.Value | None = None,
 ) -> tuple[ModelState, FitLog]:
     """Fit on from the present parameters by ``config.refit_batches`` minibatches, drawn with replacement from data that grow.
 
     With ``config.refit_passes`` above 1 and ``config.patience`` each member stops early, and never ends at a larger holdout error
     than it began with.
 
-    Args and returns as :func:`fit`; the first ``size`` [] rows are data.
+    Args and returns as :func:`fit`; the first ``size`` [] rows are data, and ``value`` is the agent's, for a loss that knows it.
+
+    Raises:
+      ValueError: the loss needs a value and there is none.
+
     """
     config = ensemble.config
     pass_over = partial(_pass_over, ensemble) if pass_over is None else pass_over
     normaliser, data = _prepare(ensemble, real, size, stride)
+    if config.loss in losses.VALUE_LOSSES:
+        if value is None:
+            raise ValueError(f"the loss {config.loss!r} needs the agent's value")
+        number, states = jnp.arange(real.reward.shape[0], dtype=jnp.int32), slice(ensemble.spec.observation_size)
+        counted = (number < size) & (number % stride != stride - 1)
+        key_samples = jax.random.fold_in(key, 2)
+        valued = valuing.prepare(value, real.next_observation, normaliser.target_std[states], counted, key_samples)
+        data = data._replace(valued=valued)
     key_batches, key_probes = jax.random.split(key)
     shape = (config.refit_batches, config.members, config.batch_size)
     batches = (draws.bits(key_batches, shape) % data.training_rows).astype(jnp.int32)
@@ -252,25 +266,34 @@ def _descend(
     """Adam steps of the members that do not rest [E], over minibatches [n, E, B] of training-row numbers; the mean loss [E]."""
     config = ensemble.config
 
-    def loss(learned: tuple[Params, Bounds], batch: Array) -> tuple[Array, Array]:
-        def one(params: Params, bounds: Bounds, rows: Array) -> Array:
-            columns = _columns(ensemble, rows)
-            return losses.member_loss(ensemble, params, bounds, *columns, directions)
+    def loss(learned: tuple[Params, Bounds], batch: Array, valued: tuple[Any, Array] | None) -> tuple[Array, Array]:
+        def one(params: Params, bounds: Bounds, rows: Array, own: Any) -> Array:
+            columns, known = _columns(ensemble, rows), None
+            if valued is not None:
+                assert data.valued is not None
+                known = data.valued._replace(rows=own, noise=valued[1])
+            return losses.member_loss(ensemble, params, bounds, *columns, directions, known)
 
-        each = jax.vmap(one)(*learned, batch)
+        each = jax.vmap(one)(*learned, batch, None if valued is None else valued[0])
         return jnp.sum(each), each
 
-    def step(carry: Any, batch: Array) -> tuple[Any, Array]:
+    def step(carry: Any, drawn: tuple[Array, Array | None]) -> tuple[Any, Array]:
+        batch, number = drawn
         # Skip the held-out rows.
         row = batch + batch // (data.stride - 1) if data.training is None else data.training[batch]
         table = data.table.at[row].get(mode="promise_in_bounds")
         learned, optimizer = carry[:2], carry[2]
-        gradients, each = jax.grad(loss, has_aux=True)(learned, table)
+        valued = None
+        if data.valued is not None:
+            assert number is not None
+            valued = valuing.minibatch(data.valued, row, config.value_samples, number)
+        gradients, each = jax.grad(loss, has_aux=True)(learned, table, valued)
         learned, optimizer = adam_step(learned, optimizer, gradients, config.learning_rate)
         after = (*learned, optimizer)
         return after if resting is None else _per_member(resting, carry, after), each
 
-    end, each = jax.lax.scan(step, start, batches)
+    numbers = None if data.valued is None else jnp.arange(batches.shape[0], dtype=jnp.int32)
+    end, each = jax.lax.scan(step, start, (batches, numbers))
     return end, jnp.mean(each, axis=0)
 
 

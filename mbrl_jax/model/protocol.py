@@ -37,6 +37,7 @@ class ModelSpec(NamedTuple):
     has_variance: bool  # whether members predict variances
     reward_known: bool  # whether the reward is the task's own function, not a member's
     one_mover: bool = True  # whether one member alone moves each rollout
+    wants_value: bool = False  # whether a refit is by a loss that knows the agent's value
 
 
 class FitLog(NamedTuple):
@@ -58,7 +59,8 @@ class WorldModel(NamedTuple):
       spec: sizes and what members can tell.
       init: ``key -> state``, unfitted.
       fit: ``(state, real, key) -> (state, FitLog)``: the first fit, to the transitions that were collected beforehand.
-      refit: the same later on, from the present state, to all real transitions.
+      refit: the same later on, from the present state, to all real transitions. Where ``spec.wants_value`` it is handed the
+        agent's value too, as ``value``: ``features [..., F] -> [...]``.
       acting: ``state -> params``.
       draw: ``(key_choice, key_noise, shape) -> draws``: the random numbers of one imagined step of rollouts ``shape[-1]``, with
         the other axes leading; one key for what chooses among members, one for noise.
@@ -77,7 +79,7 @@ class WorldModel(NamedTuple):
     spec: ModelSpec
     init: Callable[[Array], Any]
     fit: Callable[[Any, ReplayState, Array], tuple[Any, FitLog]]
-    refit: Callable[[Any, ReplayState, Array], tuple[Any, FitLog]]
+    refit: Callable[..., tuple[Any, FitLog]]
     acting: Callable[[Any], Any]
     draw: Callable[[Array, Array, tuple[int, ...]], Any]
     start: Callable[[Any, ReplayState, Array], Any]

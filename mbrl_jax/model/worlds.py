@@ -12,6 +12,7 @@ from mbrl_jax.environments import Environment
 from mbrl_jax.model import fitting, losses, sampling
 from mbrl_jax.model.ensemble import Ensemble
 from mbrl_jax.model.protocol import FitLog, ModelSpec, WorldModel
+from mbrl_jax.model.valuing import Value
 from mbrl_jax.replay import Replay, ReplayState
 
 
@@ -109,9 +110,9 @@ def world_of(
         first = jax.tree.map(lambda leaf: leaf[:first_rows], rows)
         return fitting.fit(ensemble, state, first, key, stride, holdout=holdout)
 
-    def refit(state: Any, data: ReplayState, key: Array) -> tuple[Any, FitLog]:
+    def refit(state: Any, data: ReplayState, key: Array, value: Value | None = None) -> tuple[Any, FitLog]:
         rows, _ = real.contents(data)
-        return fitting.refit(ensemble, state, rows, real.size(data), key, stride)
+        return fitting.refit(ensemble, state, rows, real.size(data), key, stride, value=value)
 
     def start(params: Any, data: ReplayState, bits: Array) -> Array:
         return real.sample(data, bits).observation
@@ -131,6 +132,7 @@ def world_of(
             has_variance=ensemble.config.prediction == "gaussian",
             reward_known=not ensemble.learns_reward,
             one_mover=by not in sampling.UNDIVIDED,
+            wants_value=ensemble.config.loss in losses.VALUE_LOSSES,
         ),
         init=partial(fitting.init, ensemble),
         fit=fit,
