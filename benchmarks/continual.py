@@ -2,7 +2,7 @@
 
     python benchmarks/continual.py RUNS
 
-For each of 8 seeds it does what `examples/continual.py` does. A policy of `cartpole_best` is exported and served. It plays 50
+For each of 6 seeds it does what `examples/continual.py` does. A policy of `cartpole_best` is exported and served. It plays 50
 real episodes with the motor that it knows, 10 N, and the same 50 with a motor that pulls the other way. 5,000 transitions of the
 reversed motor, of which half are random actions, go to the server. The seed is trained again on them with its old model as the
 start, the same server takes up the new export, and the same 50 episodes are played once more.
@@ -34,7 +34,7 @@ from mbrl_jax import packages, statistics, strict_json
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "serving" / "continual.json"
 PRESET = str(ROOT / "configs" / "cartpole_best.yaml")
-TRAINED, SEEDS = 16, 8  # policies on which changes were tried, and those of them that are trained again
+TRAINED, SEEDS = 16, 6  # policies on which changes were tried, and those of them that are trained again
 KNOWN, REVERSED = 10.0, -10.0  # N
 PACKAGES = ("jax", "numpy", "onnxruntime", "gymnasium", "fastapi", "uvicorn")
 

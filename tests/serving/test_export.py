@@ -355,6 +355,14 @@ def test_a_planner_in_onnx_is_refused(tmp_path):
     writing._check_planner(Asked(what="model"), planning=True)
 
 
+def test_a_difference_is_relative_to_the_number_to_what_is_usual_or_to_one():
+    ours = np.array([[100.0, 0.1], [-100.0, 0.2], [1.0, 50.0]], np.float32)
+    theirs = ours + np.array([[1e-3, 1e-6], [1e-3, 1e-6], [1e-3, 1e-3]], np.float32)
+    expected = [[1e-5, 1e-6], [1e-5, 1e-6], [1e-5, 2e-5]]  # the third is over 100, as most of its column, and the last over 50
+    np.testing.assert_allclose(agreement.relative(ours, theirs), expected, rtol=0.05)
+    assert agreement.relative(ours[:0], theirs[:0]).shape == (0, 2)
+
+
 def test_shares_differences_and_returns_on_both_sides_of_their_tolerance():
     told = {"largest_difference": {"values": 1e-5}, "equal": {"action": 0.999}, "model_error": None}
     assert agreement.failures(told, agreement.FLOAT) == []

@@ -22,7 +22,7 @@ POLICIES = ("policy", "vote")
 class Tolerance(NamedTuple):
     """What a file of a precision must reach; none where nothing is asked."""
 
-    difference: float | None  # largest, of every float output, relative to numbers above 1
+    difference: float | None  # largest, of every float output, as :func:`relative` has it
     equal: float  # share of equal actions, and of equal flags
     model_error: float | None  # root mean square error of the next observation, in deviations of what real steps change
 
@@ -54,6 +54,16 @@ def outputs_of(run: Run, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
+def relative(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """[B, ...] differences over the number's own magnitude, the median magnitude of that output, or 1: the largest of them.
+
+    Where an output is about 100 in most rows, a number of 1 is the difference of such numbers, and rounded as they are.
+    """
+    size = np.abs(ours.astype(np.float64))
+    usual = np.median(size, axis=0, keepdims=True) if len(size) else size
+    return np.abs(theirs.astype(np.float64) - ours) / np.maximum(1.0, np.maximum(size, usual))
+
+
 def compare(graph: Graph, expected: Sequence[np.ndarray], found: Sequence[np.ndarray], rows: Rows) -> dict[str, Any]:
     """Set the outputs of a file beside the library's, both on the same real rows.
 
@@ -71,7 +81,7 @@ def compare(graph: Graph, expected: Sequence[np.ndarray], found: Sequence[np.nda
                 f"{port.name}: {theirs.dtype}{list(theirs.shape)} does not fit; it must be {ours.dtype}{list(ours.shape)}"
             )
         if ours.dtype.kind == "f":
-            distance = np.abs(theirs.astype(np.float64) - ours) / np.maximum(1.0, np.abs(ours))
+            distance = relative(ours, theirs)
             differences[port.name] = float(np.max(distance, initial=0.0)) if np.isfinite(distance).all() else float("inf")
         if ours.dtype.kind != "f" or port.name == "action":
             equal[port.name] = float(np.mean(_equal(port, ours, theirs)))
