@@ -32,6 +32,7 @@ from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.imagination.lanes import LaneDraws, LaneLog, Lanes
+from mbrl_jax.imagination.mismatch import Mismatch
 from mbrl_jax.model.protocol import FitLog, WorldModel
 from mbrl_jax.networks import Params
 from mbrl_jax.replay import ReplayState, make_replay
@@ -66,6 +67,7 @@ class Metrics(NamedTuple):
     is_chosen: Array | None  # [] bool, whether this round's snapshot became the chosen one
     refit: FitLog | None  # leaves [E], none in the batch protocol
     frozen: Array  # [] bool, the learner has gone non-finite
+    mismatch: Mismatch | None = None  # none unless it is asked for
 
 
 class Draws(NamedTuple):
@@ -129,6 +131,7 @@ def make_train(
         return make_agent(hyper.agent, task.spec)
 
     phases.check_value(config, imagination_of(config).world, agent_of(config))  # they refuse what does not fit the task
+    phases.check_mismatch(config, task, agent_of(config))
     if engine is not None and controller is not None:
         raise ConfigError("engine: one does not fit a controller of one's own; leave out one of the two")
     if engine is not None and config.data is not None:
@@ -203,7 +206,8 @@ def make_train(
         refit = None if parts.refit is None else partial(parts.refit, hyper)
         state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state, parts, refit)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
-        return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
+        told = phases.mismatch_of(hyper, task, real_replay, imagination.world, agent, state)
+        return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen, mismatch=told)
 
     def finish(state: State, hyper: DynaQConfig) -> Outcome:
         judge = imagination_of(hyper).judge

@@ -36,6 +36,7 @@ from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.imagination.lanes import Act, LaneDraws, LaneLog, Lanes
+from mbrl_jax.imagination.mismatch import Mismatch
 from mbrl_jax.model.protocol import FitLog, WorldModel
 from mbrl_jax.networks import Params
 from mbrl_jax.replay import ReplayState, make_replay
@@ -69,6 +70,7 @@ class Metrics(NamedTuple):
     is_chosen: Array | None  # [] bool, whether this round's snapshot became the chosen one
     refit: FitLog | None  # leaves [E], none in the batch protocol
     frozen: Array  # [] bool, the learner has gone non-finite
+    mismatch: Mismatch | None = None  # none unless it is asked for
 
 
 class Draws(NamedTuple):
@@ -118,6 +120,7 @@ def make_train(
         return make_agent(hyper.agent, task.spec)
 
     phases.check_value(config, imagination_of(config).world, agent_of(config))  # they refuse what does not fit the task
+    phases.check_mismatch(config, task, agent_of(config))
 
     def init(key: Array, hyper: ImaginedPGConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
@@ -188,7 +191,8 @@ def make_train(
         agent, imagination = agent_of(hyper), imagination_of(hyper)
         state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
-        return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen)
+        told = phases.mismatch_of(hyper, task, real_replay, imagination.world, agent, state)
+        return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen, mismatch=told)
 
     def finish(state: State, hyper: ImaginedPGConfig) -> Outcome:
         return phases.finish(config, task, agent_of(hyper), state, chosen=state.chosen, judge=imagination_of(hyper).judge)

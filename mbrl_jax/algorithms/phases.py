@@ -24,7 +24,7 @@ from mbrl_jax.environments import Environment, EnvironmentState, Transition, dra
 from mbrl_jax.environments import collect as collect_transitions
 from mbrl_jax.environments import data as data_
 from mbrl_jax.evaluation import play, play_imagined, play_with_memory
-from mbrl_jax.imagination import diagnosis, validation
+from mbrl_jax.imagination import diagnosis, mismatch, validation
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
@@ -365,6 +365,51 @@ def diagnose(
         state.real,
         state.time,
         stream(state.key, Stream.DIAGNOSIS),
+    )
+
+
+def check_mismatch(config: Any, task: Environment, agent: Agent) -> None:
+    """Refuse to tell a value's error apart where that cannot be done.
+
+    Raises:
+      ConfigError: the real dynamics cannot be asked, the transitions are logged ones, or the agent has no value.
+
+    """
+    if not config.evaluation.mismatch:
+        return
+    if config.data is not None:
+        raise ConfigError(
+            "evaluation.mismatch: True does not fit data; the real dynamics are asked, so there must be an environment"
+        )
+    mismatch.check_task(task)
+    if agent.value is None or not hasattr(config.agent, "discount"):
+        raise ConfigError(
+            "evaluation.mismatch: True needs an agent with a value and a discount: q_learning, sac, or policy_gradient with "
+            "baseline 'value'"
+        )
+
+
+def mismatch_of(
+    hyper: Any, task: Environment, replay: Replay, world: WorldModel, agent: Agent, state: Any
+) -> mismatch.Mismatch | None:
+    """Where the error of the agent's value comes from, as things stand at a round's end; none where nobody has asked."""
+    if not hyper.evaluation.mismatch:
+        return None
+    assert agent.value is not None
+    assert agent.valuing is not None
+    rows, _ = replay.contents(state.real)
+    stride = holdout_stride(hyper)
+    number = jnp.arange(rows.reward.shape[0] // stride, dtype=jnp.int32) * stride + stride - 1
+    return mismatch.decompose(
+        task,
+        world,
+        world.acting(state.model),
+        partial(agent.mode, agent.judged(state.agent)),
+        partial(agent.value, agent.valuing(state.agent)),
+        hyper.agent.discount,
+        rows.observation[number],
+        (number < replay.size(state.real)).astype(rows.reward.dtype),
+        stream(state.key, Stream.DIAGNOSIS, state.time),
     )
 
 

@@ -327,6 +327,9 @@ class EvaluationConfig:
     where: Literal["environment", "model"] = static("environment")
     """Whether policies are judged in the real environment or, where there is none that may be touched, in the learned model: then
     no real return is measured."""
+    mismatch: bool = static(False)
+    """Whether every round tells where the error of the agent's value comes from: the value function, the model, or the policy's
+    shift away from the data. It asks the real dynamics, and teaches the agent nothing."""
 
 
 @settings

@@ -19,6 +19,7 @@ from mbrl_jax.report.tasks import axis_names
 
 COLOURS = {"own policy": "#0b6e4f", "random policy": "#e08e45"}
 NLL, LOSS, MSE = "#0b6e4f", "#5b5f97", "#b0413e"
+PARTS = {"value": ("value function", "#5b5f97"), "model": ("model, on held-out data", "#0b6e4f"), "shift": ("shift", "#e08e45")}
 
 
 def section(entries: Sequence[Entry], figures: Figures) -> str:
@@ -35,6 +36,7 @@ def section(entries: Sequence[Entry], figures: Figures) -> str:
         parts.append(markup.side_by_side(*_fits(entry, figures)))
         if entry.run.config.protocol == "batch":
             parts.append(markup.paragraph("In the batch protocol the model is fitted once and never again."))
+        parts += mismatch(entry, figures)
         parts.append(_calibration(entry, figures))
     return markup.section("model", "Model", *parts)
 
@@ -107,6 +109,50 @@ def _draw_fit(entry: Entry, log: FitLog, x: np.ndarray, label: str, figures: Fig
         f"its axes; {told}",
     )
     return [likelihood, error]
+
+
+# ------------------------------------------------------------------------------------------------------------------- mismatch
+
+
+def mismatch(entry: Entry, figures: Figures) -> list[str]:
+    """Where the error of the agent's value came from, round by round; nothing where that was not measured."""
+    told = getattr(entry.run.result.metrics, "mismatch", None)
+    if told is None:
+        return []
+    kept = measures.finite_seeds(*told)
+    if not kept.any():
+        return [markup.paragraph(f"No seed of {entry.label} has a finite error of its value, so there is nothing to draw.")]
+    real, seeds = entry.run.config.protocol == "interactive", f"{kept.sum()} seeds.{left_out(kept)}"
+    x, label = steps_of(entry, real=real), "real transitions" if real else "steps of the main loop"
+    curves = {name: np.asarray(leaf, np.float64)[kept] for name, leaf in told._asdict().items()}
+
+    figure, (ax,) = new_axes()
+    for name, (meaning, colour) in PARTS.items():
+        draw_band(ax, x, curves[name], meaning, colour)
+    draw_band(ax, x, curves["total"], "total", "#222222")
+    ax.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_xlabel(label)
+    ax.set_ylabel("error of the value, return")
+    markup.legend(figure, columns=2)
+    parts = figures.add(
+        figure,
+        f"Parts of the error of the value of {entry.label}",
+        "Mean one-step error of the agent's value where its policy goes, told apart: what the value function has not learned in "
+        "the model, the model's error at held-out real states, and how much larger that is where the policy goes. Above 0 a "
+        f"state is valued too highly. IQM over seeds with its 95 % bootstrap interval, {seeds}",
+    )
+    figure, (ax,) = new_axes()
+    draw_band(ax, x, curves["model_share"], "model", PARTS["model"][1])
+    ax.set_ylim(0, 1)
+    ax.set_xlabel(label)
+    ax.set_ylabel("the model's share")
+    share = figures.add(
+        figure,
+        f"The model's share of the error of the value of {entry.label}",
+        "Mean magnitude of the model's part of the value's error over that and the value function's, where the policy goes: near "
+        f"1 the model limits the value, near 0 learning does. IQM over seeds with its 95 % bootstrap interval, {seeds}",
+    )
+    return [markup.side_by_side(parts, share)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- calibration
