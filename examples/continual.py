@@ -129,7 +129,8 @@ def collect(server: Server, options: argparse.Namespace) -> None:
         names = ("observation", "action", "reward", "next_observation", "terminated", "truncated")
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         sent, number = sent + server.ask("/transitions", {"episode": f"reversed {number}", **columns})["kept"], number + 1
-    print(f"{server.ask('/transitions/seal', {})['sealed']} transitions of {number} episodes")
+    server.ask("/transitions/seal", {})
+    print(f"{sent} transitions of {number} episodes")
     env.close()
 
 
