@@ -119,7 +119,8 @@ def first_at(told: dict[str, Any], mark: float) -> float:
 
 def stage_table(out: Path) -> None:
     """Print what is on file, and draw the learning curves."""
-    found = [strict_json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*_*.json"))]
+    paths = sorted(path for task in MARKS for path in out.glob(f"{task}_*.json"))
+    found = [strict_json.loads(path.read_text(encoding="utf-8")) for path in paths]
     tasks = [task for task in MARKS if any(told["task"] == task for told in found)]
     figure, axes = figures.new_figure(len(tasks))
     for ax, task in zip(axes, tasks, strict=True):

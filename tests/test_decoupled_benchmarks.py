@@ -1,6 +1,7 @@
 """What the studies of decoupled backpropagation compare, and how they measure it."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def test_the_steps_to_a_mark_are_those_at_which_the_curve_of_all_seeds_is_first_
     assert decoupled.first_at(told, 6.0) == 20
     assert decoupled.first_at(told, 9.0) == 30
     assert np.isnan(decoupled.first_at(told, 9.5))
+
+
+def test_the_table_tells_every_arm_on_file_and_passes_over_the_other_files_there(tmp_path, capsys):
+    for path in decoupled.OUT.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    decoupled.stage_table(tmp_path)
+    told = capsys.readouterr().out
+    for path in decoupled.OUT.glob("swingup_*.json"):
+        assert path.stem.removeprefix("swingup_") in told
+    assert (tmp_path / "decoupled.png").stat().st_size > 10_000
 
 
 def test_norm_variance_bias_and_cosine_of_made_up_gradients():
