@@ -68,6 +68,9 @@ LONG_FILES = (
     "runs/test_keeping.py",
     "runs/test_sweep_command.py",
     "agents/test_sac.py",
+    "algorithms/test_dmo.py",
+    "model/test_valuing.py",
+    "imagination/test_mismatch.py",
     "algorithms/test_probes.py",
 )
 MEMORY = Path("/proc/self/statm")  # Linux

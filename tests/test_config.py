@@ -4,6 +4,8 @@ import math
 import os
 import pwd
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -60,6 +62,12 @@ def test_a_saved_config_loads_back_equal(tiny, tmp_path):
     save(config, tmp_path / "preset.yaml")
     assert load(tmp_path / "preset.yaml") == config
     assert load(tmp_path / "preset.yaml") != tiny
+
+
+def test_a_config_is_saved_before_anything_else_of_the_library_was_imported(tmp_path):
+    program = f"from mbrl_jax.config import DynaQConfig, save; save(DynaQConfig(), {str(tmp_path / 'preset.yaml')!r})"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert load(tmp_path / "preset.yaml") == DynaQConfig()
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=ALGORITHMS)

@@ -11,10 +11,22 @@ from typing import Any, ClassVar
 from mbrl_jax.config.fields import ConfigError
 
 
+class _Name:
+    """The name of a kind whose room has not been imported: importing the rooms registers it."""
+
+    def __get__(self, settings: Any, owner: type) -> str:
+        for kinds in (AGENTS, MODELS, CONTROLLERS):
+            kinds.classes()
+        for each in owner.__mro__:
+            if isinstance(name := vars(each).get("kind"), str):
+                return name
+        raise AttributeError(f"{owner.__name__} is of no kind yet: register it")
+
+
 class Kind:
     """Settings of one kind, as :func:`mbrl_jax.config.settings` makes them; ``kind`` is the name that files have."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[str] = _Name()  # type: ignore[assignment]
 
 
 class Kinds:
