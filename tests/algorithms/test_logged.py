@@ -13,6 +13,8 @@ from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.registry import ALGORITHMS, algorithm_of
 from mbrl_jax.config import (
     ConfigError,
+    DMOConfig,
+    EnvironmentConfig,
     EvaluationConfig,
     ImaginedPGConfig,
     ModelFreePGConfig,
@@ -237,7 +239,8 @@ def test_the_shapes_of_a_policy_are_known_without_its_algorithm(cls, tiny, cartp
     config = cls() if cls not in (ModelFreePGConfig, MPCConfig) else cls(round_steps=50)
     if cls is MPCConfig:
         config = dataclasses.replace(config, planning=dataclasses.replace(config.planning, terminal="value"))
-    algorithm = algorithm_of(config).make_train(config, environment=cartpole)
+    task = env.make_environment(EnvironmentConfig(name="Pendulum-v1")) if cls is DMOConfig else cartpole
+    algorithm = algorithm_of(config).make_train(config, environment=task)
     state, _ = jax.eval_shape(algorithm.init, jax.random.key(0))
-    assert str(algorithm_of(config).params(config, cartpole)) == str(jax.eval_shape(algorithm.policies, state)[0])
+    assert str(algorithm_of(config).params(config, task)) == str(jax.eval_shape(algorithm.policies, state)[0])
     assert training.Outcome._fields[-1] == "held_out"
