@@ -23,20 +23,18 @@ Written down before the runs, on 2026-11-28:
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import arm_by_arm
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import packages, statistics, strict_json
+from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import RunConfig, from_dict, load, to_dict
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, results, runner
-from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -101,45 +99,17 @@ def arms(task: str) -> dict[str, RunConfig]:
     return found
 
 
-def kept_of(run: Run, task: str, arm: str) -> dict[str, Any]:
-    """What stays of an arm."""
-    summary, metrics, config = results.summarise(run), run.result.metrics, run.config
-    repeat = config.environment.action_repeat
-    rounds = np.arange(1, config.steps // config.round_steps + 1)
-    kept: dict[str, Any] = {
-        "task": task,
-        "arm": arm,
-        "action_repeat": repeat,
-        "steps": (repeat * (config.random_transitions + rounds * config.round_steps)).tolist(),
-        "curves": np.round(np.asarray(metrics.curve_return, np.float64), 1).tolist(),  # [seeds, rounds]
-        "returns": results.per_seed(run.result.outcome.returns_last).tolist(),
-        "config": to_dict(config),
-    }
-    if hasattr(metrics, "lanes"):
-        kept["depth_by_round"] = np.asarray(metrics.lanes.depth, np.float64).mean(axis=(0, 2)).tolist()
-    for name in ("frozen_seeds", "seconds", "versions", "device", "precision"):
-        kept[name] = summary[name]
-    return {**kept, "git": packages.git_revision()}
+def keep(run: Run) -> dict[str, Any]:
+    """What is kept of an arm besides what every study keeps."""
+    kept: dict[str, Any] = {"action_repeat": run.config.environment.action_repeat}
+    if hasattr(run.result.metrics, "lanes"):
+        kept["depth_by_round"] = np.asarray(run.result.metrics.lanes.depth, np.float64).mean(axis=(0, 2)).tolist()
+    return kept
 
 
 def stage_train(tasks: Sequence[str], names: Sequence[str], seeds: int, out: Path) -> None:
     """Train the arms that are not on file."""
-    execution.use_compilation_cache()
-    out.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
-        configs = arms(task)
-        for arm in names or configs:
-            if arm not in configs:
-                raise SystemExit(f"--arms: {arm!r} is not known; it must be one of {', '.join(configs)}")
-            place = out / f"{task}_{arm}.json"
-            if place.exists():
-                continue
-            began = time.perf_counter()
-            with Display.standard(place.stem) as display:
-                run = runner.run(configs[arm], seeds, display=display)
-            strict_json.write(place, kept_of(run, task, arm))
-            told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
-            print(f"{place.stem}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)
+    arm_by_arm.train({task: arms(task) for task in tasks}, names, seeds, out, keep)
 
 
 def at(told: dict[str, Any], steps: int) -> np.ndarray:

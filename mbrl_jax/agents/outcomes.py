@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax.agents.protocol import Model
-from mbrl_jax.model.protocol import WorldModel, belief_at
+from mbrl_jax.model.protocol import WorldModel, beliefs_of_members, members_step
 from mbrl_jax.replay import Rows
 
 Greedy = Callable[[Array], Array]  # features [..., F] -> actions [...]
 
 MEMBER_TARGETS = ("quantile", "mean_std", "steve")  # targets that ask every member of the dynamics ensemble
+ASKS = "a target that asks the model"
 STEVE_FLOOR = 1e-8  # added to variances before they are inverted
 
 
@@ -88,7 +89,7 @@ def _one_step(world: WorldModel, params: Any, batch: Rows) -> Outcomes:
     Penalties that a horizon controller took from a row's reward stay taken: the row's own reward is used where rewards are known.
     """
     asked = (world.spec.members, *batch.action.shape)
-    imagined = world.expect(params, _of_each(world, batch.observation), jnp.broadcast_to(batch.action[None], asked))
+    imagined = members_step(world, params, batch.observation, batch.action, ASKS)
     reward = jnp.broadcast_to(batch.reward[None], asked) if world.spec.reward_known else imagined.reward
     return Outcomes(reward, world.features(imagined.belief), imagined.terminated)
 
@@ -100,11 +101,4 @@ def _expansion(world: WorldModel, params: Any, batch: Rows, greedy: Greedy, step
         imagined = world.expect(params, belief, greedy(world.features(belief)))
         return imagined.belief, Outcomes(imagined.reward, world.features(imagined.belief), imagined.terminated)
 
-    return jax.lax.scan(step, _of_each(world, batch.next_observation), None, length=steps, unroll=True)[1]
-
-
-def _of_each(world: WorldModel, features: Array) -> Any:
-    """The beliefs [M, B] at features [B, F], the same for every member."""
-    return belief_at(world, "a target that asks the model")(
-        jnp.broadcast_to(features[None], (world.spec.members, *features.shape))
-    )
+    return jax.lax.scan(step, beliefs_of_members(world, batch.next_observation, ASKS), None, length=steps, unroll=True)[1]

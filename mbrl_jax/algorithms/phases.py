@@ -28,6 +28,7 @@ from mbrl_jax.imagination import diagnosis, mismatch, validation
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
+from mbrl_jax.model import fitting
 from mbrl_jax.model.protocol import FitLog, WorldModel
 from mbrl_jax.model.worlds import make_world
 from mbrl_jax.networks import Params
@@ -254,6 +255,13 @@ def check_value(config: Any, world: WorldModel, agent: Agent | None) -> None:
         raise ConfigError(f"model.loss: {config.model.loss!r} {told}")
 
 
+def value_of(agent: Agent, learner: Any) -> Callable[[Array], Array]:
+    """``features [..., F] -> [...]``, the value that the agent gives them now; of an agent that has one."""
+    assert agent.value is not None, "the checks refuse agents without a value"
+    assert agent.valuing is not None
+    return partial(agent.value, agent.valuing(learner))
+
+
 def refit(
     world: WorldModel, state: Any, how: Callable[..., tuple[Any, FitLog]] | None = None, agent: Agent | None = None
 ) -> tuple[Any, FitLog]:
@@ -264,9 +272,7 @@ def refit(
     known: dict[str, Any] = {}
     if world.spec.wants_value:
         assert agent is not None, "check_value refuses it"
-        assert agent.value is not None
-        assert agent.valuing is not None
-        known = {"value": partial(agent.value, agent.valuing(state.agent))}
+        known = {"value": value_of(agent, state.agent)}
     key = stream(state.key, Stream.REFIT, state.time)
     model, log = (world.refit if how is None else how)(state.model, state.real, key, **known)
     return state._replace(model=model), log
@@ -395,17 +401,15 @@ def mismatch_of(
     """Where the error of the agent's value comes from, as things stand at a round's end; none where nobody has asked."""
     if not hyper.evaluation.mismatch:
         return None
-    assert agent.value is not None
-    assert agent.valuing is not None
     rows, _ = replay.contents(state.real)
     stride = holdout_stride(hyper)
-    number = jnp.arange(rows.reward.shape[0] // stride, dtype=jnp.int32) * stride + stride - 1
+    number = fitting.holdout_rows(rows.reward.shape[0], stride)
     return mismatch.decompose(
         task,
         world,
         world.acting(state.model),
         partial(agent.mode, agent.judged(state.agent)),
-        partial(agent.value, agent.valuing(state.agent)),
+        value_of(agent, state.agent),
         hyper.agent.discount,
         rows.observation[number],
         (number < replay.size(state.real)).astype(rows.reward.dtype),

@@ -21,7 +21,7 @@ from mbrl_jax.environments import (
 )
 from mbrl_jax.imagination.horizon import HorizonController, View
 from mbrl_jax.model import jacobians
-from mbrl_jax.model.protocol import WorldModel
+from mbrl_jax.model.protocol import WorldModel, members_step
 
 FINITE_STEP = 1e-2  # of an action from -1 to 1, to either side
 sg = jax.lax.stop_gradient
@@ -72,8 +72,9 @@ Policy = Callable[[Array, Array, Array], Array]  # (observations [N, D], uniform
 
 def members_mean(world: WorldModel, params: Any, observation: Array, action: Array) -> tuple[Array, Array, Array]:
     """The mean of the members' mean steps: next observations [N, D], rewards [N], and the share of them that terminate [N]."""
-    told = jacobians.members_step(world, params, observation, action)
-    following, reward, share = (jnp.mean(each.astype(observation.dtype), axis=0) for each in told)
+    told = members_step(world, params, observation, action, jacobians.ASKS)
+    each = (world.features(told.belief), told.reward, told.terminated)
+    following, reward, share = (jnp.mean(leaf.astype(observation.dtype), axis=0) for leaf in each)
     return following, reward, share
 
 

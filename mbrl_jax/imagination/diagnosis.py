@@ -16,7 +16,7 @@ from mbrl_jax.imagination import disagreement, lanes
 from mbrl_jax.imagination.horizon import HorizonController
 from mbrl_jax.imagination.horizon.protocol import predictions_at
 from mbrl_jax.imagination.lanes import Act, Dynamics
-from mbrl_jax.model.protocol import WorldModel, belief_at
+from mbrl_jax.model.protocol import WorldModel, members_step
 from mbrl_jax.replay import ReplayState, Rows
 
 DEPTHS = 50  # depths that are told apart
@@ -210,9 +210,7 @@ def error_map(task: Environment, world: WorldModel, params: Any) -> ErrorMap:
         actions = jnp.arange(spec.action_count, dtype=jnp.int32)
     observation = jnp.broadcast_to(grid[None], (len(actions), *grid.shape))
     action = jnp.broadcast_to(actions[:, None, None], (*observation.shape[:-1], *spec.action_shape))
-    asked = world.spec.members, *observation.shape
-    belief = belief_at(world, "a diagnosis")(jnp.broadcast_to(observation[None], asked))
-    imagined = world.expect(params, belief, jnp.broadcast_to(action[None], (*asked[:-1], *spec.action_shape)))
+    imagined = members_step(world, params, observation, action, "a diagnosis")
     assert imagined.everyone is not None, "expect tells what every member says"
     wrong = error(world.features(imagined.belief), task.dynamics(observation, action)[None], world.scale(params))
     return ErrorMap(jnp.mean(disagreement.std(imagined.everyone), axis=0), jnp.mean(wrong, axis=(0, 1)))

@@ -18,7 +18,7 @@ from jax import Array
 
 from mbrl_jax.config import ConfigError
 from mbrl_jax.environments import Environment
-from mbrl_jax.model.protocol import WorldModel, belief_at
+from mbrl_jax.model.protocol import WorldModel, members_step
 from mbrl_jax.replay import weighted_mean
 
 EPISODES = 8  # greedy real episodes whose states are those that the policy visits
@@ -93,9 +93,7 @@ def residuals(
         return reward + discount * (1 - over.astype(reward.dtype)) * value(after)
 
     real = target(reward(observation, action, after), terminated(observation, action, after), after)
-    asked = (world.spec.members, *observation.shape)
-    belief = belief_at(world, "evaluation.mismatch")(jnp.broadcast_to(observation[None], asked))
-    imagined = world.expect(params, belief, jnp.broadcast_to(action[None], (asked[0], *action.shape)))
+    imagined = members_step(world, params, observation, action, "evaluation.mismatch")
     each = target(imagined.reward, imagined.terminated, world.features(imagined.belief))
     expected = jnp.mean(each, axis=0)
     return value(observation) - expected, expected - real

@@ -207,6 +207,11 @@ def _patiently(
     return (after, best, best_error, stale), log
 
 
+def holdout_rows(count: int, stride: int) -> Array:
+    """[count // stride] int32, every ``stride``-th of ``count`` rows: those that are held out."""
+    return jnp.arange(count // stride, dtype=jnp.int32) * stride + stride - 1
+
+
 def _prepare(
     ensemble: Ensemble, rows: Rows, size: Array | int, stride: int, held: np.ndarray | None = None
 ) -> tuple[Normaliser, FitData]:
@@ -240,7 +245,7 @@ def _prepare(
             stride=stride,
             training=others,
         )
-    holdout = jnp.arange(count // stride, dtype=jnp.int32) * stride + stride - 1
+    holdout = holdout_rows(count, stride)
     weight = (holdout < size).astype(inputs.dtype)
     training_rows = jnp.asarray(size - size // stride, jnp.uint32)
     return normaliser, FitData(table, training_rows, holdout, weight, stride)

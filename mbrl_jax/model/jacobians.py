@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax.environments import EnvironmentSpec
-from mbrl_jax.model.protocol import WorldModel, belief_at
+from mbrl_jax.model.protocol import WorldModel, members_step
 
+ASKS = "gradients through its steps"
 Function = Callable[[Array], Array]  # rows [..., n] -> [..., m], each from its own, perhaps with further leading axes
 
 
@@ -43,23 +44,12 @@ def finite_differences(function: Function, x: Array, step: float) -> Array:
     return jnp.moveaxis(jax.vmap(along)(moves), 0, -1)
 
 
-def members_step(world: WorldModel, params: Any, observation: Array, action: Array) -> tuple[Array, Array, Array]:
-    """Every member's mean step from the same states: next observations [M, ..., D], rewards and terminations [M, ...]."""
-    count, belief = world.spec.members, belief_at(world, "gradients through its steps")
-
-    def for_all(x: Array) -> Array:
-        return jnp.broadcast_to(x[None], (count, *x.shape))
-
-    told = world.expect(params, belief(for_all(observation)), for_all(action))
-    return world.features(told.belief), told.reward, told.terminated
-
-
 def members_jacobians(world: WorldModel, params: Any, observation: Array, action: Array) -> Array:
     """[M, ..., D, D + A] of every member's mean step at observations [..., D] and continuous actions [..., A]."""
     size = observation.shape[-1]
 
     def function(x: Array) -> Array:
-        return members_step(world, params, x[..., :size], x[..., size:])[0]
+        return world.features(members_step(world, params, x[..., :size], x[..., size:], ASKS).belief)
 
     return jacobian(function, jnp.concatenate([observation, action], axis=-1))
 

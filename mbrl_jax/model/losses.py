@@ -55,6 +55,11 @@ VALUE_LOSSES: dict[str, ValueLoss] = {}
 """Losses that know the agent's value, by name; :func:`register_value_aware` adds one."""
 
 
+def _check_free(name: str) -> None:
+    if name in LOSSES or name in VALUE_LOSSES:
+        raise ConfigError(f"model.loss: {name!r} is registered already; name another")
+
+
 def register(name: str, loss: Loss) -> None:
     """Let presets and commands name a loss, as ``model.loss``.
 
@@ -62,8 +67,7 @@ def register(name: str, loss: Loss) -> None:
       ConfigError: the name is taken.
 
     """
-    if name in LOSSES or name in VALUE_LOSSES:
-        raise ConfigError(f"model.loss: {name!r} is registered already; name another")
+    _check_free(name)
     LOSSES[name] = loss
 
 
@@ -108,8 +112,7 @@ def register_value_aware(name: str, loss: ValueLoss) -> None:
       ConfigError: the name is taken.
 
     """
-    if name in LOSSES or name in VALUE_LOSSES:
-        raise ConfigError(f"model.loss: {name!r} is registered already; name another")
+    _check_free(name)
     VALUE_LOSSES[name] = loss
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax.config import ConfigError
@@ -101,3 +102,26 @@ def belief_at(world: WorldModel, asks: str) -> Callable[[Array], Any]:
     if world.belief is None:
         raise ConfigError(f"model.kind: it does not fit {asks}, which needs features that tell where a rollout stands")
     return world.belief
+
+
+def beliefs_of_members(world: WorldModel, features: Array, asks: str) -> Any:
+    """The beliefs [M, ...] at features [..., F], the same for every member; raises as :func:`belief_at`."""
+    return belief_at(world, asks)(jnp.broadcast_to(features[None], (world.spec.members, *features.shape)))
+
+
+def members_step(world: WorldModel, params: Any, features: Array, action: Array, asks: str) -> Imagined:
+    """Every member's mean step, leaves [M, ...], from the same features [..., F] by the same actions [...].
+
+    Args:
+      world: the world model.
+      params: its, as imagination uses them.
+      features: where rollouts stand.
+      action: what they do.
+      asks: who asks, for the error.
+
+    Raises:
+      ConfigError: the world's features do not tell where a rollout stands.
+
+    """
+    actions = jnp.broadcast_to(action[None], (world.spec.members, *action.shape))
+    return world.expect(params, beliefs_of_members(world, features, asks), actions)

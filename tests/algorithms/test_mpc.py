@@ -51,6 +51,7 @@ SWINGUP = replace(
     environment=EnvironmentConfig(name="control/pendulum-swingup", time_limit=30),
     agent=SACConfig(hidden=(8,), batch_size=8, updates_per_step=2, layer_norm=True),
 )
+EXPLORING = replace(CONFIG, planning=replace(CONFIG.planning, bonus="disagreement", bonus_weight=100.0))
 PENDULUM = replace(CONFIG, environment=EnvironmentConfig(name="Pendulum-v1", time_limit=30))
 
 
@@ -114,7 +115,7 @@ def test_a_run_with_several_continuous_actions_plans_each_of_them(numbers):
     assert (np.asarray(outcome.returns_last) < 0).all()
 
 
-@pytest.mark.parametrize("config", [VALUED, CONFIG], ids=["with a value", "without one"])
+@pytest.mark.parametrize("config", [VALUED, EXPLORING], ids=["with a value", "with a bonus"])
 def test_a_round_is_its_steps_one_after_another(config):
     config = replace(
         config,
@@ -133,7 +134,7 @@ def test_a_round_is_its_steps_one_after_another(config):
     def value_of(target):
         return None if config.planning.terminal == "none" else lambda s: jnp.max(learner.values(target, s), axis=-1)
 
-    plan_once = jax.jit(lambda plan, s, drawn, target: planner.plan(members, plan, s, drawn, value_of(target)))
+    plan_once = jax.jit(lambda plan, s, drawn, target: planner.plan(members, plan, s, drawn, value_of(target), explore=True))
     step_once, update_once = (
         jax.jit(task.step),
         jax.jit(lambda agent, batch, progress: learner.update(agent, batch, progress=progress)[0]),
@@ -223,11 +224,10 @@ def test_its_policy_is_the_planner_as_it_is_saved_and_goes_on_from_its_plan_with
 
 
 def test_the_run_acts_by_the_bonus_and_its_policy_without():
-    eager = replace(CONFIG, planning=replace(CONFIG.planning, bonus="disagreement", bonus_weight=100.0))
     task = make_environment(CONFIG.environment)
     model = mpc.planner_of(CONFIG, task).world.acting(mpc.planner_of(CONFIG, task).world.init(jax.random.key(0)))
     observation, found = 0.1 * jnp.ones(4), []
-    for config in (CONFIG, eager):
+    for config in (CONFIG, EXPLORING):
         planner, behaviour, policy = mpc.planner_of(config, task), mpc.behaviour_of(config, task), mpc.policy_of(config, task)
         drawn, memory = planner.draw(jax.random.key(1), ()), planner.begin(jax.random.key(2), 1)
 

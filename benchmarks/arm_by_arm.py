@@ -1,0 +1,70 @@
+"""The arms of a study: trained one after another, each written to a file of its own, and none that is on file trained again."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbrl_jax import packages, statistics, strict_json
+from mbrl_jax.config import RunConfig, to_dict
+from mbrl_jax.runs import execution, results, runner
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.run import Run
+
+Keep = Callable[[Run], dict[str, Any]]  # what a study keeps of an arm besides `kept_of`
+
+
+def kept_of(run: Run, task: str, arm: str, more: dict[str, Any]) -> dict[str, Any]:
+    """What stays of an arm: its learning curve by steps of the simulator, its last returns, ``more``, and how it was run."""
+    summary, config = results.summarise(run), run.config
+    rounds = np.arange(1, config.steps // config.round_steps + 1)
+    steps = config.environment.action_repeat * (config.random_transitions + rounds * config.round_steps)
+    return {
+        "task": task,
+        "arm": arm,
+        "steps": steps.tolist(),
+        "curves": np.round(np.asarray(run.result.metrics.curve_return, np.float64), 1).tolist(),  # [seeds, rounds]
+        "returns": results.per_seed(run.result.outcome.returns_last).tolist(),
+        **more,
+        "config": to_dict(config),
+        **{name: summary[name] for name in ("frozen_seeds", "seconds", "versions", "device", "precision")},
+        "git": packages.git_revision(),
+    }
+
+
+def train(
+    studies: Mapping[str, Mapping[str, RunConfig]],
+    names: Sequence[str],
+    seeds: int,
+    out: Path,
+    keep: Keep,
+    indent: int | None = 1,
+) -> None:
+    """Train the arms that are not on file.
+
+    Args:
+      studies: the configs of every task by the arm's name.
+      names: of the arms; none is all of them.
+      seeds: of each.
+      out: the folder of the files ``TASK_ARM.json``.
+      keep: what else is kept of a run.
+      indent: of the files.
+
+    """
+    execution.use_compilation_cache()
+    out.mkdir(parents=True, exist_ok=True)
+    for task, configs in studies.items():
+        for arm in names or configs:
+            if arm not in configs:
+                raise SystemExit(f"--arms: {arm!r} is not known; it must be one of {', '.join(configs)}")
+            place = out / f"{task}_{arm}.json"
+            if place.exists():
+                continue
+            began = time.perf_counter()
+            with Display.standard(place.stem) as display:
+                run = runner.run(configs[arm], seeds, display=display)
+            strict_json.write(place, kept_of(run, task, arm, keep(run)), indent=indent)
+            told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
+            print(f"{place.stem}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)
