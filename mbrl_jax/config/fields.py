@@ -73,10 +73,12 @@ def settings(cls: type[C]) -> type[C]:
 def convert(value: Any, hint: Any, path: str) -> Any:
     """``value`` as the type ``hint``, where no information is lost."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return convert(value, next(argument for argument in arguments if argument is not type(None)), path)
+        *choices, last = (argument for argument in arguments if argument is not type(None))
+        named = (choice for choice in choices if typing.get_origin(choice) is Literal and value in typing.get_args(choice))
+        return convert(value, next(named, last), path)
     if origin is Literal:
         if value in arguments:
             return value

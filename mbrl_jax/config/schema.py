@@ -18,6 +18,11 @@ class EnvironmentConfig:
     action_repeat: int = static(1, minimum=1)
     """Steps of the simulator that each action is held for. Transitions, steps and discounts are then counted by decisions, and a
     transition's reward is the sum over those steps, which a world model learns."""
+    observed: Literal["positions"] | tuple[int, ...] | None = static(None, minimum=0)
+    """Numbers of the observation's axes that are seen, or ``positions`` for those that say where things are and not how fast they
+    move; none is all. What is left does not tell the state."""
+    delay: int = static(0, minimum=0)
+    """Decisions after which an observation is seen; until then the first one of the episode is."""
     observation_noise: float = traced(0.0, minimum=0)
     """Noise of the measurements in the random real transitions (batch protocol): its standard deviation as a share of the task's
     scale of each axis."""

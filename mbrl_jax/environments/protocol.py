@@ -38,6 +38,8 @@ class EnvironmentSpec(NamedTuple):
     observation_shape: tuple[int, ...] = ()  # of an observation that is no vector, as an image [8, 8, 1]; its D numbers in order
     action_repeat: int = 1  # steps of the simulator that an action is held for
     axes: tuple[str, ...] = ()  # D names of the observation's numbers, () where they have none
+    observed: tuple[int, ...] = ()  # axes of the whole observation that are seen, () where all are
+    delay: int = 0  # steps after which an observation is seen
 
     @property
     def continuous(self) -> bool:

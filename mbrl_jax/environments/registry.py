@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from mbrl_jax.config import ConfigError, EnvironmentConfig
-from mbrl_jax.environments import host
+from mbrl_jax.environments import host, observing
 from mbrl_jax.environments.protocol import Environment, check_environment
 from mbrl_jax.environments.repeating import repeated
 
@@ -106,7 +106,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
             f"environment.time_limit: {config.time_limit!r} does not fit; {config.name!r} makes episodes of "
             f"{environment.spec.time_limit} steps whatever it is told"
         )
-    return repeated(environment, config.action_repeat)
+    return _wrapped(environment, config)
 
 
 def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
@@ -119,7 +119,31 @@ def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
     if environment is None:
         return make_environment(config)
     given = environment if isinstance(environment, Environment) else host.of_simulator(environment, config)
-    return repeated(_check_host(check_environment(given), config), config.action_repeat)
+    return _wrapped(_check_host(check_environment(given), config), config)
+
+
+def _wrapped(environment: Environment, config: EnvironmentConfig) -> Environment:
+    """The task with its actions repeated, and with what is seen of it, as the settings say.
+
+    Raises:
+      ConfigError: they do not fit the task.
+
+    """
+    environment = repeated(environment, config.action_repeat)
+    if config.observed is not None:
+        environment = observing.masked(environment, _axes_of(environment, config))
+    return observing.delayed(environment, config.delay) if config.delay else environment
+
+
+def _axes_of(environment: Environment, config: EnvironmentConfig) -> tuple[int, ...]:
+    """The numbers of the axes that are seen."""
+    if config.observed != "positions":
+        return () if config.observed is None else config.observed
+    known = _REGISTERED.get(environment.spec.name)
+    if known is None or known.view is None:
+        right = "nothing is known of which of its axes are positions; it must be numbers of axes, as [0, 2]"
+        raise ConfigError(f"environment.observed: 'positions' does not fit {environment.spec.name!r}; {right}")
+    return known.view.places
 
 
 def _check_host(environment: Environment, config: EnvironmentConfig) -> Environment:
@@ -143,7 +167,7 @@ def success_marks(name: str) -> tuple[float, ...]:
 def view_of(name: str, size: int) -> TaskView:
     """How an environment with ``size`` observation axes is shown; one without a view of its own is shown by its axes."""
     view = _REGISTERED[name].view if name in _REGISTERED else None
-    if view is not None:
+    if view is not None and len(view.axes) == size:  # of a task of which all axes are seen
         return view
     suite = _suite_of(name)
     named = () if suite is None else suite.axes(name)
