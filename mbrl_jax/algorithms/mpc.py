@@ -4,7 +4,7 @@ action is taken (PETS, Chua et al. 2018, arXiv:1805.12114, and its relatives by 
 After the random transitions and a first fit the planner acts, every step is one more real transition, and the model is refitted
 at the end of every round. What comes after the planner's horizon can be valued by an agent, a Q-learner or the critics of soft
 actor-critic (as in TD-MPC, Hansen et al. 2022, arXiv:2203.04955), which learns at every real step from minibatches of the real
-transitions.
+transitions; and what its policy would do can be among the sequences that are tried.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ from mbrl_jax.environments.host import told_at
 from mbrl_jax.model.protocol import FitLog, belief_at
 from mbrl_jax.networks import Params, all_finite
 from mbrl_jax.planning.planners import Plan, PlanDraws, PlanLog, Planner, sequences
-from mbrl_jax.planning.rollouts import Value
+from mbrl_jax.planning.rollouts import Act, Value
 from mbrl_jax.replay import ReplayState, make_replay
 from mbrl_jax.trees import like, named
 
@@ -106,12 +106,51 @@ def valuing_agent(config: MPCConfig, task: Environment) -> Agent | None:
     return agent
 
 
-def policy_params(config: MPCConfig, task: Environment, model: Any, learner: Any) -> Params:
-    """What the planner acts by, as a tree of dictionaries: the world model's parameters, and what the agent's value needs."""
+class Advice(NamedTuple):
+    """What an agent tells a planner."""
+
+    value: Value | None  # of where plans end, none where it counts for nothing
+    act: Act | None  # the policy that proposes sequences, none where none does
+
+
+class Known(NamedTuple):
+    """What of an agent's state its advice needs; empty without an agent."""
+
+    critic: Any = None
+    actor: Any = None
+
+
+def known_of(config: MPCConfig, task: Environment, learner: Any) -> Known:
+    """What advice needs of an agent's state."""
     agent = valuing_agent(config, task)
     if agent is None or agent.valuing is None:
-        return named(model)
-    return {**named(model), "critic": named(agent.valuing(learner))}
+        return Known()
+    return Known(agent.valuing(learner), agent.acting(learner) if config.planning.proposals else None)
+
+
+def advice_of(config: MPCConfig, task: Environment, known: Known) -> Advice:
+    """The agent's advice; in each member the first of its proposals is greedy."""
+    agent = valuing_agent(config, task)
+    if agent is None or agent.value is None:
+        return Advice(None, None)
+    value = partial(agent.value, known.critic)
+    if not config.planning.proposals:
+        return Advice(value, None)
+    each = config.planning.proposals // phases.world_of(config, task).spec.members
+
+    def act(features: Array, random: Array) -> Array:
+        count = len(features)
+        drawn = agent.act(known.actor, features, 0.0, jnp.ones(count, features.dtype), random)
+        greedy = (jnp.arange(count, dtype=jnp.int32) % each == 0).reshape((count,) + (1,) * (drawn.ndim - 1))
+        return jnp.where(greedy, agent.mode(known.actor, features), drawn)
+
+    return Advice(value, act)
+
+
+def policy_params(config: MPCConfig, task: Environment, model: Any, learner: Any) -> Params:
+    """What the planner acts by, as a tree of dictionaries: the world model's parameters, and what the agent's advice needs."""
+    known = known_of(config, task, learner)._asdict()
+    return {**named(model), **{name: named(part) for name, part in known.items() if part is not None}}
 
 
 def planner_of(config: MPCConfig, task: Environment) -> Planner:
@@ -135,16 +174,14 @@ def policy_of(config: MPCConfig, task: Environment) -> Policy:
     world = planner.world
     agent, key = valuing_agent(config, task), jax.random.key(0)
     template = jax.eval_shape(lambda: world.acting(world.init(key)))
-    critic = None
-    if agent is not None and agent.valuing is not None:
-        critic = jax.eval_shape(lambda: agent.valuing(agent.init(key)))  # type: ignore[misc]
+    known = jax.eval_shape(lambda: known_of(config, task, None if agent is None else agent.init(key)))
 
     def begin(params: Params, key: Array, episodes: int) -> Any:
         return planner.begin(key, episodes)
 
     def act(params: Params, memory: Any, observation: Array) -> tuple[Any, Array]:
-        given = None if critic is None else like(critic, params["critic"])
-        return planner.act(like(template, params), memory, observation, _value(config, task, given))
+        given = Known(*(None if part is None else like(part, params[name]) for name, part in known._asdict().items()))
+        return planner.act(like(template, params), memory, observation, *advice_of(config, task, given))
 
     return Policy(begin, act)
 
@@ -154,7 +191,7 @@ def behaviour_of(config: MPCConfig, task: Environment) -> Behaviour:
 
     def params(state: State, hyper: MPCConfig) -> Any:
         model = planner_of(hyper, task).world.acting(state.model)
-        return hyper, model, _critic(hyper, task, state.agent)
+        return hyper, model, known_of(hyper, task, state.agent)
 
     def draw_plans(hyper: MPCConfig, key: Array, time: Array, steps: int) -> PlanDraws:
         return planner_of(hyper, task).draw(key, (steps,))
@@ -163,24 +200,12 @@ def behaviour_of(config: MPCConfig, task: Environment) -> Behaviour:
         return planner_of(params[0], task).init()
 
     def act(params: Any, memory: Plan, observation: Array, drawn: PlanDraws) -> tuple[Plan, Array, PlanLog]:
-        hyper, model, critic = params
+        hyper, model, known = params
         planner = planner_of(hyper, task)
         start = belief_at(planner.world, "a planner")(observation)
-        return planner.plan(model, memory, start, drawn, _value(hyper, task, critic), explore=True)
+        return planner.plan(model, memory, start, drawn, *advice_of(hyper, task, known), explore=True)
 
     return Behaviour(params, draw_plans, begin, act)
-
-
-def _critic(config: MPCConfig, task: Environment, learner: Any) -> Any:
-    """What an agent's value needs, of its state; none without an agent."""
-    agent = valuing_agent(config, task)
-    return None if agent is None or agent.valuing is None else agent.valuing(learner)
-
-
-def _value(config: MPCConfig, task: Environment, critic: Any) -> Value | None:
-    """The agent's value of states, where there is one."""
-    agent = valuing_agent(config, task)
-    return None if agent is None or agent.value is None else partial(agent.value, critic)
 
 
 def make_train(config: MPCConfig, *, environment: Environment | None = None) -> Train:
@@ -231,9 +256,8 @@ def make_train(config: MPCConfig, *, environment: Environment | None = None) -> 
 
             # plan
             if task.host is None:
-                value = _value(hyper, task, _critic(hyper, task, learner))
-                start = at(episode.observation)
-                plan, action, plan_log = planner.plan(model, plan, start, draws.plan, value, explore=True)
+                advice, start = advice_of(hyper, task, known_of(hyper, task, learner)), at(episode.observation)
+                plan, action, plan_log = planner.plan(model, plan, start, draws.plan, *advice, explore=True)
             else:  # by `behaviour_of`, before the host made the step
                 action, plan_log = planner.action(plan), told_at(episode)
 

@@ -377,6 +377,16 @@ def _check_planning(config: MPCConfig, problems: _Problems) -> None:
         planning.elites,
         f"it must be at most planning.candidates ({planning.candidates})",
     )
+    proposals = planning.proposals
+    if proposals:
+        right = "only an agent proposes sequences, so that planning.terminal must be 'value'"
+        require(planning.terminal == "value", "planning.proposals", proposals, right)
+        right = "with method 'enumeration' all sequences are tried anyway; it must be 0"
+        require(planning.method != "enumeration", "planning.proposals", proposals, right)
+        right = f"members propose equally many; it must be a multiple of the {members} that imagine"
+        require(proposals % members == 0, "planning.proposals", proposals, right)
+        right = f"it must be less than planning.candidates ({planning.candidates})"
+        require(proposals < planning.candidates, "planning.proposals", proposals, right)
     apart = planning.propagation == "ts_infinity" and members > 1
     right = (
         "it compares members, of which there must be several, each with particles of its own (planning.propagation: ts_infinity)"

@@ -313,6 +313,9 @@ class PlanningConfig:
     """Discount of the rewards within the horizon."""
     terminal: Literal["none", "value"] = static("none")
     """Whether what comes after the horizon counts for nothing, or for the value that the agent gives it."""
+    proposals: int = static(0, minimum=0)
+    """How many of the candidates are what the agent's policy does in the learned world, the same number in each member, one of
+    them greedily and the others at random as it acts (with terminal: value; Hansen et al. 2022, arXiv:2203.04955)."""
     bonus: Literal["none", "disagreement"] = static("none")
     """What is added to a sequence's rewards while the run acts, so that it visits what the members do not agree on yet: nothing,
     or how far the particles are apart, the mean over the observation's axes of their standard deviation in units of the typical
@@ -482,7 +485,7 @@ class MPCConfig(ModelBasedConfig):
         """Imagined transitions for every step of the main loop; what is enumerated depends on the task and is not counted."""
         planning = self.planning
         iterations = planning.iterations if planning.method in ("cem", "mppi") else 1
-        return planning.candidates * planning.particles * planning.horizon * iterations
+        return (planning.candidates * planning.particles * iterations + planning.proposals) * planning.horizon
 
 
 def _pathwise() -> PolicyGradientConfig:

@@ -5,7 +5,7 @@ cross-entropy method the same weight to the k best and to whatever ties with the
 is left is shared: a plan is a distribution over sequences of H actions, independent from step to step: probabilities of discrete
 actions, a mean and a deviation of each number of a continuous one, cut to [-1, 1]. Candidates are drawn from it, tried, and
 weighed; it is fitted to them, and so on; and the middle of what comes out is acted by. The next plan begins with this one,
-shifted by a step.
+shifted by a step. Some of the candidates may be what an agent's policy would do (TD-MPC, Hansen et al. 2022, arXiv:2203.04955).
 """
 
 import itertools
@@ -19,7 +19,16 @@ from mbrl_jax import draws
 from mbrl_jax.config import PlanningConfig
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.model.protocol import WorldModel
-from mbrl_jax.planning.rollouts import ParticleDraws, Value, draw_particles, returns_of
+from mbrl_jax.planning.rollouts import (
+    Act,
+    ParticleDraws,
+    ProposalDraws,
+    Value,
+    draw_particles,
+    draw_proposals,
+    proposed,
+    returns_of,
+)
 
 ITERATED = ("cem", "mppi")  # methods that fit their distribution and draw again
 
@@ -36,6 +45,7 @@ class PlanDraws(NamedTuple):
 
     candidates: Array  # [iterations, N, H] uniform, [iterations, N, H, A] for continuous actions; empty if they are enumerated
     particles: ParticleDraws
+    proposals: ProposalDraws | None  # none where no policy proposes sequences
 
 
 class PlanLog(NamedTuple):
@@ -74,10 +84,22 @@ class Planner(NamedTuple):
         uniform = draws.uniform(key_candidates, full)
         if self.config.correlation > 0:
             uniform = correlated(uniform, self.config.correlation, axis=len(shape) + 2)
-        return PlanDraws(uniform, draw_particles(self.config, self.world, key_particles, shape))
+        particles = draw_particles(self.config, self.world, key_particles, shape)
+        proposals = None
+        if self.config.proposals:
+            proposals = draw_proposals(self.config, self.spec, self.world, jax.random.fold_in(key, 0), shape)
+        return PlanDraws(uniform, particles, proposals)
 
     def plan(
-        self, params: Any, plan: Plan, start: Any, drawn: PlanDraws, value: Value | None = None, *, explore: bool = False
+        self,
+        params: Any,
+        plan: Plan,
+        start: Any,
+        drawn: PlanDraws,
+        value: Value | None = None,
+        act: Act | None = None,
+        *,
+        explore: bool = False,
     ) -> tuple[Plan, Array, PlanLog]:
         """Plan from one state.
 
@@ -87,15 +109,22 @@ class Planner(NamedTuple):
           start: the belief where rollouts begin, without leading axes.
           drawn: without leading axes.
           value: of the states at the horizon, as for :func:`mbrl_jax.planning.rollouts.returns_of`.
+          act: the policy that proposes sequences, where the settings ask for some.
           explore: whether sequences are also judged by the settings' bonus.
 
         Returns:
           The plan to begin with at the next step, the action to take now, and how planning went.
 
         """
+        proposals = None
+        if drawn.proposals is not None:
+            assert act is not None, "planning.proposals needs a policy"
+            proposals = proposed(self.world, params, start, act, drawn.proposals)
 
         def improve(plan: Plan, uniform: Array) -> tuple[Plan, PlanLog]:
             actions = self.candidates(plan, uniform)
+            if proposals is not None:
+                actions = actions.at[-len(proposals) :].set(proposals)
             returns = returns_of(self.config, self.world, params, start, actions, drawn.particles, value, explore=explore)
             weights = self.weights(returns)
             return self.fit(plan, actions, weights), _log(returns, weights)
@@ -160,7 +189,9 @@ class Planner(NamedTuple):
         """The memory of :meth:`act` where n episodes begin."""
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (episodes, *leaf.shape)), self.init()), key
 
-    def act(self, params: Any, memory: Any, observation: Array, value: Value | None = None) -> tuple[Any, Array]:
+    def act(
+        self, params: Any, memory: Any, observation: Array, value: Value | None = None, act: Act | None = None
+    ) -> tuple[Any, Array]:
         """Plan for n episodes side by side, each from the plan that its last step has left.
 
         Returns:
@@ -174,7 +205,7 @@ class Planner(NamedTuple):
         drawn = self.draw(key_now, (len(observation),))
 
         def one(plan: Plan, observation: Array, drawn: PlanDraws) -> tuple[Plan, Array]:
-            after, action, _ = self.plan(params, plan, at(observation), drawn, value)
+            after, action, _ = self.plan(params, plan, at(observation), drawn, value, act)
             return after, action
 
         plans, actions = jax.vmap(one)(plans, observation, drawn)

@@ -13,9 +13,11 @@ from jax import Array
 
 from mbrl_jax import draws
 from mbrl_jax.config import PlanningConfig
+from mbrl_jax.environments import EnvironmentSpec, draw_actions
 from mbrl_jax.model.protocol import WorldModel
 
 Value = Callable[[Array], Array]  # features [n, F] -> what is to come after them [n]
+Act = Callable[[Array, Array], Array]  # (features [n, F], actions [n, ...] of the random policy) -> a policy's actions [n, ...]
 
 
 class ParticleDraws(NamedTuple):
@@ -23,6 +25,13 @@ class ParticleDraws(NamedTuple):
 
     deal: Array | None  # [H, P] int32, the order in which particles are dealt to members at each step; none with ts_infinity
     model: Any  # the world model's own, leaves [H, P, ...]
+
+
+class ProposalDraws(NamedTuple):
+    """The random numbers of n sequences that a policy proposes. Leading axes may come before these."""
+
+    action: Array  # [H, n, ...] actions of the uniform random policy, from which a policy makes its own
+    model: Any  # the world model's own, leaves [H, n, ...]
 
 
 def draw_particles(config: PlanningConfig, world: WorldModel, key: Array, shape: tuple[int, ...]) -> ParticleDraws:
@@ -103,3 +112,33 @@ def returns_of(
         earned = earned + jnp.where(running, worth * value(world.features(flat(belief))).reshape(shape), 0.0)
     mean = jnp.mean(earned, axis=0)
     return jnp.where(jnp.isfinite(mean), mean, -jnp.inf)
+
+
+def draw_proposals(
+    config: PlanningConfig, spec: EnvironmentSpec, world: WorldModel, key: Array, shape: tuple[int, ...]
+) -> ProposalDraws:
+    """Draw all that :func:`proposed` consumes, with leading axes ``shape``."""
+    key_action, key_model = jax.random.split(key)
+    full = (*shape, config.horizon, config.proposals)
+    return ProposalDraws(draw_actions(spec, key_action, full), world.draw(key_action, key_model, full))
+
+
+def proposed(world: WorldModel, params: Any, start: Any, act: Act, drawn: ProposalDraws) -> Array:
+    """[n, H, ...] what a policy does for H steps in the learned world, whose members move equally many of n rollouts each.
+
+    Args:
+      world: in which a rollout stays with its member.
+      params: its, of M members of which n is a multiple; the first n / M rollouts are those of the first member, and so on.
+      start: the belief, without leading axes, where all of them begin.
+      act: the policy.
+      drawn: without leading axes.
+
+    """
+
+    def step(belief: Any, now: ProposalDraws) -> tuple[Any, Array]:
+        action = act(world.features(belief), now.action)
+        return world.step(params, belief, action, now.model).belief, action
+
+    count = drawn.action.shape[1]
+    begin = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), start)
+    return jax.lax.scan(step, begin, drawn)[1].swapaxes(0, 1)

@@ -14,7 +14,7 @@ from ensembles import rows_of
 from mbrl_jax import trees
 from mbrl_jax.agents.cloning import CloningConfig
 from mbrl_jax.agents.q_learning import make_q_learner
-from mbrl_jax.agents.sac import SAC, Acting, SACConfig
+from mbrl_jax.agents.sac import LOG_STD_BOUNDS, SAC, Acting, SACConfig
 from mbrl_jax.algorithms import mpc, phases
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
@@ -51,6 +51,7 @@ SWINGUP = replace(
     environment=EnvironmentConfig(name="control/pendulum-swingup", time_limit=30),
     agent=SACConfig(hidden=(8,), batch_size=8, updates_per_step=2, layer_norm=True),
 )
+PROPOSING = replace(SWINGUP, planning=replace(SWINGUP.planning, proposals=4))
 EXPLORING = replace(CONFIG, planning=replace(CONFIG.planning, bonus="disagreement", bonus_weight=100.0))
 PENDULUM = replace(CONFIG, environment=EnvironmentConfig(name="Pendulum-v1", time_limit=30))
 
@@ -194,7 +195,7 @@ def test_the_curve_is_of_the_planner_in_the_world_as_it_has_just_been_refitted()
 
 def value_by(config, task, learner):
     """What the agent says of states, computed from its networks."""
-    if config is SWINGUP:
+    if isinstance(config.agent, SACConfig):
         sac = SAC(config.agent, task.spec)
         acting = Acting(learner.actor, None)
         return lambda s: sac.values(learner.targets, None, s, jnp.tanh(sac.outputs(acting, s)[..., :1])).min(0)
@@ -202,22 +203,42 @@ def value_by(config, task, learner):
     return None if learner is None else lambda s: jnp.max(q_learner.values(learner.target, s), axis=-1)
 
 
-@pytest.mark.parametrize("config", [VALUED, CONFIG, SWINGUP], ids=["with a value", "without one", "with soft values"])
+def proposals_by(config, task, learner):
+    """What the agent does in the learned world, computed from its networks: greedily in a member's first rollout alone."""
+    if not config.planning.proposals:
+        return None
+    sac = SAC(config.agent, task.spec)
+
+    def act(s, random):
+        mean, deviation = jnp.split(sac.outputs(Acting(learner.actor, None), s), 2, axis=-1)
+        noise = jax.scipy.special.ndtri((random + 1) / 2) * jnp.array([0.0, 1.0, 0.0, 1.0])[:, None]
+        low, high = LOG_STD_BOUNDS
+        return jnp.tanh(mean + jnp.exp(low + (high - low) * jax.nn.sigmoid(deviation)) * noise)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "config",
+    [VALUED, CONFIG, SWINGUP, PROPOSING],
+    ids=["with a value", "without one", "with soft values", "with an actor's proposals"],
+)
 def test_its_policy_is_the_planner_as_it_is_saved_and_goes_on_from_its_plan_within_an_episode(config):
-    kind, config = config, replace(config, planning=replace(config.planning, warm_start=0.9))
+    config = replace(config, planning=replace(config.planning, warm_start=0.9))
     algorithm, task, key = mpc.make_train(config), make_environment(config.environment), jax.random.key(4)
     state, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
     params, _ = algorithm.policies(state)
     policy, planner = algorithm_of(config).policy(config, task), mpc.planner_of(config, task)
-    members, value = planner.world.acting(state.model), value_by(kind, task, state.agent)
-    act, expected_act = jax.jit(policy.act), jax.jit(lambda *given: planner.act(members, *given, value))
+    members = planner.world.acting(state.model)
+    value, proposals = (by(config, task, state.agent) for by in (value_by, proposals_by))
+    act, expected_act = jax.jit(policy.act), jax.jit(lambda *given: planner.act(members, *given, value, proposals))
     memory, expected = policy.begin(params, key, 3), planner.begin(key, 3)
     centre = np.asarray(memory[0].centre)
     for number in range(3):
         observation = task.draw_resets(jax.random.key(number), (3,)).observation
         memory, actions = act(params, memory, observation)
         expected, wanted = expected_act(expected, observation)
-        np.testing.assert_array_equal(actions, wanted)
+        close(actions, wanted, rtol=1e-4, atol=1e-5)
         close(memory[0], expected[0], rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(memory[0].centre) - centre).max() > 0.05
     close(policy.begin(params, key, 3)[0].centre, centre, rtol=0)  # the next episode begins afresh
@@ -240,6 +261,29 @@ def test_the_run_acts_by_the_bonus_and_its_policy_without():
     (value, plan), (explored, judged) = found
     assert float(explored) > float(value) + 1
     np.testing.assert_array_equal(plan, judged)
+
+
+def test_a_run_whose_actor_proposes_acts_by_its_proposals_and_saves_the_actor():
+    task = make_environment(PROPOSING.environment)
+    agent, planner = mpc.valuing_agent(PROPOSING, task), mpc.planner_of(PROPOSING, task)
+    behaviour, observation = mpc.behaviour_of(PROPOSING, task), task.draw_resets(jax.random.key(0), ()).observation
+
+    @jax.jit
+    def both(key):
+        state, _ = mpc.make_train(PROPOSING).init(key)
+        params = behaviour.params(state, PROPOSING)
+        drawn = planner.draw(key, ())
+        by_run = behaviour.act(params, behaviour.begin(params), observation, drawn)[1]
+        bold = state._replace(agent=state.agent._replace(actor=jax.tree.map(lambda leaf: leaf + 3, state.agent.actor)))
+        params = behaviour.params(bold, PROPOSING)
+        by_bold = behaviour.act(params, behaviour.begin(params), observation, drawn)[1]
+        return by_run, by_bold, mpc.policy_params(PROPOSING, task, planner.world.acting(state.model), state.agent)["actor"]
+
+    by_run, by_bold, saved = both(jax.random.key(3))
+    assert float(by_bold[0]) > float(by_run[0]) + 0.01
+    fresh = agent.acting(agent.init(mpc.stream(jax.random.key(3), mpc.Stream.AGENT)))
+    close(jax.tree.leaves(saved), jax.tree.leaves(fresh), rtol=1e-5)
+    assert PROPOSING.imagined_per_step == SWINGUP.imagined_per_step + 4 * PROPOSING.planning.horizon
 
 
 def test_the_critics_that_value_a_plans_end_learn_at_every_real_step_and_are_saved_with_the_model():
@@ -289,6 +333,16 @@ def test_it_is_trained_written_read_and_played_as_any_other_algorithm(config, tm
         (
             replace(CONFIG, planning=replace(CONFIG.planning, bonus="disagreement"), model=replace(CONFIG.model, members=1)),
             "planning.bonus: 'disagreement' does not fit; it compares members, of which there must be several",
+        ),
+        (
+            replace(CONFIG, planning=replace(CONFIG.planning, proposals=2)),
+            "planning.proposals: 2 .* planning.terminal must be 'value'",
+        ),
+        (replace(VALUED, planning=replace(VALUED.planning, proposals=3)), "planning.proposals: 3 .* multiple of the 2"),
+        (replace(VALUED, planning=replace(VALUED.planning, proposals=6)), r"proposals: 6 .* less than planning.candidates \(6\)"),
+        (
+            replace(VALUED, planning=replace(VALUED.planning, proposals=2, method="enumeration")),
+            "planning.proposals: 2 .* with method 'enumeration' all sequences are tried",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
 from mbrl_jax.model.protocol import WorldModel
 from mbrl_jax.planning.planners import Plan, Planner, correlated, sequences
-from mbrl_jax.planning.rollouts import draw_particles, returns_of
+from mbrl_jax.planning.rollouts import draw_particles, draw_proposals, proposed, returns_of
 from mbrl_jax.replay import make_replay
 
 MEMBERS, H = 2, 4
@@ -208,6 +208,46 @@ def test_continuous_candidates_are_gaussian_cut_to_the_range_of_actions():
     assert scipy.stats.kstest(found, law.cdf).pvalue > 1e-3
     far = candidates(Plan(np.full((H, 1), 9.0, np.float32), np.full((H, 1), 0.05, np.float32)), uniform)
     assert np.isfinite(far).all()
+
+
+# ------------------------------------------------------------------------------------------------------- what a policy proposes
+
+
+def test_a_policy_proposes_what_it_does_in_each_members_world():
+    there, config = line(move=(1.0, 3.0)), replace(CONFIG, proposals=4)
+
+    @jax.jit
+    def found(members, start, key):
+        drawn = draw_proposals(config, there.spec, there.world, key, ())
+        return proposed(there.world, members, start, lambda s, random: (s[..., 0] < 0).astype(jnp.int32), drawn), drawn
+
+    sequences, drawn = found(there.members, np.array([-3.0], np.float32), jax.random.key(0))
+    by_one, by_three = [1, 1, 1, 0], [1, 0, 1, 0]  # from -3: to 0 in three steps, or in one and back
+    assert sequences.tolist() == [by_one, by_one, by_three, by_three]
+    assert drawn.action.shape == (H, 4)
+    assert 0 < np.asarray(drawn.action).mean() < 1
+
+
+def test_a_policys_sequence_is_found_where_no_random_one_is_as_good():
+    config = replace(
+        CONFIG, method="mppi", candidates=8, horizon=16, temperature=1e-3, iterations=1, momentum=0.0, warm_start=1.0
+    )
+    planner, proposing = line().planner(config), line().planner(replace(config, proposals=2))
+    start, members = np.array([-16.0], np.float32), line().members
+
+    @jax.jit
+    def both(members, key):
+        alone = planner.plan(members, planner.init(), start, planner.draw(key, ()))
+        drawn = proposing.draw(key, ())
+        helped = proposing.plan(members, planner.init(), start, drawn, None, lambda s, random: jnp.ones(len(s), jnp.int32))
+        return alone[2].value, helped[2].value, helped[0].centre, drawn.candidates, planner.draw(key, ()).candidates
+
+    alone, helped, centre, drawn, same = both(members, jax.random.key(0))
+    best = sum(-abs(-16 + t - 2) for t in range(1, 17))
+    assert float(helped) == pytest.approx(best)
+    assert float(alone) < best - 1
+    np.testing.assert_allclose(centre[:-1, 1], 1.0)  # the next plan begins with the rest of the sequence
+    np.testing.assert_array_equal(drawn, same)
 
 
 # ---------------------------------------------------------------------------------------------------------- what sequences earn
