@@ -18,6 +18,8 @@ class EnvironmentConfig:
     action_repeat: int = static(1, minimum=1)
     """Steps of the simulator that each action is held for. Transitions, steps and discounts are then counted by decisions, and a
     transition's reward is the sum over those steps, which a world model learns."""
+    distractors: int = static(0, minimum=0)
+    """Random walks that are appended to the observation and have nothing to do with the task."""
     observed: Literal["positions"] | tuple[int, ...] | None = static(None, minimum=0)
     """Numbers of the observation's axes that are seen, or ``positions`` for those that say where things are and not how fast they
     move; none is all. What is left does not tell the state."""

@@ -40,6 +40,7 @@ class EnvironmentSpec(NamedTuple):
     axes: tuple[str, ...] = ()  # D names of the observation's numbers, () where they have none
     observed: tuple[int, ...] = ()  # axes of the whole observation that are seen, () where all are
     delay: int = 0  # steps after which an observation is seen
+    distractors: int = 0  # random walks among the observation's numbers, which the task does not depend on
 
     @property
     def continuous(self) -> bool:

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from mbrl_jax.config import ConfigError, EnvironmentConfig
-from mbrl_jax.environments import host, observing
+from mbrl_jax.environments import distracting, host, observing
 from mbrl_jax.environments.protocol import Environment, check_environment
 from mbrl_jax.environments.repeating import repeated
 
@@ -123,13 +123,13 @@ def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
 
 
 def _wrapped(environment: Environment, config: EnvironmentConfig) -> Environment:
-    """The task with its actions repeated, and with what is seen of it, as the settings say.
+    """The task with its actions repeated, its distractors, and with what is seen of it, as the settings say.
 
     Raises:
       ConfigError: they do not fit the task.
 
     """
-    environment = repeated(environment, config.action_repeat)
+    environment = distracting.distracted(repeated(environment, config.action_repeat), config.distractors)
     if config.observed is not None:
         environment = observing.masked(environment, _axes_of(environment, config))
     return observing.delayed(environment, config.delay) if config.delay else environment

@@ -217,9 +217,11 @@ def _play_gymnasium(config: RunConfig, task: Environment, params: Any, episodes:
 
     if config.environment.name not in gymnasium.registry:
         raise ConfigError(f"env: 'gymnasium' does not fit; it has no {config.environment.name!r}; it must be gymnax")
-    if task.spec.observed or task.spec.delay:
-        hidden = "environment.observed" if task.spec.observed else "environment.delay"
-        raise ConfigError(f"env: 'gymnasium' does not fit {hidden}, which its simulator does not know; it must be gymnax")
+    for wrapper in ("distractors", "observed", "delay"):
+        if getattr(task.spec, wrapper):
+            raise ConfigError(
+                f"env: 'gymnasium' does not fit environment.{wrapper}, which its simulator does not know; it must be gymnax"
+            )
     policy = algorithm_of(config).policy(config, task)
     seeds = len(jax.tree.leaves(params)[0])
     memory = jax.vmap(lambda params, key: policy.begin(params, key, episodes))(params, seed_keys(seed, seeds))
