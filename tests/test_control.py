@@ -1,5 +1,6 @@
 """The swing-up tasks against the DeepMind Control suite itself."""
 
+import dataclasses
 import functools
 import os
 
@@ -10,12 +11,12 @@ import pytest
 from jax.test_util import check_grads
 
 from mbrl_jax import environments as env
-from mbrl_jax.config import EnvironmentConfig
-from mbrl_jax.environments import control
+from mbrl_jax.config import ConfigError, EnvironmentConfig, PhysicsConfig, from_dict
+from mbrl_jax.environments import control, mechanics
 
 NAMES = ("control/cartpole-swingup", "control/pendulum-swingup")
 STEPS = 400
-LIMIT = control.TRACK
+LIMIT = mechanics.TRACK
 
 
 @functools.cache
@@ -101,7 +102,7 @@ def test_a_step_in_float32_stays_near_the_suites(name):
 def test_a_cart_is_pushed_beyond_the_limit_alone_and_never_pulled():
     at = jnp.asarray([[LIMIT, 0.0], [LIMIT + 0.01, 0.0], [-LIMIT - 0.01, 0.0], [LIMIT + 0.001, 0.0]])
     velocity = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-30.0, 0.0]])
-    cart = control.cartpole_acceleration(at, velocity, jnp.zeros(4))[:, 0]
+    cart = mechanics.cartpole_acceleration(at, velocity, jnp.zeros(4))[:, 0]
     assert abs(cart[0]) < 1e-2
     assert cart[1] < -10
     np.testing.assert_allclose(cart[2], -cart[1], rtol=1e-5)
@@ -163,3 +164,84 @@ def test_an_action_beyond_one_pushes_as_one_does(name):
     states = environment.draw_resets(jax.random.key(2), (4,)).observation
     at_one, beyond = (environment.dynamics(states, jnp.full((4, 1), size)) for size in (1.0, 3.0))
     np.testing.assert_array_equal(at_one, beyond)
+
+
+# ----------------------------------------------------------------------------------------------------------- other bodies
+
+SCALED = {"mass": 1.5, "length": 0.6, "damping": 3.0, "gravity": 0.8, "force": 1.7}
+WORDS = {  # of the suite's models: the words that have a factor's numbers, with one place for each number
+    "control/cartpole-swingup": {
+        "mass": (('mass=".1"', 'mass="{}"', (0.1,)), ('mass="1"', 'mass="{}"', (1.0,))),
+        "length": (('fromto="0 0 0 0 0 1"', 'fromto="0 0 0 0 0 {}"', (1.0,)),),
+        "damping": (('damping="2e-6"', 'damping="{}"', (2e-6,)), ('damping="5e-4"', 'damping="{}"', (5e-4,))),
+        "gravity": (('timestep="0.01"', 'timestep="0.01" gravity="0 0 {}"', (-9.81,)),),
+        "force": (('gear="10"', 'gear="{}"', (10.0,)),),
+    },
+    "control/pendulum-swingup": {
+        "mass": (('size="0.05" mass="1"', 'size="0.05" mass="{}"', (1.0,)),),
+        "length": (('pos="0 0 0.5"', 'pos="0 0 {}"', (0.5,)),),
+        "damping": (('damping="0.1"', 'damping="{}"', (0.1,)),),
+        "gravity": (('timestep="0.02"', 'timestep="0.02" gravity="0 0 {}"', (-9.81,)),),
+        "force": (('gear="1"', 'gear="{}"', (1.0,)),),
+    },
+}
+
+
+def suite_with(name, factors):
+    """The suite's own physics, of its model with other numbers."""
+    task = suite_task(name)  # which imports the suite
+    from dm_control.suite import cartpole, pendulum
+
+    room = cartpole if "cartpole" in name else pendulum
+    text, assets = room.get_model_and_assets()
+    text = text.decode() if isinstance(text, bytes) else text
+    for factor, value in factors.items():
+        for old, new, own in WORDS[name][factor]:
+            assert text.count(old) == 1, (old, text)
+            text = text.replace(old, new.format(*(value * each for each in own)))
+    return type(task.physics).from_xml_string(text, assets)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_factor_of_the_physics_makes_the_body_that_the_suites_model_is_with_that_number(name):
+    cases = [{factor: value} for factor, value in SCALED.items()] + [SCALED]
+    position, velocity, action = (each[:40] for each in samples(name))
+    own = of_suite(name)[0][:40]
+    with jax.enable_x64(True):
+        for factors in cases:
+            physics, found = suite_with(name, factors), []
+            for at, speed, push in zip(position, velocity, action, strict=True):
+                with physics.reset_context():
+                    physics.data.qpos[:], physics.data.qvel[:] = at, speed
+                physics.set_control([push])
+                physics.step()
+                found.append(np.concatenate([physics.data.qpos, physics.data.qvel]))
+            environment = env.make_environment(EnvironmentConfig(name=name, physics=PhysicsConfig(**factors)))
+            observe = control._TASKS[name].observe
+            states = observe(jnp.asarray(position), jnp.asarray(velocity))
+            size = position.shape[1]
+            expected = observe(*(jnp.asarray(np.array(found)[:, part]) for part in (slice(size), slice(size, None))))
+            given = environment.dynamics(states, jnp.asarray(action)[:, None])
+            np.testing.assert_allclose(given, expected, atol=1e-10, err_msg=str(factors))
+            assert np.abs(np.array(found) - own).max() > 1e-8, factors
+
+
+def test_a_simulator_steps_the_body_that_its_settings_name():
+    config = EnvironmentConfig(name=NAMES[0], physics=PhysicsConfig(length=2.0), action_repeat=4)
+    environment, own = env.make_environment(config), env.make_environment(dataclasses.replace(config, physics=PhysicsConfig()))
+    state = environment.draw_resets(jax.random.key(0), ())
+    row = environment.step(state, jnp.ones(1), state)[1]
+    np.testing.assert_allclose(row.next_observation, environment.dynamics(state.observation, jnp.ones(1)), atol=1e-5)
+    assert np.abs(row.next_observation - own.step(state, jnp.ones(1), state)[1].next_observation).max() > 1e-2
+
+
+def test_factors_are_refused_where_they_would_do_nothing():
+    physics = PhysicsConfig(length=2.0)
+    for name in ("Pendulum-v1", "gymnasium/Pendulum-v1"):
+        with pytest.raises(ConfigError, match=rf"environment.physics.length: 2.0 does not fit; the physics of '{name}' cannot"):
+            env.make_environment(EnvironmentConfig(name=name, physics=physics))
+    with pytest.raises(ConfigError, match=r"that of control/cartpole-swingup, control/pendulum-swingup can"):
+        env.environment_of(EnvironmentConfig(physics=physics), make(NAMES[0]))
+    content = {"algorithm": "dmo", "environment": {"name": NAMES[0], "physics": {"pole_mass": 2.0}}}
+    with pytest.raises(ConfigError, match=r"environment.physics.pole_mass: there is no such setting; there are mass, length"):
+        from_dict(content)

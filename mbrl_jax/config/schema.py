@@ -8,6 +8,22 @@ from mbrl_jax.config.kinds import AGENTS, CONTROLLERS, MODELS, Kind
 
 
 @settings
+class PhysicsConfig:
+    """Factors of a simulator's own numbers: the same task with other bodies."""
+
+    mass: float = static(1.0, above=0)
+    """Of the masses of all bodies."""
+    length: float = static(1.0, above=0)
+    """Of the length of what swings: a pole, or a pendulum's rod."""
+    damping: float = static(1.0, minimum=0)
+    """Of the damping of all joints."""
+    gravity: float = static(1.0, minimum=0)
+    """Of gravity."""
+    force: float = static(1.0, above=0)
+    """Of the force, or the torque, of an action."""
+
+
+@settings
 class EnvironmentConfig:
     """Which task."""
 
@@ -25,6 +41,8 @@ class EnvironmentConfig:
     move; none is all. What is left does not tell the state."""
     delay: int = static(0, minimum=0)
     """Decisions after which an observation is seen; until then the first one of the episode is."""
+    physics: PhysicsConfig = group(PhysicsConfig)
+    """Factors of the simulator's own numbers (control/...)."""
     observation_noise: float = traced(0.0, minimum=0)
     """Noise of the measurements in the random real transitions (batch protocol): its standard deviation as a share of the task's
     scale of each axis."""

@@ -1,41 +1,24 @@
 """The swing-up tasks of the DeepMind Control suite (Tassa et al. 2018) as pure functions.
 
-The equations of motion and the integrators are MuJoCo's for these two models, so that a step agrees with the suite's.
-Neither task terminates; both last 1,000 steps, with one simulator step for each action (no action repeat).
+They move by :mod:`mbrl_jax.environments.mechanics`, so that a step agrees with the suite's. Neither task terminates; both last
+1,000 steps, with one simulator step for each action (no action repeat).
 """
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mbrl_jax.config import EnvironmentConfig
+from mbrl_jax.config import EnvironmentConfig, PhysicsConfig
+from mbrl_jax.environments.mechanics import cartpole_step, pendulum_step, scaled_cartpole, scaled_pendulum
 from mbrl_jax.environments.protocol import Environment, EnvironmentSpec, EnvironmentState, Transition, restart
 from mbrl_jax.environments.registry import TaskView, axis_curve, register
 
-GRAVITY = 9.81  # m/s^2
 TIME_LIMIT = 1_000  # steps
-
-CART_MASS = 1.0  # kg
-CART_DAMPING = 5e-4  # N s/m
-CART_FORCE = 10.0  # N, of an action of 1
-TRACK = 1.8  # m, where the slider's limit begins on either side
-POLE_MASS = 0.1  # kg
-POLE_LENGTH = 1.0  # m, of the capsule's cylinder
-POLE_RADIUS = 0.045  # m
-HINGE_DAMPING = 2e-6  # N m s
-CARTPOLE_STEP = 0.01  # s
-
-BOB_MASS = 1.0  # kg
-BOB_RADIUS = 0.05  # m
-ROD_LENGTH = 0.5  # m
-PENDULUM_DAMPING = 0.1  # N m s
-PENDULUM_STEP = 0.02  # s
 UPRIGHT = math.cos(math.radians(8))  # the cosine of the angle from which a pendulum counts as upright
 
 
@@ -48,88 +31,6 @@ class Motion(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------------- cartpole
-
-
-def capsule_inertia(mass: float, length: float, radius: float) -> float:
-    """Moment of inertia [kg m^2] of a uniform capsule about an axis through its centre and across it.
-
-    Args:
-      mass: [kg].
-      length: [m] of the cylinder between the two half spheres.
-      radius: [m].
-
-    """
-    cylinder, sphere = math.pi * radius**2 * length, 4 / 3 * math.pi * radius**3
-    cylinder_mass = mass * cylinder / (cylinder + sphere)
-    sphere_mass = mass - cylinder_mass
-    of_cylinder = cylinder_mass * (3 * radius**2 + length**2) / 12
-    # each half sphere's own inertia, moved to the capsule's centre: its centre of mass is 3/8 of the radius beyond the cylinder
-    return of_cylinder + sphere_mass * (0.4 * radius**2 + length**2 / 4 + 3 / 8 * length * radius)
-
-
-_ARM = POLE_LENGTH / 2  # from the hinge to the pole's centre of mass
-_POLE_INERTIA = capsule_inertia(POLE_MASS, POLE_LENGTH, POLE_RADIUS) + POLE_MASS * _ARM**2  # about the hinge
-_TOTAL_MASS = CART_MASS + POLE_MASS
-_COUPLING = POLE_MASS * _ARM
-# MuJoCo's soft limit: a spring and damper with time constant 0.08 s and damping ratio 1, and an impedance between 0.9 and 0.95
-# that is reached 1 mm beyond the limit
-_LIMIT_TIME, _LIMIT_RATIO = 0.08, 1.0
-_IMPEDANCE_FIRST, _IMPEDANCE_LAST, _IMPEDANCE_WIDTH = 0.9, 0.95, 0.001
-_STIFFNESS = 1 / (_IMPEDANCE_LAST * _LIMIT_TIME * _LIMIT_RATIO) ** 2
-_DAMPING = 2 / (_IMPEDANCE_LAST * _LIMIT_TIME)
-# the cart's inverse inertia with the pole upright, by which the regularisation of the limit is scaled
-_INVERSE_INERTIA = _POLE_INERTIA / (_TOTAL_MASS * _POLE_INERTIA - _COUPLING**2)
-
-
-def _impedance(depth: Array) -> Array:
-    """MuJoCo's impedance at a limit that is exceeded by ``depth`` [m]: two parabolas that meet half-way."""
-    share = jnp.clip(depth / _IMPEDANCE_WIDTH, 0, 1)
-    rise = jnp.where(share < 0.5, 2 * share**2, 1 - 2 * (1 - share) ** 2)
-    return _IMPEDANCE_FIRST + rise * (_IMPEDANCE_LAST - _IMPEDANCE_FIRST)
-
-
-def cartpole_acceleration(position: Array, velocity: Array, action: Array) -> Array:
-    """[..., 2] accelerations of the cart [m/s^2] and of the pole [rad/s^2].
-
-    Args:
-      position: [..., 2] of the cart [m], and the pole's angle from upright [rad].
-      velocity: [..., 2].
-      action: [...] from -1 to 1.
-
-    """
-    (x, angle), (speed, rate) = (tuple(jnp.moveaxis(each, -1, 0)) for each in (position, velocity))
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    coupling = _COUPLING * cos
-    force = CART_FORCE * action - CART_DAMPING * speed + _COUPLING * sin * rate**2
-    torque = _COUPLING * GRAVITY * sin - HINGE_DAMPING * rate
-    determinant = _TOTAL_MASS * _POLE_INERTIA - coupling**2
-    free = (_POLE_INERTIA * force - coupling * torque) / determinant  # the cart's acceleration without the limit
-    # the limit pushes with the force that makes the most of its spring, and never pulls
-    side = jnp.where(x < 0, 1.0, -1.0).astype(x.dtype)  # where it pushes to
-    depth = jnp.abs(x) - TRACK
-    impedance = _impedance(depth)
-    wanted = impedance * _STIFFNESS * depth - _DAMPING * side * speed
-    mobility = _POLE_INERTIA / determinant
-    softness = (1 - impedance) / impedance * _INVERSE_INERTIA
-    push = jnp.where(depth > 0, jnp.maximum(wanted - side * free, 0) / (mobility + softness), 0)
-    force = force + side * push
-    cart = (_POLE_INERTIA * force - coupling * torque) / determinant
-    pole = (_TOTAL_MASS * torque - coupling * force) / determinant
-    return jnp.stack([cart, pole], -1)
-
-
-def cartpole_step(position: Array, velocity: Array, action: Array) -> tuple[Array, Array]:
-    """Move a cart-pole by one step of 0.01 s by the Runge-Kutta method of order 4; arguments as :func:`cartpole_acceleration`."""
-    h = CARTPOLE_STEP
-    accelerate = partial(cartpole_acceleration, action=action)
-    v1, a1 = velocity, accelerate(position, velocity)
-    v2 = velocity + h / 2 * a1
-    a2 = accelerate(position + h / 2 * v1, v2)
-    v3 = velocity + h / 2 * a2
-    a3 = accelerate(position + h / 2 * v2, v3)
-    v4 = velocity + h * a3
-    a4 = accelerate(position + h * v3, v4)
-    return position + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4), velocity + h / 6 * (a1 + 2 * a2 + 2 * a3 + a4)
 
 
 def _tolerance(value: Array, margin: float) -> Array:
@@ -162,22 +63,6 @@ def _cartpole_reset(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 # ---------------------------------------------------------------------------------------------------------------- pendulum
 
-_PENDULUM_INERTIA = BOB_MASS * (ROD_LENGTH**2 + 0.4 * BOB_RADIUS**2)
-
-
-def pendulum_step(position: Array, velocity: Array, action: Array) -> tuple[Array, Array]:
-    """Move a pendulum by one step of 0.02 s: semi-implicit Euler, with the joint's damping taken at the step's end.
-
-    Args:
-      position: [..., 1] angle from upright [rad].
-      velocity: [..., 1], in rad/s.
-      action: [...] torque [N m], from -1 to 1.
-
-    """
-    torque = action[..., None] + BOB_MASS * GRAVITY * ROD_LENGTH * jnp.sin(position) - PENDULUM_DAMPING * velocity
-    velocity = velocity + PENDULUM_STEP * torque / (_PENDULUM_INERTIA + PENDULUM_STEP * PENDULUM_DAMPING)
-    return position + PENDULUM_STEP * velocity, velocity
-
 
 def _pendulum_reward(s: Array, a: Array, s2: Array) -> Array:
     return (s2[..., 0] >= UPRIGHT).astype(s2.dtype)
@@ -202,7 +87,8 @@ def _pendulum_reset(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 class _Task(NamedTuple):
     observation_scale: tuple[float, ...]
     angles: tuple[tuple[int, int], ...]
-    step: Callable[[Array, Array, Array], tuple[Array, Array]]
+    body: Callable[[PhysicsConfig], Any]  # what moves, with its numbers times the factors
+    step: Callable[[Array, Array, Array, Any], tuple[Array, Array]]  # positions, velocities, actions and the body
     observe: Callable[[Array, Array], Array]
     motion: Callable[[Array], tuple[Array, Array]]  # positions and velocities of observations
     reset: Callable[[Array, tuple[int, ...]], tuple[Array, Array]]
@@ -213,6 +99,7 @@ _TASKS = {
     "control/cartpole-swingup": _Task(
         observation_scale=(1.8, 1.0, 1.0, 5.0, 10.0),
         angles=((1, 2),),
+        body=scaled_cartpole,
         step=cartpole_step,
         observe=_cartpole_observation,
         motion=_cartpole_motion,
@@ -222,6 +109,7 @@ _TASKS = {
     "control/pendulum-swingup": _Task(
         observation_scale=(1.0, 1.0, 10.0),
         angles=((0, 1),),
+        body=scaled_pendulum,
         step=pendulum_step,
         observe=_pendulum_observation,
         motion=_pendulum_motion,
@@ -238,6 +126,7 @@ def _never(s: Array, a: Array, s2: Array) -> Array:
 def _make(config: EnvironmentConfig) -> Environment:
     """The task that ``config`` names."""
     task = _TASKS[config.name]
+    body = task.body(config.physics)
     spec = EnvironmentSpec(
         name=config.name,
         observation_size=len(task.observation_scale),
@@ -254,7 +143,7 @@ def _make(config: EnvironmentConfig) -> Environment:
 
     def step(state: EnvironmentState, action: Array, fresh: EnvironmentState) -> tuple[EnvironmentState, Transition]:
         inner: Motion = state.inner
-        position, velocity = task.step(inner.position, inner.velocity, jnp.clip(action[..., 0], -1.0, 1.0))
+        position, velocity = task.step(inner.position, inner.velocity, jnp.clip(action[..., 0], -1.0, 1.0), body)
         observation = task.observe(position, velocity)
         truncated = inner.time + 1 >= spec.time_limit
         transition = Transition(
@@ -273,7 +162,7 @@ def _make(config: EnvironmentConfig) -> Environment:
         lead = jnp.broadcast_shapes(observation.shape[:-1], action.shape[:-1])
         position, velocity = task.motion(jnp.broadcast_to(observation, (*lead, observation.shape[-1])))
         force = jnp.clip(jnp.broadcast_to(action[..., 0], lead), -1.0, 1.0)
-        return task.observe(*task.step(position, velocity, force))
+        return task.observe(*task.step(position, velocity, force, body))
 
     return Environment(spec, draw_resets, step, task.reward, _never, dynamics)
 
@@ -302,4 +191,4 @@ _VIEWS = {
 }
 _MARKS = {"control/cartpole-swingup": (800.0,), "control/pendulum-swingup": (700.0,)}  # about what model-free methods end at
 for _name in _TASKS:
-    register(_name, _make, marks=_MARKS[_name], view=_VIEWS[_name])
+    register(_name, _make, marks=_MARKS[_name], view=_VIEWS[_name], physics=True)

@@ -38,6 +38,7 @@ class Registered(NamedTuple):
     make: Make
     marks: tuple[float, ...]  # returns that count as success
     view: TaskView | None
+    physics: bool  # whether it takes the factors of ``environment.physics``
 
 
 class Suite(NamedTuple):
@@ -52,7 +53,9 @@ _REGISTERED: dict[str, Registered] = {}
 _SUITES: dict[str, Suite] = {}
 
 
-def register(name: str, make: Make, *, marks: tuple[float, ...] = (), view: TaskView | None = None) -> None:
+def register(
+    name: str, make: Make, *, marks: tuple[float, ...] = (), view: TaskView | None = None, physics: bool = False
+) -> None:
     """Let presets and commands name an environment.
 
     Args:
@@ -60,6 +63,7 @@ def register(name: str, make: Make, *, marks: tuple[float, ...] = (), view: Task
       make: from the settings of the environment to it; it takes ``time_limit`` from there if that is given.
       marks: returns that count as success.
       view: how reports show it; none shows its axes.
+      physics: whether it takes the factors of ``environment.physics``.
 
     Raises:
       ConfigError: the name is taken.
@@ -67,7 +71,7 @@ def register(name: str, make: Make, *, marks: tuple[float, ...] = (), view: Task
     """
     if name in _REGISTERED:
         raise ConfigError(f"name: {name!r} is registered already; name another")
-    _REGISTERED[name] = Registered(make, marks, view)
+    _REGISTERED[name] = Registered(make, marks, view, physics)
 
 
 def _suite_of(name: str) -> Suite | None:
@@ -96,6 +100,8 @@ def make_environment(config: EnvironmentConfig) -> Environment:
             f"environment: {config!r} does not fit; it must be an EnvironmentConfig, as a config has under that name"
         )
     suite = _suite_of(config.name)
+    if suite is not None or (config.name in _REGISTERED and not _REGISTERED[config.name].physics):
+        _check_unscaled(config)
     if config.name in _REGISTERED:
         made = _REGISTERED[config.name].make(config)
     else:
@@ -118,6 +124,7 @@ def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
     """
     if environment is None:
         return make_environment(config)
+    _check_unscaled(config)
     given = environment if isinstance(environment, Environment) else host.of_simulator(environment, config)
     return _wrapped(_check_host(check_environment(given), config), config)
 
@@ -144,6 +151,16 @@ def _axes_of(environment: Environment, config: EnvironmentConfig) -> tuple[int, 
         right = "nothing is known of which of its axes are positions; it must be numbers of axes, as [0, 2]"
         raise ConfigError(f"environment.observed: 'positions' does not fit {environment.spec.name!r}; {right}")
     return known.view.places
+
+
+def _check_unscaled(config: EnvironmentConfig) -> None:
+    """Refuse factors of the physics of an environment that does not take them."""
+    for field in dataclasses.fields(config.physics):
+        value = getattr(config.physics, field.name)
+        if value != 1.0:
+            takes = ", ".join(name for name, each in _REGISTERED.items() if each.physics)
+            told = f"the physics of {config.name!r} cannot be scaled, so it must be 1.0; that of {takes} can"
+            raise ConfigError(f"environment.physics.{field.name}: {value!r} does not fit; {told}")
 
 
 def _check_host(environment: Environment, config: EnvironmentConfig) -> Environment:
