@@ -190,6 +190,7 @@ def test_a_whole_number_where_a_float_belongs_becomes_one():
         pytest.param("model.batch_size", 81, id="batch larger than the data"),
         pytest.param("model.elites", 3, id="more elites than members"),
         pytest.param("model.laplacian_rows", 17, id="more penalised rows than a batch has"),
+        pytest.param("model.jacobian_rows", 17, id="more rows with Jacobians than a batch has"),
         pytest.param("imagination.lanes", 5, id="lanes not divisible by members"),
         pytest.param("imagination.capacity", 82, id="capacity not a multiple of lanes"),
         pytest.param("imagination.capacity", 4, id="capacity below one step's rows"),
@@ -321,6 +322,12 @@ def test_the_ensemble_mean_takes_any_number_of_lanes(tiny):
     check(from_dict(content))
 
 
+def test_one_member_cannot_agree_with_others_about_jacobians(tiny):
+    model = dataclasses.replace(tiny.model, members=1, jacobian="agreement")
+    with pytest.raises(ConfigError, match=r"model.jacobian: 'agreement' does not fit; .* model.members must be at least 2"):
+        check(dataclasses.replace(tiny, model=model))
+
+
 @pytest.mark.parametrize("laplacian", ["auto", "exact", "hutchinson"])
 def test_relu_is_refused_with_the_laplacian_penalty_only(tiny, laplacian):
     check(from_dict(changed(tiny, "model.activation", "relu")))
@@ -429,6 +436,7 @@ def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
         "model.learning_rate",
         "model.weight_decay",
         "model.laplacian_weight",
+        "model.jacobian_weight",
         "model.termination_weight",
         "model.value_share",
         "imagination.cap",

@@ -307,6 +307,11 @@ def _check_ensemble(config: ModelBasedConfig, model: ModelConfig, problems: _Pro
         model.laplacian_rows,
         f"it must be at most model.batch_size ({model.batch_size})",
     )
+    right = "it is how far members are from their mean, so model.members must be at least 2, or it 'none'"
+    require(model.jacobian == "none" or model.members > 1, "model.jacobian", model.jacobian, right)
+    right = f"it must be at most model.batch_size ({model.batch_size})"
+    rows = model.jacobian_rows
+    require(rows is None or rows <= model.batch_size, "model.jacobian_rows", rows, right)
 
 
 def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:

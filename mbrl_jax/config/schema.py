@@ -141,6 +141,18 @@ class ModelConfig(WorldConfig):
     """Rows of each (shuffled) minibatch that the penalty's mean is taken over; none takes all."""
     laplacian_probes: int = static(4, minimum=1)
     """Random probes of the Hutchinson estimate."""
+    jacobian: Literal["none", "agreement"] = static("none")
+    """Penalty on the Jacobians of the predicted means: none, or their squared distance to the mean over members (agreement)."""
+    jacobian_weight: float = traced(1e-2, minimum=0)
+    """Weight of that penalty."""
+    jacobian_rows: int | None = static(None, minimum=1)
+    """Rows of the first member's minibatch that the penalty's mean is taken over; none takes all."""
+    spectral_bound: float | None = static(None, above=0)
+    """Largest singular value that the kernel of a layer may have after a step of Adam; none bounds none."""
+    fits: Literal["all", "parameters", "none"] = static("all")
+    """What fits and refits change: parameters and the data's statistics by which inputs and targets are normalised; parameters
+    alone, in the units that they were learned in; or nothing, so that the model is frozen. The last two are for runs that begin
+    with the model of another run (--from)."""
 
 
 @settings

@@ -131,6 +131,13 @@ def _of_fit(model: ModelConfig, observations: int) -> Iterator[Refusal]:
     estimated = model.laplacian == "hutchinson" or (model.laplacian == "auto" and observations > EXACT_LAPLACIAN_UP_TO)
     if estimated:
         yield Refusal("model.laplacian", model.laplacian, "none, and exact ones")
+    for name, value, covered in (
+        ("jacobian", model.jacobian, "none"),
+        ("spectral_bound", model.spectral_bound, None),
+        ("fits", model.fits, "all"),
+    ):
+        if value != covered:
+            yield Refusal(f"model.{name}", value, str(covered))
 
 
 def _either(values: tuple[Any, ...]) -> str:

@@ -16,7 +16,7 @@ from jax import Array
 from mbrl_jax import draws
 from mbrl_jax.config import ConfigError
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.model import losses, valuing
+from mbrl_jax.model import losses, regularising, valuing
 from mbrl_jax.model.ensemble import Bounds, Ensemble, Members, Normaliser
 from mbrl_jax.model.protocol import FitLog
 from mbrl_jax.networks import ADAM, Params, adam_step
@@ -79,7 +79,7 @@ def fit(
     pass_over: Pass | None = None,
     holdout: HoldOut | None = None,
 ) -> tuple[ModelState, FitLog]:
-    """Fit from the present parameters by ``config.epochs`` passes over a fixed data set.
+    """Fit from the present parameters by ``config.epochs`` passes over a fixed data set, as far as ``config.fits`` says.
 
     With ``config.patience`` each member ends at the parameters of its own best holdout epoch, and rests once that many epochs
     have brought nothing better.
@@ -98,13 +98,16 @@ def fit(
     pass_over = partial(_pass_over, ensemble) if pass_over is None else pass_over
     rows = real.reward.shape[0]
     held = None if holdout is None else holdout()
-    normaliser, data = _prepare(ensemble, real, rows, stride, held)
+    normaliser, data = _prepare(ensemble, real, rows, stride, held, _kept(ensemble, state))
     training_rows = rows - (rows // stride if held is None else len(held))
     if training_rows < config.batch_size:
         raise ConfigError(
             f"model.batch_size: {config.batch_size!r} does not fit; it must be at most {training_rows}, as of {rows} rows the "
             "others are held out"
         )
+    if config.fits == "none":
+        log = _at_rest(ensemble, state, data, key, pass_over)
+        return state, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (config.epochs, *leaf.shape)), log)
     start = (state.params, state.bounds, state.optimizer)
     patience = config.patience
     key_rows, key_epochs = jax.random.split(key)
@@ -148,7 +151,9 @@ def refit(
     """
     config = ensemble.config
     pass_over = partial(_pass_over, ensemble) if pass_over is None else pass_over
-    normaliser, data = _prepare(ensemble, real, size, stride)
+    normaliser, data = _prepare(ensemble, real, size, stride, kept=_kept(ensemble, state))
+    if config.fits == "none":
+        return state, _at_rest(ensemble, state, data, key, pass_over)
     if config.loss in losses.VALUE_LOSSES:
         if value is None:
             raise ValueError(f"the loss {config.loss!r} needs the agent's value")
@@ -168,6 +173,22 @@ def refit(
         now, log = _refit_early_stopped(ensemble, start, data, batches, directions, pass_over)
     params, bounds, optimizer = now
     return ModelState(params, bounds, optimizer, normaliser, _elites(ensemble, log.holdout_mse)), log
+
+
+def _kept(ensemble: Ensemble, state: ModelState) -> Normaliser | None:
+    """The statistics that a fit keeps; none where it measures them anew."""
+    return None if ensemble.config.fits == "all" else state.normaliser
+
+
+def _at_rest(ensemble: Ensemble, state: ModelState, data: FitData, key: Array, pass_over: Pass) -> FitLog:
+    """What a frozen model's loss over one minibatch and its holdout errors are."""
+    key_batches, key_probes = jax.random.split(key)
+    members = ensemble.config.members
+    bits = draws.bits(key_batches, (1, members, ensemble.config.batch_size))
+    batches = (bits % data.training_rows).astype(jnp.int32)
+    directions = losses.laplacian_directions(ensemble, key_probes)
+    start = (state.params, state.bounds, state.optimizer)
+    return pass_over(start, data, batches, directions, jnp.ones(members, bool))[1]
 
 
 def _refit_early_stopped(
@@ -213,9 +234,14 @@ def holdout_rows(count: int, stride: int) -> Array:
 
 
 def _prepare(
-    ensemble: Ensemble, rows: Rows, size: Array | int, stride: int, held: np.ndarray | None = None
+    ensemble: Ensemble,
+    rows: Rows,
+    size: Array | int,
+    stride: int,
+    held: np.ndarray | None = None,
+    kept: Normaliser | None = None,
 ) -> tuple[Normaliser, FitData]:
-    """Statistics of the training rows among the first ``size``, and all rows encoded with them.
+    """Statistics of the training rows among the first ``size``, or those that are ``kept``, and all rows encoded with them.
 
     Held out are the rows ``held`` [h], or where there are none every ``stride``-th.
     """
@@ -226,12 +252,15 @@ def _prepare(
         targets = jnp.concatenate([targets, rows.reward[:, None]], axis=-1)
     number = jnp.arange(count, dtype=jnp.int32)
     is_holdout = number % stride == stride - 1 if held is None else jnp.zeros(count, bool).at[held].set(True)
-    normaliser = ens.measure(rows.observation, targets, (number < size) & ~is_holdout)
-    if ensemble.config.input_scale == "task":
-        scale = jnp.asarray(ensemble.spec.observation_scale, targets.dtype)
-        normaliser = normaliser._replace(state_mean=jnp.zeros_like(scale), state_std=scale)
-    if not ensemble.config.normalise_targets:
-        normaliser = ens.unscaled(normaliser)
+    if kept is None:
+        normaliser = ens.measure(rows.observation, targets, (number < size) & ~is_holdout)
+        if ensemble.config.input_scale == "task":
+            scale = jnp.asarray(ensemble.spec.observation_scale, targets.dtype)
+            normaliser = normaliser._replace(state_mean=jnp.zeros_like(scale), state_std=scale)
+        if not ensemble.config.normalise_targets:
+            normaliser = ens.unscaled(normaliser)
+    else:
+        normaliser = kept
     inputs = ens.encode(ensemble, normaliser, rows.observation, rows.action)
     targets = (targets - normaliser.target_mean[None]) / normaliser.target_scale[None]
     table = jnp.concatenate([inputs, targets, rows.terminated[:, None].astype(inputs.dtype)], axis=-1)
@@ -280,6 +309,9 @@ def _descend(
             return losses.member_loss(ensemble, params, bounds, *columns, directions, known)
 
         each = jax.vmap(one)(*learned, batch, None if valued is None else valued[0])
+        if config.jacobian != "none":
+            inputs = _columns(ensemble, batch[0, : config.jacobian_rows])[0]
+            each = each + config.jacobian_weight * regularising.jacobian_penalty(ensemble, learned[0], inputs)
         return jnp.sum(each), each
 
     def step(carry: Any, drawn: tuple[Array, Array | None]) -> tuple[Any, Array]:
@@ -294,6 +326,8 @@ def _descend(
             valued = valuing.minibatch(data.valued, row, config.value_samples, number)
         gradients, each = jax.grad(loss, has_aux=True)(learned, table, valued)
         learned, optimizer = adam_step(learned, optimizer, gradients, config.learning_rate)
+        if (bound := config.spectral_bound) is not None:
+            learned = jax.vmap(lambda params: regularising.bounded(params, bound))(learned[0]), learned[1]
         after = (*learned, optimizer)
         return after if resting is None else _per_member(resting, carry, after), each
 

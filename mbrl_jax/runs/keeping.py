@@ -86,6 +86,7 @@ def check(asked: Asked, keeping: Keeping) -> None:
     """Refuse what cannot work before a folder is made. Raises ConfigError: naming it."""
     algorithm = runner.check([asked.config], asked.diagnose, engine=keeping.engine)
     transitions.check(keeping.record, asked.config, algorithm)
+    warm_start.check(asked.config, keeping.start is not None)
     if keeping.tensorboard:
         require("tensorboardX", "tensorboard")
     if keeping.wandb is not None:

@@ -66,10 +66,12 @@ def train(
       start: where the models of a run that begins stand before they are fitted; none makes them anew.
 
     Raises:
-      ConfigError: the checkpoint is not of this run's shapes.
+      ConfigError: the checkpoint is not of this run's shapes, or the model is to stay as it begins and begins untrained.
       Interrupted: the run was asked to stop, and its callbacks had the chance to save it.
 
     """
+    for config in program.configs if found is None else ():
+        warm_start.check(config, start is not None)
     program.turn_to(batch)
     so_far, rounds = SoFar(program.configs[0], batch.agents, program.algorithm.rounds), program.algorithm.rounds
     if found is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mbrl_jax.config import ConfigError, ModelConfig, RunConfig
 from mbrl_jax.environments import environment_of
-from mbrl_jax.model.ensemble import LOG_VARIANCE_BOUNDS, Bounds, Members
+from mbrl_jax.model.ensemble import LOG_VARIANCE_BOUNDS, Bounds, Members, Normaliser
 from mbrl_jax.runs import results
 from mbrl_jax.runs.program import Batch, Program
 
@@ -22,6 +22,20 @@ class Start(NamedTuple):
 
     params: Any  # leaves [seeds of the other run, E, ...]
     bounds: Bounds  # leaves [seeds of the other run, E, D']
+    normaliser: Normaliser | None = None  # leaves [seeds of the other run, ...], where the run that begins keeps it
+
+
+def check(config: RunConfig, warm: bool) -> None:
+    """Refuse a model that keeps what it begins with where it begins untrained, without another run's.
+
+    Raises:
+      ConfigError: naming the setting.
+
+    """
+    model = getattr(config, "model", None)
+    if isinstance(model, ModelConfig) and model.fits != "all" and not warm:
+        right = "the model begins untrained; begin with that of another run (--from), or it must be 'all'"
+        raise ConfigError(f"model.fits: {model.fits!r} does not fit; {right}")
 
 
 def read(folder: Path, config: RunConfig) -> Start:
@@ -58,7 +72,8 @@ def read(folder: Path, config: RunConfig) -> Start:
     low, high = LOG_VARIANCE_BOUNDS
     silent = np.asarray(model.bounds.maximum) < low  # of a target that did not vary in the data there
     bounds = (np.where(silent, fresh, each).astype(np.float32) for fresh, each in zip((low, high), model.bounds, strict=True))
-    return Start(model.params, Bounds(*map(jnp.asarray, bounds)))
+    normaliser = None if ours.fits == "all" else model.normaliser
+    return Start(model.params, Bounds(*map(jnp.asarray, bounds)), normaliser)
 
 
 def begin(program: Program, batch: Batch, start: Start) -> None:
@@ -70,4 +85,6 @@ def begin(program: Program, batch: Batch, start: Start) -> None:
 
     model = program.state.model
     fresh = model._replace(params=jax.tree.map(placed, start.params), bounds=jax.tree.map(placed, start.bounds))
+    if start.normaliser is not None:
+        fresh = fresh._replace(normaliser=jax.tree.map(placed, start.normaliser))
     program.state = program.state._replace(model=fresh)

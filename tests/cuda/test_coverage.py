@@ -109,6 +109,13 @@ def test_a_task_that_merely_has_the_name_of_one_is_refused(config, task):
         made(config, task._replace(reward=lambda s, a, s2: s[..., 0]))
 
 
+@pytest.mark.parametrize(("name", "value"), [("jacobian", "agreement"), ("spectral_bound", 2.0), ("fits", "none")])
+def test_a_regularised_or_frozen_model_is_left_to_xla(config, task, name, value):
+    engine = made(changed(config, f"model.{name}", value), task)
+    assert engine.fit is None
+    assert engine.notes[0].startswith(f"the fit by xla: model.{name}: {value!r} does not fit the CUDA engine")
+
+
 def test_parts_that_are_not_covered_are_left_to_xla_and_named(config, task):
     engine = made(changed(config, "model.learn_bounds", True), task)
     assert engine.fit is None

@@ -65,6 +65,29 @@ def test_a_run_whose_model_is_of_other_settings_is_refused_by_name(finished, sti
         warm_start.read(tmp_path, still)
 
 
+def test_a_model_that_keeps_what_it_begins_with_is_that_of_the_other_run(finished, tiny, tmp_path):
+    folder, run = finished
+    first, found = run.result.outcome.model, {}
+    for fits in ("none", "parameters"):
+        asked = Asked(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, fits=fits)), 2, 7, False)
+        found[fits] = keeping.keep(asked, tmp_path / fits, Keeping(start=folder), "mbrl-jax train", Display.silent())
+    jax.tree.map(np.testing.assert_array_equal, found["none"].result.outcome.model, first)
+    tuned = found["parameters"].result.outcome.model
+    jax.tree.map(np.testing.assert_array_equal, tuned.normaliser, first.normaliser)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(tuned.params), jax.tree.leaves(first.params), strict=True))
+
+
+def test_a_model_that_would_stay_untrained_is_refused_before_anything_compiles(tiny, tmp_path):
+    for fits in ("none", "parameters"):
+        asked = Asked(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, fits=fits)), 1, 0, False)
+        message = rf"model.fits: '{fits}' does not fit; the model begins untrained; begin with that of another run \(--from\)"
+        with pytest.raises(ConfigError, match=message):
+            keeping.keep(asked, tmp_path / "run", Keeping(), "mbrl-jax train", Display.silent())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=message):
+        runner.run(asked.config, 1)
+
+
 def test_the_command_refuses_a_start_without_a_model_and_one_for_jobs(finished, tmp_path, capsys):
     words = ["--seeds", "2", "--out", str(tmp_path / "out"), "--from", str(finished[0])]
     for more, message in (
