@@ -520,6 +520,11 @@ class MPCConfig(ModelBasedConfig):
         return (planning.candidates * planning.particles * iterations + planning.proposals) * planning.horizon
 
 
+def _pendulum() -> EnvironmentConfig:
+    make: Any = EnvironmentConfig
+    return make(name="Pendulum-v1")
+
+
 def _pathwise() -> PolicyGradientConfig:
     make: Any = PolicyGradientConfig
     return make(estimator="pathwise")
@@ -531,6 +536,7 @@ class DMOConfig(ModelBasedConfig):
 
     protocol: Literal["batch", "interactive"] = static("interactive")
     """It acts in its simulators, so it must be interactive."""
+    environment: EnvironmentConfig = group(_pendulum)
     random_transitions: int = static(1_024, minimum=2)
     """Real transitions collected by the uniform random policy, to which the model is first fitted."""
     steps: int = static(102_400, minimum=1)

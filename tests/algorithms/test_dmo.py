@@ -28,7 +28,11 @@ from mbrl_jax.config import (
 )
 from mbrl_jax.environments import EnvironmentState, Transition, make_environment
 from mbrl_jax.imagination.horizon import controller_settings, make_controller
-from mbrl_jax.runs import results, runner
+from mbrl_jax.runs import folder, results, runner
+from mbrl_jax.runs.folder import Asked
+from mbrl_jax.runs.interruption import Interrupted, Interruption
+from mbrl_jax.runs.program import Batch
+from mbrl_jax.runs.training import train
 
 SEEDS, WINDOW = 2, 6
 AGENT = PolicyGradientConfig(
@@ -335,8 +339,27 @@ def test_the_critic_descends_to_the_lambda_returns_and_a_step_that_is_not_finite
     assert int(broken.updates) == int(after.updates) == 1
 
 
+@functools.cache
+def program_and_run():
+    """A program that trains the seeds, and what came of its unbroken run."""
+    program = runner.prepare([CONFIG], SEEDS)
+    return program, train(program, Batch(0, SEEDS))
+
+
+def test_a_run_that_was_stopped_after_a_round_and_goes_on_is_bit_for_bit_the_unbroken_one(tmp_path):
+    program, whole = program_and_run()
+    asked, stop = Asked(CONFIG, SEEDS, 0, False), Interruption()
+    stop.requested = True
+    with folder.opened(tmp_path / "run", asked, "the command", every=1e9, keep=1) as kept, pytest.raises(Interrupted) as stopped:
+        train(program, Batch(0, SEEDS), callbacks=[kept.lines, kept.checkpoints], interruption=stop)
+    assert stopped.value.round == 1
+    with folder.opened(tmp_path / "run", asked, "the command", resume=True, every=1e9, say=lambda text: None) as kept:
+        again = train(program, Batch(0, SEEDS), callbacks=[kept.lines, kept.checkpoints], found=kept.found)
+    jax.tree.map(np.testing.assert_array_equal, again.result, whole.result)
+
+
 def test_a_run_is_saved_and_its_policies_load_and_play(tmp_path):
-    results.write(runner.run(CONFIG, SEEDS), tmp_path)
+    results.write(program_and_run()[1], tmp_path)
     policy = load_policy(tmp_path)
     assert policy(np.zeros((5, 3), np.float32), seed=1).shape == (5, 1)
     run = load_run(tmp_path)
@@ -419,6 +442,11 @@ def test_a_controller_given_that_asks_what_members_predict_is_refused():
     asks = make_controller("threshold", {"mark": 1.0})
     with pytest.raises(ConfigError, match=r"controller: it asks what members predict"):
         dmo.make_train(CONFIG, controller=asks)
+
+
+def test_the_defaults_are_of_a_task_that_it_takes():
+    dmo.make_train(DMOConfig())
+    assert DMOConfig().environment.name == "Pendulum-v1"
 
 
 def test_the_presets_are_shipped_and_work():
