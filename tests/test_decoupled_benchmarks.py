@@ -1,6 +1,7 @@
 """What the studies of decoupled backpropagation compare, and how they measure it."""
 
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import decoupled
 import decoupled_gradients
+import surrogate_transfer as transfer
 
 from mbrl_jax.config import check
 
@@ -54,3 +56,54 @@ def test_norm_variance_bias_and_cosine_of_made_up_gradients():
     assert found["relative_variance"] == pytest.approx(3 / 29, rel=0.02)
     assert found["relative_bias2"] == pytest.approx(4 / 25, rel=0.05)
     assert found["cosine"] == pytest.approx(5 / 29**0.5, rel=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------- transfer
+
+
+def test_the_grid_has_every_task_regulariser_and_start_once_and_each_arm_by_its_name():
+    arms = list(transfer.grid())
+    assert len(arms) == len({arm.name for arm in arms}) == (1 + 3 * 5) * 4 * 3
+    assert all(transfer.arm_of(arm.name) == arm for arm in arms)
+    with pytest.raises(ValueError, match="'length_3_ensemble_new' is no arm"):
+        transfer.arm_of("length_3_ensemble_new")
+    first = transfer.order()
+    assert len(first) == len(set(first))
+    assert set(first) <= set(arms)
+    for arm in first:
+        assert arm.start != "frozen" or first.index(arm.source) < first.index(arm)
+
+
+def test_an_arm_differs_by_its_physics_its_regulariser_and_what_fits_change_alone():
+    base = transfer.config_of(transfer.arm_of("task_1_ensemble_new"))
+    for name in ("length_2_ensemble_frozen", "damping_0.5_none_tuned", "mass_1.25_jacobian_new", "task_1_spectral_frozen"):
+        arm, config = transfer.arm_of(name), transfer.config_of(transfer.arm_of(name))
+        check(config)
+        factors = dataclasses.asdict(config.environment.physics)
+        assert factors == {**dict.fromkeys(factors, 1.0), **({} if arm.physics == "task" else {arm.physics: arm.factor})}
+        assert config.model.fits == {"new": "all", "tuned": "parameters", "frozen": "none"}[arm.start]
+        same = dataclasses.replace(config, environment=base.environment, model=base.model)
+        assert same == base
+        if arm.source is not None:  # the surrogate that it begins with is of the same settings
+            theirs = transfer.config_of(arm.source).model
+            assert dataclasses.replace(config.model, fits="all") == theirs
+
+
+def test_the_table_of_transfers_pairs_an_arm_with_its_new_surrogate_and_ranks_errors_against_returns(tmp_path, capsys):
+    for number, name in enumerate(
+        ("task_1_ensemble_new", "task_1_ensemble_frozen", "length_2_none_frozen", "mass_2_none_frozen")
+    ):
+        told = {
+            **transfer.arm_of(name)._asdict(),
+            "returns": [800.0 - 100 * number] * 4,
+            "curves": np.full((4, 2), 400 - 50 * number).tolist(),
+            "depths": list(transfer.DEPTHS),
+            "accumulated": np.full((4, 5), 0.1 * (1 + number)).tolist(),
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+    transfer.stage_table(tmp_path)
+    told = capsys.readouterr().out
+    assert "-100.0 [-100.0, -100.0]" in told
+    assert "-50.0 [-50.0, -50.0]" in told
+    assert "3 arms with a frozen surrogate: -1.00" in told
+    assert (tmp_path / "transfer.png").stat().st_size > 10_000

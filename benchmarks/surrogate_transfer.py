@@ -1,0 +1,319 @@
+"""Does a surrogate transfer? Models learned on one cart-pole drive decoupled gradients on others.
+
+    python benchmarks/surrogate_transfer.py train                  # every arm that is not on file yet, those that tell most first
+    python benchmarks/surrogate_transfer.py train length_2_ensemble_frozen
+    python benchmarks/surrogate_transfer.py table                  # print what is on file, and draw it
+    python benchmarks/surrogate_transfer.py gpu                    # the whole grid, 128 seeds each, for a GPU
+
+The task is swingup_dmo with half its steps. Its physics (`environment.physics`) are scaled: the masses of cart and pole, the
+pole's length, or the damping of both joints, times 0.5, 0.75, 1, 1.25, 1.5 or 2. On each of these tasks the surrogate is
+
+* frozen: that which the same seed learned on the task itself (times 1), never fitted again;
+* tuned: that one, fitted on to the new task's data;
+* new: learned from nothing.
+
+It is regularised, there and here, by one of
+
+* none: one member alone;
+* ensemble: the mean of three members;
+* jacobian: the same, with a penalty on how far the members' Jacobians are from their mean;
+* spectral: one member, whose layers have no singular value above a bound.
+
+An arm TASK_FACTOR_REGULARISER_START is trained in a folder of its own under --work and goes on there after a kill; when it is
+done it is written to benchmarks/results/transfer/ARM.json and not trained again. Seed i has the same random numbers in all arms,
+and its surrogate is that of seed i. Steps are those of the simulators, of which an action takes four.
+
+Beside returns, the error of the surrogate's gradient: of the Jacobian of one step, against that of the known dynamics, at the
+states of training (`surrogate_error: true`), round by round; and accumulated, of the product of Jacobians along paths of the last
+policy, relative to the true product, after 1 to 16 decisions.
+
+Written down before the runs, on 2026-11-28:
+
+(a) A frozen surrogate ends lower than a new one where the pole's length or the masses are off by a factor of two, and not where
+    the damping is, which hardly moves this cart-pole.
+(b) A tuned surrogate ends where a new one does, and its curve is higher on the way there.
+(c) Over all arms with a frozen surrogate, the larger the accumulated error after 16 decisions, the lower the return.
+(d) What is wrong with a frozen surrogate on another task is the same for all members: averaging them and making their Jacobians
+    agree lower the error on the task itself, and do not help at a factor of two. A spectral bound does not help either.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import arm_by_arm
+import decoupled_gradients
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from rich.console import Console
+from rich.table import Table
+
+from mbrl_jax import statistics, strict_json
+from mbrl_jax.algorithms.training import keys_of
+from mbrl_jax.config import DMOConfig, PhysicsConfig, load
+from mbrl_jax.environments import make_environment
+from mbrl_jax.report import figures
+from mbrl_jax.runs import execution, keeping, results
+from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.folder import Asked, is_finished
+from mbrl_jax.runs.run import Run
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "benchmarks" / "results" / "transfer"
+STEPS = 102_400
+PHYSICS = ("length", "mass", "damping")
+FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+REGULARISERS: dict[str, dict[str, Any]] = {
+    "none": {"members": 1},
+    "ensemble": {"members": 3},
+    "jacobian": {"members": 3, "jacobian": "agreement", "jacobian_weight": 0.01, "jacobian_rows": 32},
+    "spectral": {"members": 1, "spectral_bound": 2.0},
+}
+STARTS = {"new": "all", "tuned": "parameters", "frozen": "none"}  # and what fits change
+DEPTHS = (1, 2, 4, 8, 16)
+COLOURS = {"none": "#5b5f97", "ensemble": "#0b6e4f", "jacobian": "#e08e45", "spectral": "#b0413e"}
+MARKERS = {"new": "o", "tuned": "s", "frozen": "x"}
+
+
+class Arm(NamedTuple):
+    """One run of the study."""
+
+    physics: str  # what is scaled
+    factor: float
+    regulariser: str
+    start: str  # new, tuned or frozen
+
+    @property
+    def name(self) -> str:
+        """As files have it."""
+        return f"{self.physics}_{self.factor:g}_{self.regulariser}_{self.start}"
+
+    @property
+    def source(self) -> "Arm | None":
+        """The arm whose surrogate this one begins with, on the task itself."""
+        return None if self.start == "new" else self._replace(physics="task", factor=1.0, start="new")
+
+    @property
+    def paired(self) -> "Arm":
+        """The arm on the same task, regularised alike, whose surrogate is new."""
+        return self._replace(start="new")
+
+
+def arm_of(name: str) -> Arm:
+    """The arm of a name. Raises ValueError: there is none."""
+    found = next((arm for arm in grid() if arm.name == name), None)
+    if found is None:
+        words = ["|".join(each) for each in (("task", *PHYSICS), REGULARISERS, STARTS)]
+        factors = ", ".join(f"{factor:g}" for factor in FACTORS)
+        right = f"{words[0]}_FACTOR_{words[1]}_{words[2]}, FACTOR being 1 for task and one of {factors} else"
+        raise ValueError(f"{name!r} is no arm; one is {right}")
+    return found
+
+
+def grid() -> Iterator[Arm]:
+    """Every arm; the task itself, at a factor of 1, is the same whatever would be scaled."""
+    for physics, factor in (("task", 1.0), *((name, f) for name in PHYSICS for f in FACTORS if f != 1.0)):
+        for regulariser in REGULARISERS:
+            for start in STARTS:
+                yield Arm(physics, factor, regulariser, start)
+
+
+def order() -> list[Arm]:
+    """The arms that a CPU is for, those that tell most first; the rest of the grid is for a GPU."""
+    tasks = [("length", 2.0), ("mass", 2.0), ("length", 0.5), ("mass", 0.5)]
+    far = [Arm(*task, "ensemble", start) for task in tasks for start in ("frozen", "new", "tuned")]
+    near = [
+        Arm("task", 1.0, "ensemble", "frozen"),
+        Arm("damping", 2.0, "ensemble", "frozen"),
+        Arm("damping", 2.0, "ensemble", "new"),
+    ]
+    others = [name for name in REGULARISERS if name != "ensemble"]
+    regularised = [each for name in others for each in (Arm("task", 1.0, name, "new"), Arm("length", 2.0, name, "frozen"))]
+    between = [Arm("length", factor, "ensemble", "frozen") for factor in (1.5, 0.75, 1.25)]
+    more = [Arm(*task, name, "frozen") for task in (("task", 1.0), ("length", 0.5)) for name in others]
+    return [Arm("task", 1.0, "ensemble", "new"), *far[:6], *near[:2], *regularised, near[2], *far[6:], *between, *more]
+
+
+def config_of(arm: Arm) -> DMOConfig:
+    """The settings of an arm."""
+    base: Any = load(ROOT / "configs" / "swingup_dmo.yaml")
+    physics: Any = PhysicsConfig
+    scaled = {} if arm.physics == "task" else {"physics": physics(**{arm.physics: arm.factor})}
+    return dataclasses.replace(  # type: ignore[no-any-return]
+        base,
+        steps=STEPS,
+        environment=dataclasses.replace(base.environment, **scaled),
+        model=dataclasses.replace(base.model, **REGULARISERS[arm.regulariser], fits=STARTS[arm.start]),
+        surrogate_error="true",
+    )
+
+
+def accumulated(run: Run, seeds: range) -> list[list[float]]:
+    """[seeds, depths] relative error of the surrogate's products of Jacobians along paths of each seed's last policy."""
+    config: Any = run.config
+    task = make_environment(config.environment)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys_of(run.base_seed, jnp.asarray(seeds)))
+
+    @jax.jit
+    def one(actor: Any, model: Any, key: Any) -> Any:
+        key_visit, key_paths = jax.random.split(key)
+        pool = decoupled_gradients.visited(config, task, actor, key_visit)
+        subject = decoupled_gradients.Subject(actor, None, model, pool)
+        return decoupled_gradients.growth(config, task, subject, key_paths)
+
+    outcome, found = run.result.outcome, []
+    for seed in range(len(seeds)):
+        actor, model = jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf)[seed], (outcome.last, outcome.model))
+        errors = np.asarray(one(actor, model, keys[seed]), np.float64)
+        found.append([float(f"{errors[depth - 1]:.4g}") for depth in DEPTHS])
+    return found
+
+
+def keep(seeds: range, run: Run) -> dict[str, Any]:
+    """What is kept of an arm besides what every study keeps."""
+    surrogate = run.result.metrics.surrogate  # leaves [seeds, rounds, blocks, H]
+    one_step = {name: np.asarray(leaf, np.float64).mean(axis=(0, 2, 3)) for name, leaf in surrogate._asdict().items()}
+    return {
+        "one_step": {name: [float(f"{x:.4g}") for x in row] for name, row in one_step.items()},  # [rounds]
+        "depths": list(DEPTHS),
+        "accumulated": accumulated(run, seeds),  # [seeds, depths]
+    }
+
+
+def stage_train(arms: Sequence[Arm], seeds: int, out: Path, work: Path) -> None:
+    """Train the arms that are not on file, and before one that whose surrogate it begins with."""
+    execution.use_compilation_cache()
+    out.mkdir(parents=True, exist_ok=True)
+    for arm in arms:
+        source = arm.source
+        if source is not None and not is_finished(work / source.name):
+            _train(source, seeds, out, work)
+        if not (out / f"{arm.name}.json").exists():
+            _train(arm, seeds, out, work)
+
+
+def _train(arm: Arm, seeds: int, out: Path, work: Path) -> None:
+    began, folder = time.perf_counter(), work / arm.name
+    start = None if arm.source is None else work / arm.source.name
+    asked = Asked(config_of(arm), seeds, 0, False)
+    if is_finished(folder):  # killed between a run's end and its file
+        run = results.read(folder)
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with Display.standard(arm.name) as display:
+            run = keeping.keep(asked, folder, keeping.Keeping(resume=True, start=start), "surrogate_transfer.py", display)
+    more = {**arm._asdict(), **keep(asked.numbers, run)}
+    strict_json.write(out / f"{arm.name}.json", arm_by_arm.kept_of(run, "swingup", arm.name, more), indent=None)
+    told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
+    print(f"{arm.name}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- what came of it
+
+
+def read(out: Path) -> dict[Arm, dict[str, Any]]:
+    """The arms on file, in the grid's order."""
+    places = ((arm, out / f"{arm.name}.json") for arm in grid())
+    return {arm: strict_json.loads(path.read_text(encoding="utf-8")) for arm, path in places if path.exists()}
+
+
+def along(told: dict[str, Any]) -> np.ndarray:
+    """[seeds] the mean of each learning curve."""
+    mean: np.ndarray = np.asarray(told["curves"], np.float64).mean(axis=1)
+    return mean
+
+
+def correlation(found: dict[Arm, dict[str, Any]]) -> tuple[float, int]:
+    """Spearman correlation, over arms with a frozen surrogate, of the accumulated error with the return; and how many arms."""
+    frozen = [told for arm, told in found.items() if arm.start == "frozen"]
+    errors = [statistics.interquartile_mean(np.asarray(told["accumulated"])[:, -1]) for told in frozen]
+    returns = [statistics.interquartile_mean(np.asarray(told["returns"])) for told in frozen]
+    return (float(scipy.stats.spearmanr(errors, returns).statistic) if len(frozen) > 2 else float("nan")), len(frozen)
+
+
+def stage_table(out: Path) -> None:
+    """Print what is on file, and draw it."""
+    found = read(out)
+    if not found:
+        raise SystemExit(f"{out}: there is no arm on file; train some first")
+    table = Table("task", "regulariser", "surrogate", "seeds", "IQM, 95 %", "less new", "curve less new", "1 step", "8", "16")
+    for arm, told in found.items():
+        returns, errors = np.asarray(told["returns"]), np.asarray(told["accumulated"])
+        base = found.get(arm.paired)
+        paired = ("", "")
+        if arm.start != "new" and base is not None and len(base["returns"]) == len(returns):
+            differences = returns - np.asarray(base["returns"]), along(told) - along(base)
+            paired = tuple(str(statistics.estimate(each)) for each in differences)  # type: ignore[assignment]
+        at = [f"{statistics.interquartile_mean(errors[:, told['depths'].index(depth)]):.2g}" for depth in (1, 8, 16)]
+        row = (
+            f"{arm.physics} x {arm.factor:g}",
+            arm.regulariser,
+            arm.start,
+            str(len(returns)),
+            str(statistics.estimate(returns)),
+        )
+        table.add_row(*row, *paired, *at)
+    Console(width=170).print(table)
+    rank, count = correlation(found)
+    print(f"Spearman correlation of accumulated error and return over {count} arms with a frozen surrogate: {rank:.2f}")
+    draw(found, out / "transfer.png")
+
+
+def draw(found: dict[Arm, dict[str, Any]], path: Path) -> None:
+    """Returns against the accumulated error, and against the factor of the pole's length."""
+    figure, axes = figures.new_figure(2)
+    for arm, told in found.items():
+        error = statistics.interquartile_mean(np.asarray(told["accumulated"])[:, -1])
+        value = statistics.interquartile_mean(np.asarray(told["returns"]))
+        axes[0].scatter(error, value, color=COLOURS[arm.regulariser], marker=MARKERS[arm.start], s=28)
+    for name, colour in COLOURS.items():
+        axes[0].scatter([], [], color=colour, marker="o", s=28, label=name)
+    for name, marker in MARKERS.items():
+        axes[0].scatter([], [], color="0.4", marker=marker, s=28, label=name)
+    axes[0].set_xscale("log")
+    axes[0].set_xlabel("accumulated error of the surrogate's gradient after 16 decisions")
+    for start in STARTS:
+        here = [(arm.factor, told) for arm, told in found.items() if arm.regulariser == "ensemble" and arm.start == start]
+        here = [each for each in here if each[1]["physics"] in ("task", "length")]
+        if here:
+            here.sort(key=lambda each: each[0])
+            value, low, high = np.array([statistics.estimate(np.asarray(each[1]["returns"])) for each in here]).T
+            factors = [each[0] for each in here]
+            axes[1].plot(factors, value, marker=MARKERS[start], markersize=5, label=start)
+            axes[1].fill_between(factors, low, high, alpha=0.15, linewidth=0)
+    axes[1].set_xlabel("factor of the pole's length (ensemble)")
+    for ax in axes:
+        ax.set_ylabel("return, IQM over seeds")
+        ax.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("train", "table", "gpu"))
+    parser.add_argument("arms", nargs="*", metavar="arm", help="such as length_2_ensemble_frozen; by default those for a CPU")
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "surrogate_transfer", help="where runs are kept")
+    given = parser.parse_args()
+    try:
+        arms = [arm_of(name) for name in given.arms] or order()
+    except ValueError as error:
+        parser.error(str(error))
+    if given.stage == "table":
+        stage_table(given.out)
+    elif given.stage == "train":
+        stage_train(arms, given.seeds, given.out, given.work)
+    else:
+        place = given.out / "gpu"
+        stage_train([arm_of(name) for name in given.arms] or list(grid()), 128, place, given.work / "gpu")
+        stage_table(place)
+
+
+if __name__ == "__main__":
+    main()
