@@ -110,6 +110,7 @@ def _check_known(config: ModelFreeQConfig) -> None:
         allowed["model.kind"] = (config.model.kind, "ensemble")
         if config.model.kind == "ensemble":
             allowed["model.loss"] = (config.model.loss, "likelihood")
+        allowed["mixing.rule"] = (config.mixing.rule, "fixed")
         allowed["selection.choose"] = (config.selection.choose, True)
     for name, (value, right) in allowed.items():
         if value != right:

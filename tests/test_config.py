@@ -423,6 +423,9 @@ def test_a_config_cannot_be_changed_in_place(tiny):
 def test_the_leaves_of_a_config_are_its_traced_numbers(tiny):
     paths = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tiny)}
     assert paths == {
+        "mixing.least",
+        "mixing.most",
+        "mixing.memory",
         "agent.learning_rate",
         "agent.learning_rate_decay",
         "agent.discount",

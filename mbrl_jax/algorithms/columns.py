@@ -49,6 +49,9 @@ COLUMNS: dict[str, Column] = {
     "mismatch.model_size": Column("return", "mean magnitude of the model's part at held-out real states"),
     "mismatch.visited_size": Column("return", "the same where the policy goes"),
     "mismatch.model_share": Column("share", "the model's magnitude over that and the value function's, where the policy goes"),
+    "model_share": Column(
+        "share", "of the model in the error of the agent's value at held-out real transitions, after the refit"
+    ),
     "curve_return": Column("return", "mean over greedy real episodes of the target network, or over episodes by the planner"),
     "score": Column("return", "mean over imagined episodes of the target network"),
     "chosen_score": Column("return", "the same of the snapshot chosen so far"),

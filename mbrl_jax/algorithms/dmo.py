@@ -243,5 +243,6 @@ def _check_task(config: DMOConfig, task: Environment, world: WorldModel, control
         raise ConfigError(f"surrogate_error: 'true' does not fit; {name!r} has no known dynamics, so {right}")
     if config.surrogate_error == "spread" and world.spec.members < 2:
         raise ConfigError("surrogate_error: 'spread' does not fit; one member imagines, so it must be 'finite' or 'true'")
-    if controller.needs_members or controller.needs_variance or controller.needs_drawn or controller.needs_truth:
+    asks = controller.needs_members or controller.needs_variance or controller.needs_drawn or controller.needs_truth
+    if asks or controller.follow is not None:
         raise ConfigError("controller: it asks what members predict, or for the truth; a window's goes by depth and error alone")

@@ -22,7 +22,7 @@ from mbrl_jax import replay
 from mbrl_jax.agents.protocol import Agent, Model
 from mbrl_jax.agents.q_learning import UpdateLog
 from mbrl_jax.agents.registry import make_agent
-from mbrl_jax.algorithms import phases, training
+from mbrl_jax.algorithms import mixing, phases, training, value_errors
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
 from mbrl_jax.config import ConfigError, DynaQConfig
@@ -50,6 +50,7 @@ class State(NamedTuple):
     lanes: Lanes
     agent: Any
     chosen: Snapshot | None  # none where no policy is chosen
+    model_share: Array | None  # [] of the model in the error of the agent's value, none where nothing follows it
 
 
 _SHARED: dict[str, Any] = {"time": None, "real": replay.AXES, "imagined": replay.AXES}
@@ -68,6 +69,7 @@ class Metrics(NamedTuple):
     refit: FitLog | None  # leaves [E], none in the batch protocol
     frozen: Array  # [] bool, the learner has gone non-finite
     mismatch: Mismatch | None = None  # none unless it is asked for
+    model_share: Array | None = None  # [], none where nothing follows it
 
 
 class Draws(NamedTuple):
@@ -76,8 +78,8 @@ class Draws(NamedTuple):
     behaviour: BehaviourDraws | None  # leaves [T, ...], none in the batch protocol
     pool: Any  # [P] resets, the same for all steps, none in the batch protocol
     lanes: LaneDraws  # leaves [T, H, ...]
-    imagined: Array  # [T, updates, imagined rows of a minibatch] uint32
-    real: Array  # [T, updates, real rows of a minibatch] uint32
+    imagined: Array  # [T, updates, imagined rows of a minibatch] uint32; all rows where the shares change in the run
+    real: Array  # [T, updates, real rows of a minibatch] uint32; likewise
     update: Any  # the agent's own, leaves [T, updates, ...]
 
 
@@ -87,6 +89,7 @@ def draw(config: DynaQConfig, task: Environment, world: WorldModel, agent: Agent
     interactive, batch = config.protocol == "interactive", agent.minibatches
     assert batch is not None, "make_train refuses agents that do not learn from transitions"
     updates = (steps, batch.updates)
+    adaptive = config.mixing.rule == "adaptive"
     behaviour = pool = None
     if interactive:
         behaviour, pool = training.draw_behaviour(task, key_behaviour, steps)
@@ -94,8 +97,8 @@ def draw(config: DynaQConfig, task: Environment, world: WorldModel, agent: Agent
         behaviour=behaviour,
         pool=pool,
         lanes=lanes_.draw(config.imagination, task.spec, world, key_lanes, (steps,)),
-        imagined=draws_.bits(key_imagined, (*updates, batch.rows - batch.real_rows)),
-        real=draws_.bits(key_real, (*updates, batch.real_rows)),
+        imagined=draws_.bits(key_imagined, (*updates, batch.rows if adaptive else batch.rows - batch.real_rows)),
+        real=draws_.bits(key_real, (*updates, batch.rows if adaptive else batch.real_rows)),
         update=agent.draw(jax.random.fold_in(key, 0), updates),
     )
 
@@ -125,13 +128,17 @@ def make_train(
     imagined_replay = make_replay(task.spec, config.imagination.capacity)
 
     def imagination_of(hyper: DynaQConfig) -> phases.Imagination:
-        return phases.imagination_of(hyper, task, real_replay, controller)
+        return phases.imagination_of(hyper, task, real_replay, controller, measures_share=True)
 
     def agent_of(hyper: DynaQConfig) -> Agent:
         return make_agent(hyper.agent, task.spec)
 
     phases.check_value(config, imagination_of(config).world, agent_of(config))  # they refuse what does not fit the task
-    phases.check_mismatch(config, task, agent_of(config))
+    value_errors.check_mismatch(config, task, agent_of(config))
+    adaptive, measures = (
+        config.mixing.rule == "adaptive",
+        mixing.check(config, imagination_of(config).controller, agent_of(config)),
+    )
     if engine is not None and controller is not None:
         raise ConfigError("engine: one does not fit a controller of one's own; leave out one of the two")
     if engine is not None and config.data is not None:
@@ -153,13 +160,15 @@ def make_train(
             lanes=lanes_.init(config.imagination, horizon, world, world.acting(model), real),
             agent=learner,
             chosen=phases.first_snapshot(config, agent.judged(learner)),
+            model_share=jnp.ones(()) if measures else None,
         )
         return state, collected
 
     def fit(state: State, hyper: DynaQConfig) -> tuple[State, FitLog]:
         imagination = imagination_of(hyper)
         state, log = phases.fit(imagination.world, state, None if parts.fit is None else partial(parts.fit, hyper))
-        return phases.calibrate(imagination, real_replay, state), log
+        state = phases.calibrate(imagination, real_replay, state)
+        return mixing.measured(hyper, real_replay, imagination, agent_of(hyper), state, 0.0), log
 
     def learn(state: State, hyper: DynaQConfig, steps: int) -> tuple[State, tuple[UpdateLog, LaneLog]]:
         agent, imagination = agent_of(hyper), imagination_of(hyper)
@@ -188,7 +197,9 @@ def make_train(
             # learn
             def update(learner: Any, drawn: tuple[Array, Array, Any]) -> tuple[Any, Any]:
                 batch = imagined_replay.sample(imagined, drawn[0])
-                if mixed:
+                if adaptive:
+                    batch = mixing.mixture(real_replay.sample(real, drawn[1]), batch, mixing.real_share(hyper, state.model_share))
+                elif mixed:
                     batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), batch, real_replay.sample(real, drawn[1]))
                 return agent.update(learner, batch, drawn[2], progress, model)
 
@@ -206,8 +217,9 @@ def make_train(
         refit = None if parts.refit is None else partial(parts.refit, hyper)
         state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state, parts, refit)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
-        told = phases.mismatch_of(hyper, task, real_replay, imagination.world, agent, state)
-        return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen, mismatch=told)
+        state = mixing.measured(hyper, real_replay, imagination, agent, state, hyper.mixing.memory)
+        told = value_errors.mismatch_of(hyper, task, real_replay, imagination.world, agent, state)
+        return state, Metrics(update_log, lane_log, *end, state.agent.frozen, told, state.model_share)
 
     def finish(state: State, hyper: DynaQConfig) -> Outcome:
         judge = imagination_of(hyper).judge

@@ -27,7 +27,7 @@ from mbrl_jax.agents.policy_gradient import (
 )
 from mbrl_jax.agents.protocol import Agent
 from mbrl_jax.agents.registry import make_agent
-from mbrl_jax.algorithms import phases, training
+from mbrl_jax.algorithms import phases, training, value_errors
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
 from mbrl_jax.config import ImaginedPGConfig
@@ -120,7 +120,7 @@ def make_train(
         return make_agent(hyper.agent, task.spec)
 
     phases.check_value(config, imagination_of(config).world, agent_of(config))  # they refuse what does not fit the task
-    phases.check_mismatch(config, task, agent_of(config))
+    value_errors.check_mismatch(config, task, agent_of(config))
 
     def init(key: Array, hyper: ImaginedPGConfig | None = None) -> tuple[State, Array]:
         hyper = config if hyper is None else hyper
@@ -191,7 +191,7 @@ def make_train(
         agent, imagination = agent_of(hyper), imagination_of(hyper)
         state, end = phases.end_of_round(config, task, real_replay, imagination, agent, state)
         update_log, lane_log = training.average_blocks(logs, config.metric_steps)
-        told = phases.mismatch_of(hyper, task, real_replay, imagination.world, agent, state)
+        told = value_errors.mismatch_of(hyper, task, real_replay, imagination.world, agent, state)
         return state, Metrics(update_log, lane_log, *end, frozen=state.agent.frozen, mismatch=told)
 
     def finish(state: State, hyper: ImaginedPGConfig) -> Outcome:

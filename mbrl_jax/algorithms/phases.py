@@ -24,11 +24,10 @@ from mbrl_jax.environments import Environment, EnvironmentState, Transition, dra
 from mbrl_jax.environments import collect as collect_transitions
 from mbrl_jax.environments import data as data_
 from mbrl_jax.evaluation import play, play_imagined, play_with_memory
-from mbrl_jax.imagination import diagnosis, mismatch, validation
+from mbrl_jax.imagination import diagnosis, validation
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.diagnosis import Diagnosis
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
-from mbrl_jax.model import fitting
 from mbrl_jax.model.protocol import FitLog, WorldModel
 from mbrl_jax.model.worlds import make_world
 from mbrl_jax.networks import Params
@@ -46,9 +45,16 @@ class Imagination(NamedTuple):
 
 
 def imagination_of(
-    hyper: ImaginingConfig, task: Environment, replay: Replay, controller: HorizonController | None
+    hyper: ImaginingConfig,
+    task: Environment,
+    replay: Replay,
+    controller: HorizonController | None,
+    *,
+    measures_share: bool = False,
 ) -> Imagination:
     """The world and the horizon controller that ``hyper`` names, or ``controller`` in its place.
+
+    ``measures_share`` tells whether the loop has :func:`model_share_of` for a controller that follows it.
 
     Raises:
       ConfigError: they do not fit together.
@@ -60,7 +66,7 @@ def imagination_of(
     )
     world = make(by=hyper.imagination.sampling)
     horizon = controller_of(hyper.imagination, controller)
-    check_controller(horizon, hyper.imagination, world.spec, task.dynamics)
+    check_controller(horizon, hyper.imagination, world.spec, task.dynamics, measures_share=measures_share)
     return Imagination(world, make(by="ts_infinity"), horizon)
 
 
@@ -371,49 +377,6 @@ def diagnose(
         state.real,
         state.time,
         stream(state.key, Stream.DIAGNOSIS),
-    )
-
-
-def check_mismatch(config: Any, task: Environment, agent: Agent) -> None:
-    """Refuse to tell a value's error apart where that cannot be done.
-
-    Raises:
-      ConfigError: the real dynamics cannot be asked, the transitions are logged ones, or the agent has no value.
-
-    """
-    if not config.evaluation.mismatch:
-        return
-    if config.data is not None:
-        raise ConfigError(
-            "evaluation.mismatch: True does not fit data; the real dynamics are asked, so there must be an environment"
-        )
-    mismatch.check_task(task)
-    if agent.value is None or not hasattr(config.agent, "discount"):
-        raise ConfigError(
-            "evaluation.mismatch: True needs an agent with a value and a discount: q_learning, sac, or policy_gradient with "
-            "baseline 'value'"
-        )
-
-
-def mismatch_of(
-    hyper: Any, task: Environment, replay: Replay, world: WorldModel, agent: Agent, state: Any
-) -> mismatch.Mismatch | None:
-    """Where the error of the agent's value comes from, as things stand at a round's end; none where nobody has asked."""
-    if not hyper.evaluation.mismatch:
-        return None
-    rows, _ = replay.contents(state.real)
-    stride = holdout_stride(hyper)
-    number = fitting.holdout_rows(rows.reward.shape[0], stride)
-    return mismatch.decompose(
-        task,
-        world,
-        world.acting(state.model),
-        partial(agent.mode, agent.judged(state.agent)),
-        value_of(agent, state.agent),
-        hyper.agent.discount,
-        rows.observation[number],
-        (number < replay.size(state.real)).astype(rows.reward.dtype),
-        stream(state.key, Stream.DIAGNOSIS, state.time),
     )
 
 

@@ -170,6 +170,8 @@ def _joint_problems(config: RunConfig) -> list[str]:
         _check_ensemble(config, config.model, problems)
     if isinstance(config, ImaginingConfig):
         _check_imagining(config, problems)
+    if isinstance(config, DynaQConfig):
+        _check_mixing(config, problems)
     if isinstance(config, MPCConfig):
         _check_planning(config, problems)
     if isinstance(config, DMOConfig):
@@ -363,6 +365,11 @@ def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:
         imagination.penalty,
         f"it makes a terminal of every stop, and {imagination.controller.kind!r} stops by depth alone",
     )
+
+
+def _check_mixing(config: DynaQConfig, problems: _Problems) -> None:
+    mixing, right = config.mixing, f"it must be at least mixing.least ({config.mixing.least})"
+    problems.require(mixing.most >= mixing.least, "mixing.most", mixing.most, right)
 
 
 def _check_planning(config: MPCConfig, problems: _Problems) -> None:

@@ -445,10 +445,26 @@ class ModelFreeQConfig(RunConfig):
 
 
 @settings
+class MixingConfig:
+    """How much of a minibatch comes from the real replay, and how much from the imagined one."""
+
+    rule: Literal["fixed", "adaptive"] = static("fixed")
+    """Whether the real share is ``agent.real_ratio`` throughout, or goes from ``least`` to ``most`` with the model's share in the
+    error of the agent's value, measured at held-out real transitions after every fit of the model."""
+    least: float = traced(0.05, minimum=0, maximum=1)
+    """The real share where the error is all the value function's (rule: adaptive)."""
+    most: float = traced(0.95, minimum=0, maximum=1)
+    """The real share where the error is all the model's (rule: adaptive)."""
+    memory: float = traced(0.5, minimum=0, maximum=1)
+    """What the model's share keeps of itself when it is measured again, also for a horizon rule that follows it."""
+
+
+@settings
 class DynaQConfig(ImaginingConfig, ModelFreeQConfig):
     """Q-learning from rollouts imagined by a learned dynamics ensemble (Dyna, Sutton 1991; MBPO, Janner et al. 2019)."""
 
     imagination: ImaginationConfig = group(ImaginationConfig)
+    mixing: MixingConfig = group(MixingConfig)
 
 
 def _long_lanes() -> LanesConfig:

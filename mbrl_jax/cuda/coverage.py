@@ -112,6 +112,7 @@ def _of_loop(config: RunConfig, task: Environment) -> Iterator[Refusal]:
         ("imagination.penalty", lanes.penalty, ("none",)),
         ("agent.members", agent.members, (1,)),
         ("agent.real_ratio", agent.real_ratio, (0.0,)),
+        ("mixing.rule", config.mixing.rule, ("fixed",)),
         ("agent.target", agent.target, tuple(TARGETS)),
         ("agent.gradient_clip", agent.gradient_clip, (None,)),
         ("agent.loss", agent.loss, tuple(LOSSES)),

@@ -21,6 +21,7 @@ from mbrl_jax.imagination.horizon.gradient_error import gradient_error
 from mbrl_jax.imagination.horizon.infoprop import infoprop
 from mbrl_jax.imagination.horizon.m2ac import m2ac
 from mbrl_jax.imagination.horizon.macura import macura
+from mbrl_jax.imagination.horizon.model_share import model_share
 from mbrl_jax.imagination.horizon.oracle import oracle
 from mbrl_jax.imagination.horizon.penalties import penalised
 from mbrl_jax.imagination.horizon.protocol import Decision, HorizonController, View
@@ -81,6 +82,7 @@ for _make in (
     three_model,
     oracle,
     gradient_error,
+    model_share,
 ):
     register(_make.__name__, _make)
 
@@ -162,7 +164,12 @@ def controller_of(config: LanesConfig, controller: HorizonController | None = No
 
 
 def check_controller(
-    controller: HorizonController, config: LanesConfig, spec: ModelSpec, dynamics: Callable[..., Any] | None
+    controller: HorizonController,
+    config: LanesConfig,
+    spec: ModelSpec,
+    dynamics: Callable[..., Any] | None,
+    *,
+    measures_share: bool = False,
 ) -> None:
     """Refuse a controller that asks for what there is not, before anything compiles.
 
@@ -171,6 +178,7 @@ def check_controller(
       config: the lanes' settings.
       spec: of the world model.
       dynamics: the task's real ones, none if they are not known.
+      measures_share: whether the loop measures the model's share in the value's error.
 
     Raises:
       ConfigError: naming the setting that does not give what it needs.
@@ -194,5 +202,10 @@ def check_controller(
         raise ConfigError(
             f"imagination.controller.kind: {name!r} does not fit; lanes do not measure the error of the model's gradients, "
             "the windows of 'dmo' do"
+        )
+    if controller.follow is not None and not measures_share:
+        raise ConfigError(
+            f"imagination.controller.kind: {name!r} does not fit; it follows the model's share in the error of the agent's "
+            "value, which algorithm 'dyna_q' alone measures"
         )
     jax.eval_shape(lambda: controller.init(config.lanes, spec))

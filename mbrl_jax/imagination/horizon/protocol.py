@@ -56,6 +56,8 @@ class HorizonController(NamedTuple):
       needs_drawn: whether one drawn member must have moved each lane.
       needs_truth: whether ``view.truth`` must be there. For research on what a perfect judge of the model would do.
       needs_gradient_error: whether ``view.gradient_error`` must be there. Lanes do not have it, windows of simulated steps do.
+      follow: ``(state, share []) -> state``, called at the end of every round with the model's share in the error of the agent's
+        value (:func:`mbrl_jax.imagination.interpolation.model_share`), by loops that measure it; none for rules that do not ask.
 
     """
 
@@ -67,6 +69,7 @@ class HorizonController(NamedTuple):
     needs_drawn: bool = False
     needs_truth: bool = False
     needs_gradient_error: bool = False
+    follow: Callable[[Any, Array], Any] | None = None
 
 
 def limits(**numbers: Limits) -> Callable[[Make], Make]:

@@ -83,7 +83,7 @@ def accumulated(*, budget: Array | float, measure: str = "std") -> HorizonContro
     return HorizonController(init, uncalibrated, step, **_needs(measure))
 
 
-def _needs(measure: str) -> dict[str, bool]:
+def _needs(measure: str) -> dict[str, Any]:
     return {
         "needs_members": True,
         "needs_variance": measure in GAUSSIAN_MEASURES,
