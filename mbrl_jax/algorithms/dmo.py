@@ -11,6 +11,9 @@ target critic's value of its last state where it ends without a termination. The
   by the same policy, and only the critic and the model see them;
 * true: through the simulator, which must be differentiable.
 
+A simulator on the host (``gymnasium/...``) is never differentiated: the host steps the N of a seed by the window's policy and its
+random numbers, and the window is then unrolled along what it recorded.
+
 All else is the same for the three. The critic learns the lambda-returns of the simulators' paths by minibatches. The model is
 refitted at every round's end, to all of the simulators' transitions.
 """
@@ -27,8 +30,9 @@ from mbrl_jax.agents.policy_gradient import ActorCritic, PGState, PolicyGradient
 from mbrl_jax.agents.protocol import Agent
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import phases, training
+from mbrl_jax.algorithms.hosted import Behaviour
 from mbrl_jax.algorithms.training import Outcome, Stream, Train, stream
-from mbrl_jax.algorithms.windows import Draws, SurrogateLog, draw, measure_surrogate, objective, unroll
+from mbrl_jax.algorithms.windows import Draws, Steps, SurrogateLog, draw, measure_surrogate, objective, unroll
 from mbrl_jax.config import ConfigError, DMOConfig, holdout_stride
 from mbrl_jax.environments import Environment, EnvironmentState, environment_of
 from mbrl_jax.imagination.horizon import HorizonController, make_controller
@@ -224,16 +228,41 @@ def make_train(
     def policies(state: State) -> tuple[Params, None]:
         return agent_of(config).judged(state.agent), None
 
-    return training.assemble(config, init, fit, learn, close, finish, policies, AXES)
+    return training.assemble(config, init, fit, learn, close, finish, policies, AXES, on_host=task.host is not None)
+
+
+def behaviour_of(config: DMOConfig, task: Environment) -> Behaviour:
+    """What acts in simulators on the host: the policy of a window, by the random numbers that the window is unrolled with."""
+
+    def begin(state: State, hyper: DMOConfig) -> tuple[Any, Params]:
+        return hyper.agent, state.agent.online.actor
+
+    def steps(hyper: DMOConfig, key: Array, time: Array, count: int) -> Steps:
+        drawn = draw(config, task, key, 1)
+        return jax.tree.map(lambda leaf: leaf[0], Steps(drawn.explore, drawn.action, drawn.reset))
+
+    def act(
+        params: tuple[Any, Params], memory: tuple[()], observation: Array, drawn: Steps
+    ) -> tuple[tuple[()], Array, tuple[()]]:
+        numbers, actor = params
+        return memory, PolicyGradient(numbers, task.spec).relaxed(actor, observation, drawn.explore, drawn.action), ()
+
+    return Behaviour(begin, steps, lambda params: (), act, Stream.ROUND)
 
 
 def _check_task(config: DMOConfig, task: Environment, world: WorldModel, controller: HorizonController) -> None:
     """Refuse a task, or a controller given, that windows of simulated steps do not fit."""
     name = task.spec.name
     if task.host is not None:
-        raise ConfigError(
-            f"environment.name: {name!r} does not fit; the host steps it, and 'dmo' unrolls simulators on the devices"
-        )
+        told = f"{name!r} is stepped on the host"
+        if config.gradient == "true":
+            raise ConfigError(
+                f"gradient: 'true' does not fit; {told} and cannot be differentiated, so it must be 'decoupled' or 'imagined'"
+            )
+        if config.surrogate_error == "finite":
+            raise ConfigError(
+                f"surrogate_error: 'finite' does not fit; {told} and no step of it can be made twice, so it must be 'spread'"
+            )
     if not task.has_simulator:
         raise ConfigError(f"environment.name: {name!r} does not fit; there is no simulator to unroll")
     if not task.spec.continuous:

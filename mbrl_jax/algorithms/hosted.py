@@ -16,7 +16,7 @@ from mbrl_jax.agents.protocol import Agent, Policy
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms import training
 from mbrl_jax.algorithms.training import Stream, Train, stream
-from mbrl_jax.config import ModelFreePGConfig, MPCConfig, RunConfig
+from mbrl_jax.config import DMOConfig, ModelFreePGConfig, MPCConfig, RunConfig
 from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_actions, draw_collection
 from mbrl_jax.environments.host import blank, load
 
@@ -31,7 +31,9 @@ class Behaviour(NamedTuple):
       params: ``(state, hyper) -> params`` of the policy as it stands.
       draw: ``(hyper, key, time [], T) -> draws [T, ...]``, the random numbers of the steps from ``time`` on.
       begin: ``params -> memory``, where an episode begins.
-      act: ``(params, memory, observation [D], draws) -> (memory, action, told)``; ``told`` is what ``learn`` asks of it.
+      act: ``(params, memory, observation [D], draws) -> (memory, action, told)``; ``told`` is what ``learn`` asks of it. Where a
+        seed has several simulators, all of them act at once: observations [N, D].
+      stream: what the draws' key is for; that of a round gives those that ``learn`` draws at the same time.
 
     """
 
@@ -39,6 +41,7 @@ class Behaviour(NamedTuple):
     draw: Callable[[Any, Array, Array, int], Any]
     begin: Callable[[Any], Any]
     act: Callable[[Any, Any, Array, Any], tuple[Any, Array, Any]]
+    stream: Stream = Stream.BEHAVIOUR
 
 
 class AgentDraws(NamedTuple):
@@ -76,10 +79,17 @@ def agent_behaviour(config: Any, task: Environment) -> Behaviour:
     return Behaviour(params, draw, lambda params: (), act)
 
 
+def beside(config: RunConfig) -> tuple[int, ...]:
+    """The leading axes of what a seed's simulators do: () of one, or (N,)."""
+    return (config.copies,) if isinstance(config, DMOConfig) else ()
+
+
 def block_of(config: RunConfig) -> int:
-    """Real steps that the host makes in a row by one policy, as ``environment.block_steps`` says."""
+    """Real steps that each simulator makes in a row by one policy, as ``environment.block_steps`` says."""
     if config.environment.block_steps is not None:
         return config.environment.block_steps
+    if isinstance(config, DMOConfig):
+        return config.window_steps
     if isinstance(config, ModelFreePGConfig):
         return config.segment_steps
     if isinstance(config, MPCConfig) and config.planning.terminal != "value":
@@ -99,19 +109,22 @@ def init(make: MakeTrain, task: Environment, key: Array, hyper: Any, collected: 
         return blank(task.spec, shape) if shape or collected is None else load(collected)
 
     state, returns = make(task._replace(draw_resets=draw_resets)).init(key, hyper)
-    return state._replace(episode=blank(task.spec, ())), returns
+    return state._replace(episode=blank(task.spec, beside(hyper))), returns
 
 
 def prepare(behaviour: Behaviour, steps: int, state: Any, hyper: Any) -> tuple[Any, Any]:
     """The policy that acts in the next ``steps`` steps, and its random numbers."""
-    key = stream(state.key, Stream.BEHAVIOUR, state.time)
+    key = stream(state.key, behaviour.stream, state.time)
     return behaviour.params(state, hyper), behaviour.draw(hyper, key, state.time, steps)
 
 
 def act(
     behaviour: Behaviour, params: Any, memory: Any, observation: Array, begins: Array, drawn: Any, place: Array
 ) -> tuple[Any, Array, Any]:
-    """The action of step ``place`` [] of those that ``drawn`` [T] is for; where ``begins`` [] holds an episode does."""
+    """The action of step ``place`` [] of those that ``drawn`` [T] is for; where ``begins`` [] holds an episode does.
+
+    Of several simulators there are actions [N, ...] and flags [N]; what acts for them remembers nothing.
+    """
     memory = jax.tree.map(lambda new, old: jnp.where(begins, new, old), behaviour.begin(params), memory)
     return behaviour.act(params, memory, observation, jax.tree.map(lambda leaf: leaf[place], drawn))
 
@@ -119,9 +132,15 @@ def act(
 def learn(
     train: Train, steps: int, state: Any, hyper: Any, recorded: Transition | None, told: Any, alive: Array
 ) -> tuple[Any, Any]:
-    """Learn for ``steps`` steps, as many as were recorded [T] where the agent acts; a seed whose simulator has failed rests."""
+    """Learn for ``steps`` steps, as many as were recorded [T] or [N, T] where the agent acts; a seed whose simulator has failed
+    rests.
+    """
     episode = state.episode
-    begin = state if recorded is None else state._replace(episode=load(recorded, told))
+    if recorded is None:
+        begin = state
+    else:
+        loaded = load if recorded.reward.ndim == 1 else jax.vmap(load)
+        begin = state._replace(episode=loaded(recorded, told))
     after, logs = train.learn(begin, hyper, steps)
     return rest(state, after._replace(episode=episode), alive), logs
 

@@ -73,7 +73,9 @@ ALGORITHMS: dict[type[RunConfig], Algorithm] = {
         loss=TD,
         behaviour=mpc.behaviour_of,
     ),
-    DMOConfig: Algorithm(dmo.make_train, dmo.Metrics, has_model=True, imagines=False, loss=CRITIC, **_AGENT),
+    DMOConfig: Algorithm(
+        dmo.make_train, dmo.Metrics, has_model=True, imagines=False, loss=CRITIC, behaviour=dmo.behaviour_of, **_AGENT
+    ),
 }
 
 

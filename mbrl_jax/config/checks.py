@@ -416,6 +416,9 @@ def _check_dmo(config: DMOConfig, problems: _Problems) -> None:
     )
     right = f"it must be a multiple of a window's {config.copies} x {config.window_steps} steps ({size})"
     require(config.metric_steps % size == 0, "metric_steps", config.metric_steps, right)
+    block = config.environment.block_steps
+    right = f"a window is of one policy, so it must be window_steps ({config.window_steps})"
+    require(block in (None, config.window_steps), "environment.block_steps", block, right)
     right = f"there are {config.copies} copies, and it must be at most that"
     require(config.probes <= config.copies, "probes", config.probes, right)
     kind = config.controller.kind

@@ -1,5 +1,6 @@
 """A program whose environments the host steps: between two calls of the devices it acts, records and judges."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -57,6 +58,8 @@ class HostedProgram(Program):
         super().__init__(*arguments, **options)
         config = self.configs[0]
         self._acts = config.protocol == "interactive"
+        self._beside = hosted.beside(config)
+        self._together = math.prod(self._beside)
         self.block = hosted.block_of(config) if self._acts else config.round_steps
         self._behaviour = algorithm_of(config).behaviour(config, task)
 
@@ -115,13 +118,13 @@ class HostedProgram(Program):
         if name == "actions":
             return _Traced(partial(hosted.random_actions, task, transitions=transitions), (self.keys,), (0,), 0)
         if name == "init":
-            arguments = (self.keys, self.hyper, self._recorded(transitions) if transitions else None)
+            arguments = (self.keys, self.hyper, self._recorded((transitions,)) if transitions else None)
             return _Traced(partial(hosted.init, self._make, task), arguments, (0, hyper, 0), (axes, 0))
         if name == "act":
             behaviour = self._behaviour
             params, draws = own(self.out("prepare"))
             memory = own(jax.eval_shape(jax.vmap(behaviour.begin), params))
-            arguments = (params, memory, *self._seen, draws, jax.ShapeDtypeStruct((), np.int32))
+            arguments = (params, memory, *self._seen(self._beside), draws, jax.ShapeDtypeStruct((), np.int32))
             return _Traced(partial(hosted.act, behaviour), arguments, (0, 0, 0, 0, 0, None), 0)
         if name == "judge":
             params, _ = own(self.out("policies"))
@@ -132,7 +135,7 @@ class HostedProgram(Program):
             def judge(hyper: Any, *arguments: Any) -> Any:
                 return hosted.judge(policy_of(hyper, task), *arguments)
 
-            return _Traced(judge, (self.hyper, params, memory, *self._seen, self.keys), (hyper, 0, 0, 0, 0, 0), 0)
+            return _Traced(judge, (self.hyper, params, memory, *self._seen(), self.keys), (hyper, 0, 0, 0, 0, 0), 0)
         state = self.layout.placed(self.out("init")[0], axes)
         if name == "prepare":
             return _Traced(partial(hosted.prepare, self._behaviour, self.block), (state, self.hyper), (axes, hyper), 0)
@@ -142,14 +145,14 @@ class HostedProgram(Program):
         if name == "learn":
             steps, recorded, told = self.block, None, None
             if self._acts:
-                recorded = self._recorded(steps)
+                recorded = self._recorded((*self._beside, steps))
                 one = self.out("act")[2]
                 told = own(jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], steps, *x.shape[1:]), x.dtype), one))
             arguments = (state, self.hyper, recorded, told, alive)
-            learn = partial(hosted.learn, train, self.block)
+            learn = partial(hosted.learn, train, steps * self._together)
             return _Traced(learn, arguments, (axes, hyper, 0, 0, 0), (axes, 0), donate=(0,))
         assert name == "close", name
-        blocks, one = self.configs[0].round_steps // self.block, self.out("learn")[1]
+        blocks, one = self._blocks, self.out("learn")[1]
         logs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], x.shape[1] * blocks, *x.shape[2:]), x.dtype), one)
         arguments = (state, self.hyper, own(logs), alive)
         return _Traced(partial(hosted.close, train), arguments, (axes, hyper, 0, 0), (axes, 0), donate=(0,))
@@ -158,20 +161,24 @@ class HostedProgram(Program):
         """Shapes of what every seed has, where they will be."""
         return self.layout.placed(tree, 0)
 
-    def _recorded(self, steps: int) -> Any:
-        """Shapes of transitions [P, steps]."""
-        spec, lead, struct = self.task.spec, (len(self.number), steps), cast(Any, jax.ShapeDtypeStruct)
+    def _recorded(self, axes: tuple[int, ...]) -> Any:
+        """Shapes of transitions [P, *axes]."""
+        spec, lead, struct = self.task.spec, (len(self.number), *axes), cast(Any, jax.ShapeDtypeStruct)
         number, flag = struct(lead, np.float32), struct(lead, bool)
         observation = struct((*lead, spec.observation_size), np.float32)
         action = struct((*lead, *spec.action_shape), np.float32 if spec.continuous else np.int32)
         return self._own(Transition(observation, action, number, observation, flag, flag, struct(lead, np.int32)))
 
+    def _seen(self, axes: tuple[int, ...] = ()) -> tuple[Any, Any]:
+        """Shapes of observations [P, *axes, D], and whether episodes begin there [P, *axes]."""
+        lead = (len(self.number), *axes)
+        observation = jax.ShapeDtypeStruct((*lead, self.task.spec.observation_size), np.float32)
+        return self._own(observation), self._own(jax.ShapeDtypeStruct(lead, bool))
+
     @property
-    def _seen(self) -> tuple[Any, Any]:
-        """Shapes of observations [P, D], and whether episodes begin there [P]."""
-        count = len(self.number)
-        observation = jax.ShapeDtypeStruct((count, self.task.spec.observation_size), np.float32)
-        return self._own(observation), self._own(jax.ShapeDtypeStruct((count,), bool))
+    def _blocks(self) -> int:
+        """Blocks of a round."""
+        return int(self.configs[0].round_steps // (self.block * self._together))
 
     def _part(self, name: str) -> Callable[..., Any]:
         """A compiled part of a function."""
@@ -214,12 +221,12 @@ class HostedProgram(Program):
         transitions, recorded = self.configs[0].random_transitions, None
         if transitions:
             actions = np.asarray(self._part("actions")(self.keys))[: self.agents]
-            recorded, _ = self._record(lambda episodes, step: (actions[:, step], ()), transitions)
+            recorded, _ = self._record(lambda episodes, step: (actions[:, step], ()), transitions, ())
         self.state, collected = self._part("init")(self.keys, self.hyper, recorded)
         return collected
 
     def _round(self) -> Any:
-        blocks = [self.learn(*self.act()) for _ in range(self.configs[0].round_steps // self.block)]
+        blocks = [self.learn(*self.act()) for _ in range(self._blocks)]
         logs = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *blocks)
         self.state, metrics = self._part("close")(self.state, self.hyper, logs, self._padded(self._alive))
         metrics = jax.tree.map(np.asarray, metrics)
@@ -229,7 +236,7 @@ class HostedProgram(Program):
         return metrics._replace(curve_return=self._padded(returns))
 
     def act(self) -> tuple[Any, Any]:
-        """Act and record for a block of steps: the transitions [P, T], and what acting told; none where nothing acts."""
+        """Act and record for a block of steps: the transitions [P, (N,) T], and what acting told; none where nothing acts."""
         if not self._acts:
             return None, None
         params, draws = self._part("prepare")(self.state, self.hyper)
@@ -238,14 +245,15 @@ class HostedProgram(Program):
             self._memory = self._zeros(self.out("act")[0])
 
         def choose(episodes: Episodes, step: int) -> tuple[np.ndarray, Any]:
-            seen = self._padded((episodes.observation, episodes.begins))
+            seen = self._padded(self._of_agents((episodes.observation, episodes.begins)))
             self._memory, action, told = act(params, self._memory, *seen, draws, np.int32(step))
-            return np.asarray(action)[: self.agents], told
+            action = np.asarray(action)[: self.agents]
+            return action.reshape(-1, *self.task.spec.action_shape), told
 
-        return self._record(choose, self.block)
+        return self._record(choose, self.block, self._beside)
 
     def learn(self, recorded: Any, told: Any) -> Any:
-        """Learn from a block of steps: the logs [P, T]."""
+        """Learn from a block of steps: the logs, which have the block's on their second axis."""
         self.state, logs = self._part("learn")(self.state, self.hyper, recorded, told, self._padded(self._alive))
         return logs
 
@@ -266,14 +274,19 @@ class HostedProgram(Program):
         """[n] whether an agent's simulators have not failed."""
         return np.array([place not in self.failures for place in range(self.agents)])
 
+    def _of_agents(self, tree: Any) -> Any:
+        """What an agent's simulators have [n N, ...] by agents [n, (N,) ...]."""
+        return jax.tree.map(lambda leaf: leaf.reshape(self.agents, *self._beside, *leaf.shape[1:]), tree)
+
     def _padded(self, tree: Any) -> Any:
         """What the agents have [n, ...] at all places [P, ...]."""
         return jax.tree.map(lambda leaf: leaf[self.number], tree)
 
-    def _seeds(self, purpose: Stream, number: int) -> list[int]:
-        """What to seed each agent's simulator by, for a purpose at a point in time: it follows from the seed's number."""
+    def _seeds(self, purpose: Stream, number: int, beside: tuple[int, ...] = ()) -> list[int]:
+        """What to seed each agent's simulators by, for a purpose at a point in time: it follows from the seed's number."""
         numbers = [self.seeds.start + (self._first + place) % len(self.seeds) for place in range(self.agents)]
-        words = ((self.base_seed, seed, int(purpose), number) for seed in numbers)
+        copies: list[tuple[int, ...]] = list(np.ndindex(*beside))
+        words = ((self.base_seed, seed, int(purpose), number, *copy) for seed in numbers for copy in copies)
         return [int(np.random.SeedSequence(word).generate_state(1)[0] >> 1) for word in words]
 
     def _note(self, failures: Mapping[int, str]) -> None:
@@ -287,18 +300,28 @@ class HostedProgram(Program):
             first = next(iter(self.failures.values()))
             raise ConfigError(f"environment: the simulators of all seeds have failed, and the run stops. The first:\n{first}")
 
-    def _record(self, choose: Choose, steps: int) -> tuple[Any, Any]:
-        """Act for ``steps`` steps: the transitions [P, steps], and what acting told [P, steps]."""
+    def _record(self, choose: Choose, steps: int, beside: tuple[int, ...]) -> tuple[Any, Any]:
+        """Act for ``steps`` steps: the transitions [P, *beside, steps], and what acting told [P, steps].
+
+        Where more simulators are wanted than there were, all begin new episodes.
+        """
+        together = math.prod(beside)
+        count = self.agents * together
+        if self._acting is not None and self._acting.copies.num_envs != count:
+            self._acting.copies.close()
+            self._acting = None
         if self._acting is None:
-            copies = self._host.copies(self.agents)
-            copies.leave_out(self.failures)
+            copies = self._host.copies(count)
+            copies.leave_out([place for place in range(count) if place // together in self.failures])
             begun = 0 if self.state is None else int(self.state.time) + 1
-            self._acting = Episodes(copies, self._seeds(Stream.COLLECTION, begun))
+            self._acting = Episodes(copies, self._seeds(Stream.COLLECTION, begun, beside))
         recorded, told, made = record(self._acting, choose, steps)
-        if self.journal is not None:
-            self.journal(recorded, made)
-        self._note(self._acting.copies.failures)
-        return self._padded(recorded), told
+        if self.journal is not None:  # of a seed's simulators, one after another
+            rows = (self.agents, together * steps)
+            self.journal(jax.tree.map(lambda leaf: leaf.reshape(*rows, *leaf.shape[2:]), recorded), made.reshape(rows))
+        self._note({place // together: text for place, text in self._acting.copies.failures.items()})
+        by_agent = jax.tree.map(lambda leaf: leaf.reshape(self.agents, *beside, *leaf.shape[1:]), recorded)
+        return self._padded(by_agent), told
 
     def _play(self, params: Any, count: int, purpose: Stream, number: int) -> np.ndarray:
         """[n, count] float32 returns of greedy episodes by policies [P], NaN where the simulator has failed."""

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from mbrl_jax.algorithms import hosted
 from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name
 from mbrl_jax.environments import EnvironmentSpec, Transition, in_units, make_environment
@@ -73,12 +74,18 @@ def from_replay(program: Program, seeds: range) -> Iterator[tuple[int, Logged]]:
         flags = np.zeros(len(rows.reward), bool)
         action = in_units(spec, rows.action)
         columns = (rows.observation, action, rows.reward, rows.next_observation, rows.terminated, flags, rows.depth, flags)
-        yield seed, cut(Logged(*columns))
+        yield seed, cut(Logged(*columns), several=bool(hosted.beside(config)))
 
 
-def cut(rows: Logged) -> Logged:
-    """Mark as truncated what does not lead to the next row, the last row too, unless it terminated."""
+def cut(rows: Logged, *, several: bool = False) -> Logged:
+    """Mark as truncated what does not lead to the next row, the last row too, unless it terminated.
+
+    With the rows of ``several`` simulators, which take turns, a next row must also begin where its predecessor ended.
+    """
     goes_on = np.append(rows.elapsed[1:] == rows.elapsed[:-1] + 1, False)
+    if several:
+        meets = rows.observation[1:] == rows.next_observation[:-1]
+        goes_on[:-1] &= meets.reshape(len(meets), -1).all(axis=1)
     return rows._replace(truncated=(rows.truncated | ~goes_on) & ~rows.terminated)
 
 
@@ -135,8 +142,10 @@ class Journal:
         self._file = self._writer = None
 
 
-def from_journal(folder: Path, seeds: range) -> Iterator[tuple[int, Logged]]:
-    """The transitions of each seed in the journal of a run's folder, in the order in which processes worked on the run."""
+def from_journal(folder: Path, seeds: range, *, several: bool = False) -> Iterator[tuple[int, Logged]]:
+    """The transitions of each seed in the journal of a run's folder, in the order in which processes worked on the run; whether
+    each seed has ``several`` simulators is asked by :func:`cut`.
+    """
     files = sorted((folder / JOURNAL).glob("*.arrows"))
     for seed in seeds:
         found: dict[Path, Logged] = {path: rows for path in files for rows in _of_seed(path, seed)}
@@ -145,7 +154,7 @@ def from_journal(folder: Path, seeds: range) -> Iterator[tuple[int, Logged]]:
             alike = [path for path in found if path.name.endswith(f".{each}")]
             found.update(zip(alike, without_repeats([found[path] for path in alike]), strict=True))
         if found:
-            yield seed, cut(concatenate(list(found.values())))
+            yield seed, cut(concatenate(list(found.values())), several=several)
 
 
 def _of_seed(path: Path, seed: int) -> list[Logged]:
@@ -208,7 +217,8 @@ def write(program: Program, folder: Path, seeds: range, on: bool) -> None:
     if isinstance(program, HostedProgram):
         if not (folder / JOURNAL).exists():
             return
-        spec, blocks = program.task.spec, from_journal(folder, seeds)
+        several = bool(hosted.beside(program.configs[0]))
+        spec, blocks = program.task.spec, from_journal(folder, seeds, several=several)
     elif on:
         spec, blocks = make_environment(program.configs[0].environment).spec, from_replay(program, seeds)
     else:

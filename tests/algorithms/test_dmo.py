@@ -424,7 +424,6 @@ def test_settings_that_cannot_work_are_refused(changes, message):
     ("name", "changes", "message"),
     [
         ("CartPole-v1", {}, r"environment.name: 'CartPole-v1' does not fit; its actions are discrete"),
-        ("gymnasium/Pendulum-v1", {}, r"environment.name: 'gymnasium/Pendulum-v1' does not fit; the host steps it"),
     ],
 )
 def test_a_task_that_windows_do_not_fit_is_refused(name, changes, message):
