@@ -266,7 +266,7 @@ def test_a_preset_of_the_form_before_is_told_how_it_is_written_now(content, mess
         ({"imagination": {"controller": {"kind": "threshold"}}}, r"imagination.controller.mark: it is missing"),
         ({"imagination": {"controller": {"kind": "fixed", "mark": 1}}}, r"imagination.controller.mark: there is no such setting"),
         ({"agent": {"kind": "ppo"}}, r"agent.kind: 'ppo' is not known; it must be one of q_learning, policy_gradient, sac"),
-        ({"model": {"kind": "rssm"}}, r"model.kind: 'rssm' is not known; it must be one of ensemble"),
+        ({"model": {"kind": "oracle"}}, r"model.kind: 'oracle' is not known; it must be one of ensemble, rssm"),
     ],
 )
 def test_a_kind_that_is_not_there_is_refused_with_those_that_are(content, message):

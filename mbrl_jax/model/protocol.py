@@ -74,6 +74,9 @@ class WorldModel(NamedTuple):
       features: ``belief [...] -> [..., F]``.
       belief: ``features [..., F] -> belief``, for those who ask about states of their own; none where features do not tell it.
       scale: ``params -> [F]``, typical change of each feature in a step of the real data, in which errors are measured.
+      observe: ``(params, belief [...], actions [...], observations [..., D], first [...] bool, draws) -> belief [...]``, one
+        filter step of a latent world: where a rollout stands after its action has led to an observation, or, where ``first``
+        holds, at the first observation of an episode. None where features tell where a rollout stands.
 
     """
 
@@ -90,6 +93,7 @@ class WorldModel(NamedTuple):
     features: Callable[[Any], Array]
     belief: Callable[[Array], Any] | None
     scale: Callable[[Any], Array]
+    observe: Callable[..., Any] | None = None
 
 
 def belief_at(world: WorldModel, asks: str) -> Callable[[Array], Any]:

@@ -9,9 +9,10 @@ from jax import Array
 
 from mbrl_jax.config import MODELS, ConfigError, ModelConfig, WorldConfig
 from mbrl_jax.environments import Environment
-from mbrl_jax.model import fitting, losses, sampling
+from mbrl_jax.model import fitting, losses, rssm_fitting, sampling
 from mbrl_jax.model.ensemble import Ensemble
 from mbrl_jax.model.protocol import FitLog, ModelSpec, WorldModel
+from mbrl_jax.model.rssm import RSSM, RSSMConfig
 from mbrl_jax.model.valuing import Value
 from mbrl_jax.replay import Replay, ReplayState
 
@@ -56,6 +57,7 @@ def make_world(
     stride: int,
     by: str = "ts1",
     holdout: fitting.HoldOut | None = None,
+    latent: bool = False,
 ) -> WorldModel:
     """Make the world model of a task that its settings configure.
 
@@ -67,14 +69,21 @@ def make_world(
       stride: every ``stride``-th row is held out for validation.
       by: who moves a rollout, one of :mod:`mbrl_jax.model.sampling`.
       holdout: ``() -> [h]`` numbers of the rows that are held out from the first fit instead, as those of whole episodes.
+      latent: whether agents act in the features of a latent world, by a filter, and not in observations.
 
     Raises:
-      ConfigError: it does not fit the task.
+      ConfigError: it does not fit the task, or those who act.
 
     """
     world = _MAKE[type(config)](config, task, Learns(real, first_rows, stride, holdout), by)
     size, features = task.spec.observation_size, world.spec.feature_size
-    if features != size:
+    if latent and world.observe is None:
+        raise ConfigError(f"model.kind: {config.kind!r} does not fit; it has no filter, as the latent world 'rssm' has")
+    if not latent and world.observe is not None:
+        raise ConfigError(
+            f"model.kind: {config.kind!r} does not fit; policies act in it by a filter, as those of 'dreamer' do and these do not"
+        )
+    if not latent and features != size:
         raise ConfigError(
             f"model.kind: {config.kind!r} does not fit; its features have {features} numbers, and agents act in observations of "
             f"{size}; it must be {size}"
@@ -149,4 +158,9 @@ def world_of(
     )
 
 
+def _make_rssm(config: RSSMConfig, task: Environment, data: Learns, by: str) -> WorldModel:
+    return rssm_fitting.world_of(RSSM(config, task.spec), data.real, first_rows=data.first_rows)
+
+
 register("ensemble", ModelConfig, _make_ensemble)
+register("rssm", RSSMConfig, _make_rssm)
