@@ -13,11 +13,12 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbrl_jax.algorithms import dmo, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+    from mbrl_jax.algorithms import dmo, dreamer, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
     from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
     from mbrl_jax.config import (
         ConfigError,
         DMOConfig,
+        DreamerConfig,
         DynaQConfig,
         ImaginedPGConfig,
         ModelFreePGConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigError",
     "DMOConfig",
     "Decision",
+    "DreamerConfig",
     "DynaQConfig",
     "Environment",
     "HorizonController",
@@ -50,6 +52,7 @@ __all__ = [
     "Train",
     "View",
     "dmo",
+    "dreamer",
     "dyna_q",
     "imagined_pg",
     "load",
@@ -66,13 +69,15 @@ __all__ = [
 
 _MODULES = {
     "algorithms.dmo": "dmo",
+    "algorithms.dreamer": "dreamer",
     "algorithms.dyna_q": "dyna_q",
     "algorithms.imagined_pg": "imagined_pg",
     "algorithms.model_free_pg": "model_free_pg",
     "algorithms.model_free_q": "model_free_q",
     "algorithms.mpc": "mpc",
     "algorithms.training": "Outcome Result Train seed_keys",
-    "config": "ConfigError DMOConfig DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig load save",
+    "config": "ConfigError DMOConfig DreamerConfig DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig "
+    "load save",
     "environments": "Environment make_environment",
     "imagination.horizon": "Decision HorizonController View",
     "serving.playing": "Policy load_policy",

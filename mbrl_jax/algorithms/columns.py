@@ -40,6 +40,11 @@ COLUMNS: dict[str, Column] = {
     "lanes.terminated": Column("share", "imagined steps at which the imagined episode terminated"),
     "lanes.ended": Column("share", "imagined steps at which a rollout ended for any reason; its inverse is the realised horizon"),
     "lanes.histogram": Column("share", f"rows kept, by depth: bins up to {', '.join(map(str, DEPTH_EDGES))}, and deeper"),
+    "world.loss": Column("nats", "latent world: the loss of its minibatches of sequences"),
+    "world.reconstruction": Column("squared scale", "its squared error of the decoded observation, summed over axes"),
+    "world.reward": Column("squared reward", "its squared error of the reward, of symmetric logarithms where they are used"),
+    "world.termination": Column("nats", "its cross-entropy of the termination"),
+    "world.divergence": Column("nats", "its surprise: the divergence of the filter's belief from what it expected"),
     "plan.value": Column("return", "what the planner expected its plan to earn within the horizon, and by the value after it"),
     "plan.spread": Column("return", "standard deviation over the sequences that the planner tried last"),
     "mismatch.total": Column("return", "mean one-step error of the agent's value where its policy goes: value + model + shift"),
@@ -58,7 +63,7 @@ COLUMNS: dict[str, Column] = {
     "is_chosen": Column("flag", "this round's snapshot became the chosen one"),
     "frozen": Column("flag", "the learner has gone non-finite and rests at its last finite parameters"),
 }
-BLOCKS = ("update.", "surrogate.", "lanes.", "plan.")  # measured in every block, the others once a round
+BLOCKS = ("update.", "surrogate.", "lanes.", "world.", "plan.")  # measured in every block, the others once a round
 
 
 def describe(column: str) -> Column:

@@ -18,7 +18,7 @@ from mbrl_jax.agents.protocol import Agent, Policy
 from mbrl_jax.algorithms import selection, training
 from mbrl_jax.algorithms.selection import Snapshot
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, stream
-from mbrl_jax.config import ConfigError, ImaginingConfig, RunConfig, check, holdout_stride
+from mbrl_jax.config import ConfigError, DreamerConfig, ImaginingConfig, RunConfig, check, holdout_stride
 from mbrl_jax.engine import PLAIN, Engine
 from mbrl_jax.environments import Environment, EnvironmentState, Transition, draw_collection, from_pool
 from mbrl_jax.environments import collect as collect_transitions
@@ -73,8 +73,8 @@ def imagination_of(
 def world_of(config: Any, task: Environment) -> WorldModel:
     """The world model of a run, in which a rollout stays with its member."""
     real = make_replay(task.spec, config.real_transitions)
-    stride = holdout_stride(config)
-    return make_world(config.model, task, real, first_rows=config.random_transitions, stride=stride, by="ts_infinity")
+    make = partial(make_world, first_rows=config.random_transitions, stride=holdout_stride(config), by="ts_infinity")
+    return make(config.model, task, real, latent=isinstance(config, DreamerConfig))
 
 
 # ------------------------------------------------------------------------------------------------ in the real environment

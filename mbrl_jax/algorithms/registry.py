@@ -7,12 +7,13 @@ import jax
 
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.agents.registry import make_agent
-from mbrl_jax.algorithms import dmo, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+from mbrl_jax.algorithms import dmo, dreamer, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
 from mbrl_jax.algorithms.hosted import Behaviour, agent_behaviour
 from mbrl_jax.algorithms.phases import world_of
 from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import (
     DMOConfig,
+    DreamerConfig,
     DynaQConfig,
     ImaginedPGConfig,
     ModelFreePGConfig,
@@ -75,6 +76,15 @@ ALGORITHMS: dict[type[RunConfig], Algorithm] = {
     ),
     DMOConfig: Algorithm(
         dmo.make_train, dmo.Metrics, has_model=True, imagines=False, loss=CRITIC, behaviour=dmo.behaviour_of, **_AGENT
+    ),
+    DreamerConfig: Algorithm(
+        dreamer.make_train,
+        dreamer.Metrics,
+        dreamer.policy_of,
+        dreamer.params_of,
+        has_model=True,
+        imagines=False,
+        loss=CRITIC,
     ),
 }
 

@@ -9,6 +9,7 @@ from mbrl_jax.config.fields import ConfigError, Limits, convert
 from mbrl_jax.config.kinds import Kind, Kinds
 from mbrl_jax.config.schema import (
     DMOConfig,
+    DreamerConfig,
     DynaQConfig,
     ImaginedPGConfig,
     ImaginingConfig,
@@ -24,6 +25,9 @@ from mbrl_jax.config.schema import (
 
 WINDOWED = ("fixed", "schedule", "gradient_error")
 """The horizon controllers that end paths within a window of simulated steps: they do not ask what members predict of a state."""
+
+LATENT = ("fixed", "schedule")
+"""The horizon controllers that end rollouts of a latent world."""
 
 STOPS_BY_DEPTH = ("fixed", "schedule", "m2ac", "three_model", "gradient_error")
 """The horizon controllers that end a rollout at a depth, whatever the model says of the state there."""
@@ -160,7 +164,7 @@ def _joint_problems(config: RunConfig) -> list[str]:
     _check_data(config, problems)
     if isinstance(config, ModelFreeQConfig):
         _check_transitions(config, problems)
-    if isinstance(config, ImaginedPGConfig | ModelFreePGConfig | DMOConfig):
+    if isinstance(config, ImaginedPGConfig | ModelFreePGConfig | DMOConfig | DreamerConfig):
         _check_agent_kind(config, PolicyGradientConfig, "policy_gradient", problems)
     if problems:
         return problems
@@ -176,6 +180,8 @@ def _joint_problems(config: RunConfig) -> list[str]:
         _check_planning(config, problems)
     if isinstance(config, DMOConfig):
         _check_dmo(config, problems)
+    if isinstance(config, DreamerConfig):
+        _check_dreamer(config, problems)
     return problems
 
 
@@ -433,6 +439,21 @@ def _check_dmo(config: DMOConfig, problems: _Problems) -> None:
         require(agent.estimator == "pathwise", "agent.estimator", agent.estimator, right)
         right = "a critic's value follows a window, so it must be 'value'"
         require(agent.baseline == "value", "agent.baseline", agent.baseline, right)
+
+
+def _check_dreamer(config: DreamerConfig, problems: _Problems) -> None:
+    require, imagination = problems.require, config.imagination
+    require(config.protocol == "interactive", "protocol", config.protocol, "it acts, so it must be 'interactive'")
+    right = f"it must be a multiple of update_steps ({config.update_steps})"
+    require(config.metric_steps % config.update_steps == 0, "metric_steps", config.metric_steps, right)
+    require(config.model.kind != "ensemble", "model.kind", "ensemble", "a latent world is filtered, as 'rssm' is")
+    kind = imagination.controller.kind
+    right = f"a latent world has one member, and its rollouts end by depth: {', '.join(LATENT)}"
+    require(kind in LATENT, "imagination.controller.kind", kind, right)
+    right = "a latent world has no members that could differ, so it must be 'none'"
+    require(imagination.penalty == "none", "imagination.penalty", imagination.penalty, right)
+    right = "a latent world has no members to choose among, so it must be 'ts1'"
+    require(imagination.sampling == "ts1", "imagination.sampling", imagination.sampling, right)
 
 
 def holdout_stride(config: RunConfig) -> int:

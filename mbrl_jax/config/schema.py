@@ -593,6 +593,47 @@ class DMOConfig(ModelBasedConfig):
         return self.steps // self.window_transitions
 
 
+def _rssm() -> Any:
+    return MODELS.of("rssm")()
+
+
+def _latent_lanes() -> LanesConfig:
+    make: Any = LanesConfig
+    return make(lanes=64, steps=15, cap=15, controller=_fixed(15.0)(), restart="per_step")
+
+
+@settings
+class DreamerConfig(ModelBasedConfig):
+    """An actor and a critic that learn in the latent world of a recurrent state-space model (Dreamer)."""
+
+    protocol: Literal["batch", "interactive"] = static("interactive")
+    """It acts, so it must be interactive."""
+    random_transitions: int = static(1_000, minimum=2)
+    """Real transitions collected by the uniform random policy, to which the model is first fitted."""
+    steps: int = static(19_000, minimum=1)
+    """Steps of the main loop; each of them is one more real transition."""
+    round_steps: int = static(1_000, minimum=1)
+    """Steps of a round; a round ends with an evaluation."""
+    metric_steps: int = static(100, minimum=1)
+    """Steps over which the logged losses are averaged."""
+    update_steps: int = static(5, minimum=1)
+    """Real steps between two updates; each is one of the model, of the actor and of the critic."""
+    model: Any = kinds(MODELS, _rssm)
+    imagination: LanesConfig = group(_latent_lanes)
+    """Imagined rollouts of every update, which begin at the beliefs of its minibatch."""
+    agent: Any = kinds(AGENTS, PolicyGradientConfig)
+
+    @property
+    def updates(self) -> int:
+        """The agent's updates in all."""
+        return self.steps // self.update_steps
+
+    @property
+    def imagined_per_step(self) -> int:
+        """Imagined transitions for every step of the main loop."""
+        return self.imagination.lanes * self.imagination.steps // self.update_steps
+
+
 ALGORITHMS: dict[str, type[RunConfig]] = {
     "dyna_q": DynaQConfig,
     "model_free_q": ModelFreeQConfig,
@@ -600,6 +641,7 @@ ALGORITHMS: dict[str, type[RunConfig]] = {
     "model_free_pg": ModelFreePGConfig,
     "mpc": MPCConfig,
     "dmo": DMOConfig,
+    "dreamer": DreamerConfig,
 }
 
 

@@ -46,6 +46,8 @@ def _of_run(entry: Entry, figures: Figures) -> list[str]:
     parts.append(_real(entry, seed, played, view, figures))
     if not entry.has_model:
         parts.append(markup.paragraph(f"{entry.label} has no model that could imagine the same episode."))
+    elif entry.latent:
+        parts.append(markup.paragraph(f"The model of {entry.label} imagines latent states, which are no observations to draw."))
     elif not played.imagined:
         parts.append(markup.paragraph(f"The model of {entry.label} was not saved, so nobody can imagine the same episode."))
     elif not all(np.all(np.isfinite(states)) for states in played.imagined):

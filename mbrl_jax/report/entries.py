@@ -42,6 +42,11 @@ class Entry(NamedTuple):
         return algorithm_of(self.run.config).has_model
 
     @property
+    def latent(self) -> bool:
+        """Whether its world is a latent one, whose states are no observations."""
+        return hasattr(self.run.result.metrics, "world")
+
+    @property
     def imagines(self) -> bool:
         """Whether a policy was learned in imagined lanes."""
         return algorithm_of(self.run.config).imagines

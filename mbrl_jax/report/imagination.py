@@ -30,16 +30,17 @@ GROWTH = {
 }
 
 
+def _instead(entry: Entry) -> str:
+    """What a run does that chooses nothing in imagination."""
+    if entry.latent:
+        return "learns in imagined latent states, and chooses nothing there"
+    return "plans, and learns nothing in imagination" if entry.has_model else "imagines nothing"
+
+
 def section(entries: Sequence[Entry], figures: Figures) -> str:
     """Imagination in the runs that have a model."""
     modelled = [entry for entry in entries if entry.imagines]
-    parts = [
-        markup.paragraph(
-            f"{entry.label} {'plans, and learns nothing in imagination' if entry.has_model else 'imagines nothing'}."
-        )
-        for entry in entries
-        if not entry.imagines
-    ]
+    parts = [markup.paragraph(f"{entry.label} {_instead(entry)}.") for entry in entries if not entry.imagines]
     if modelled:
         parts.append(
             markup.paragraph(

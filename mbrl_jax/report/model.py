@@ -9,7 +9,7 @@ from mbrl_jax import statistics
 from mbrl_jax.algorithms.registry import world_of
 from mbrl_jax.environments import make_environment
 from mbrl_jax.model.protocol import FitLog
-from mbrl_jax.report import markup, measures, rollouts
+from mbrl_jax.report import latent, markup, measures, rollouts
 from mbrl_jax.report.entries import Entry, left_out
 from mbrl_jax.report.figures import draw_band
 from mbrl_jax.report.markup import Figures, new_axes
@@ -25,10 +25,12 @@ PARTS = {"value": ("value function", "#5b5f97"), "model": ("model, on held-out d
 def section(entries: Sequence[Entry], figures: Figures) -> str:
     """The models of the runs that have one."""
     parts = []
-    modelled = [entry for entry in entries if entry.has_model]
+    modelled = [entry for entry in entries if entry.has_model and not entry.latent]
     for entry in entries:
         if not entry.has_model:
             parts.append(markup.paragraph(f"{entry.label} learns without a model."))
+        if entry.latent:
+            parts += [markup.heading(entry.label), markup.side_by_side(*latent.fits(entry, figures))]
     if modelled:
         parts += [markup.paragraph(text) for text in _meaning(modelled)]
     for entry in modelled:

@@ -97,9 +97,9 @@ def episode(config: RunConfig, params: Params, model: Any) -> Episode:
     length = int(ended[0]) + 1 if len(ended) else limit
     real = np.concatenate([np.asarray(played.observation[:1]), np.asarray(played.next_observation[:length])])
     terminated = bool(played.terminated[length - 1])
-    if model is None:
+    world = None if model is None else world_of(config, task)
+    if world is None or world.belief is None:
         return Episode(real, terminated, [])
-    world = world_of(config, task)
 
     def dream(params: Params, model: Any, start: Array) -> tuple[Array, Array]:
         return imagine(world, model, policy, params, start, limit)

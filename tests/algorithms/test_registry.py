@@ -13,6 +13,7 @@ ONE_OF_EACH = (
     "pendulum_mpc",
     "cartpole_mpc",
     "pendulum_dmo",
+    "cartpole_positions",
 )
 
 

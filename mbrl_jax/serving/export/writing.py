@@ -12,7 +12,7 @@ import numpy as np
 from mbrl_jax import packages
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.algorithms.registry import algorithm_of
-from mbrl_jax.config import ConfigError, MPCConfig, algorithm_name, to_dict
+from mbrl_jax.config import ConfigError, DreamerConfig, MPCConfig, algorithm_name, to_dict
 from mbrl_jax.environments import Environment
 from mbrl_jax.runs import results
 from mbrl_jax.runs.callbacks import require
@@ -69,13 +69,16 @@ def export(
     """
     _check(asked, out)
     source = open_source(folder, asked.seed, asked.best, asked.ensemble, environment)
-    planning = isinstance(source.config, MPCConfig)
-    _check_planner(asked, planning)
+    latent = isinstance(source.config, DreamerConfig)
+    remembers = latent or isinstance(source.config, MPCConfig)
+    _check_memory(asked, remembers)
     if asked.what == "model" and source.model is None:
         raise ConfigError(f"what: 'model' does not fit; {algorithm_name(source.config)!r} has learned no model")
-    graphs = [] if planning else [_policy(source)]
+    if asked.what == "model" and latent:
+        raise ConfigError("what: 'model' does not fit; a latent world's states are no observations; its policy can be exported")
+    graphs = [] if remembers else [_policy(source)]
     wanted = [] if asked.what == "model" else list(graphs)
-    if asked.what != "policy" and source.model is not None:
+    if asked.what != "policy" and source.model is not None and not latent:
         wanted += model_graphs(source.config, source.task, source.axes, source.model)
     made = _Modules(source)
     for graph in wanted:
@@ -84,7 +87,7 @@ def export(
     say(f"visits {asked.rows:,} real observations")
     rows = rows_of(source, _playing(source, graphs), asked.rows)
     found = [each for graph in wanted for each in _made(graph, source, rows, asked, made, say)]
-    if planning and asked.what != "model":
+    if remembers and asked.what != "model":
         found += _planner(source, rows, say)
     written = [each for each in found if not each.failures]
     contract = _contract(source, rows, found)
@@ -108,12 +111,12 @@ def _check(asked: Asked, out: Path) -> None:
         require("torch", "torch")
 
 
-def _check_planner(asked: Asked, planning: bool) -> None:
-    if planning and asked.what != "model" and set(asked.formats) - {"stablehlo"}:
-        told = "whose policy is a loop over its model; it must be stablehlo, or --what model"
-        raise ConfigError(f"format: {', '.join(asked.formats)} does not fit a planner, {told}")
-    if planning and asked.ensemble:
-        raise ConfigError("ensemble: it does not fit a planner; name a seed")
+def _check_memory(asked: Asked, remembers: bool) -> None:
+    if remembers and asked.what != "model" and set(asked.formats) - {"stablehlo"}:
+        told = "as a planner or a filter has; it must be stablehlo"
+        raise ConfigError(f"format: {', '.join(asked.formats)} does not fit a policy with a memory, {told}")
+    if remembers and asked.ensemble:
+        raise ConfigError("ensemble: it does not fit a policy with a memory; name a seed")
 
 
 def _policy(source: Source) -> Graph:
@@ -199,11 +202,11 @@ def _judged(graph: Graph, format: str, precision: str, content: bytes, told: dic
 
 
 def _planner(source: Source, rows: Rows, say: Callable[[str], None]) -> list[Made]:
-    """The two files of a planner."""
+    """The two files of a policy with a memory."""
     policy = algorithm_of(source.config).policy(source.config, source.task)
     planner = stablehlo.planner_of(policy, source.task.spec, source.axes, source.params)
     begin, step = stablehlo.write_planner(planner)
-    say("holds the planner in stablehlo, float32, against the library")
+    say("holds the policy with its memory in stablehlo, float32, against the library")
     told, tolerance = planners.compare(planner, begin, step, source, rows), agreement.FLOAT
     wrong = tuple(agreement.failures(told, tolerance))
 
