@@ -3,22 +3,25 @@ rollout horizon, and with the model's two faults.
 
     python benchmarks/control_study.py train swingup            # every arm of a task that is not on file yet
     python benchmarks/control_study.py train swingup --arms mbpo sac fixed_1 fixed_5
+    python benchmarks/control_study.py train hopper --arms mbpo sac --seeds 8
     python benchmarks/control_study.py table
     python benchmarks/control_study.py gpu                      # the arms that matter most, 128 seeds each, for a GPU
 
 An arm is trained, written to benchmarks/results/control/TASK_ARM.json, and not trained again; so a call that is cut off goes on
-where it stopped. `mbpo`, `mpc` and `sac` are the presets at their full length. All other arms share one shorter length, the same
-real steps, imagined rows and updates: `fixed_H` and the horizon controllers differ by where rollouts stop, `fault_…` by what
-members predict and in which units, and `twin` learns from the same real rows, with as many updates, without a model.
+where it stopped. `mbpo`, `mpc` and `sac` are the presets at their full length (Hopper has no `mpc`). All other arms of a task
+share one shorter length, the same real steps, imagined rows and updates: `fixed_H` and the horizon controllers differ by where
+rollouts stop, `fault_…` by what members predict and in which units, `twin` learns from the same real rows, with as many
+updates, without a model.
 
-Steps are those of the simulator, of which each action takes four; an episode has 1,000. Returns are means of 10 greedy episodes.
-Settings were tuned on seeds 7,000 and up, the arms run on seeds 0 and up.
+Steps are those of the simulator, of which each action takes four (on Hopper one); an episode has at most 1,000. Returns are
+means of 10 greedy episodes. Settings were tuned on seeds 7,000 and up, the arms run on seeds 0 and up.
 
 Written down before the runs, on 2026-11-28:
 
 (a) One of the adaptive controllers has a higher IQM than the best fixed horizon, at the same real steps and updates.
 (b) With next states as normalised targets MBPO beats its own SAC at the same real steps and updates; with changes in their own
     units it does not.
+(c) On Hopper MBPO reaches with half of the steps what SAC reaches with 100,000.
 """
 
 import argparse
@@ -39,17 +42,21 @@ from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "control"
-TASKS = {"swingup": "swingup", "pendulum": "pendulum_swingup"}  # and the name that its presets begin with
+TASKS = {"swingup": "swingup", "pendulum": "pendulum_swingup", "hopper": "hopper"}  # and what its presets' names begin with
 LENGTHS = (1, 2, 5, 10)
-SHORT = 3_500  # decisions after the random ones, of all arms but the presets
+SHORT = {"swingup": 3_500, "pendulum": 3_500, "hopper": 18_000}  # decisions after the random ones, of all arms but the presets
 PRESETS = ("mbpo", "mpc", "sac")
 GPU_ARMS = ("mbpo", "mpc", "sac", "fixed_1", "fixed_5", "threshold_quantile", "infoprop", "fault_neither", "fault_both", "twin")
-PUBLISHED = {"swingup": {"TD-MPC2": 839, "SAC": 835}, "pendulum": {"TD-MPC2": 724, "SAC": 96}}  # at 100,000 steps, PEERS
+PUBLISHED: dict[str, dict[str, int]] = {  # at 100,000 steps; of brax's own hopper nothing is published at as few
+    "swingup": {"TD-MPC2": 839, "SAC": 835},
+    "pendulum": {"TD-MPC2": 724, "SAC": 96},
+    "hopper": {},
+}
 
 # Horizon arms need members that tell their variance. Their numbers are those of benchmarks/horizon_study.py.
 GAUSSIAN = {"prediction": "gaussian", "loss": "beta_likelihood"}
 HORIZONS: dict[str, dict[str, Any]] = {
-    "schedule": {"cap": 10, "controller": {"kind": "schedule", "first": 1, "last": 10, "start": 0, "end": SHORT}},
+    "schedule": {"cap": 10, "controller": {"kind": "schedule", "first": 1, "last": 10, "start": 0}},  # to the run's end
     "threshold_quantile": {"cap": 10, "controller": {"kind": "threshold_quantile", "quantile": 0.9}},
     "accumulated": {"cap": 10, "controller": {"kind": "accumulated", "budget": 1.0}},
     "macura": {"cap": 10, "controller": {"kind": "macura", "scale": 1, "percentile": 95, "memory": 500}},
@@ -61,6 +68,7 @@ HORIZONS: dict[str, dict[str, Any]] = {
     },
     "three_model": {"cap": 10, "controller": {"kind": "three_model", "low": 0.2, "high": 0.4, "first": 3, "limit": 10}},
     "oracle": {"cap": 10, "controller": {"kind": "oracle", "mark": 0.5}},
+    "model_share": {"cap": 10, "controller": {"kind": "model_share", "longest": 10}},
 }
 FAULTS = {  # the two faults of arXiv:2510.01457
     "fault_neither": {"target": "state", "normalise_targets": True},
@@ -68,6 +76,11 @@ FAULTS = {  # the two faults of arXiv:2510.01457
     "fault_scale": {"target": "state", "normalise_targets": False},
     "fault_both": {"target": "change", "normalise_targets": False},
 }
+
+
+def presets(task: str) -> list[str]:
+    """The kinds of agent that a task has a preset for."""
+    return [kind for kind in PRESETS if (ROOT / "configs" / f"{TASKS[task]}_{kind}.yaml").exists()]
 
 
 def preset(task: str, kind: str) -> Any:
@@ -85,14 +98,18 @@ def changed(config: RunConfig, changes: dict[str, dict[str, Any]]) -> RunConfig:
 def arms(task: str) -> dict[str, RunConfig]:
     """The configs of a task by name."""
     mbpo, sac = preset(task, "mbpo"), preset(task, "sac")
-    short = dataclasses.replace(mbpo, steps=SHORT)
+    short = dataclasses.replace(mbpo, steps=SHORT[task])
     agent = dataclasses.replace(sac.agent, updates_per_step=mbpo.agent.updates_per_step)
-    found: dict[str, RunConfig] = {name: preset(task, name) for name in PRESETS}
-    found["twin"] = dataclasses.replace(sac, steps=SHORT, agent=agent)
+    found: dict[str, RunConfig] = {name: preset(task, name) for name in presets(task)}
+    found["twin"] = dataclasses.replace(sac, steps=SHORT[task], agent=agent)
     for length in LENGTHS:
         lanes = {"cap": length, "controller": {"kind": "fixed", "length": length}}
         found[f"fixed_{length}"] = changed(short, {"model": GAUSSIAN, "imagination": lanes})
     for name, lanes in HORIZONS.items():
+        if name == "schedule":
+            lanes = {**lanes, "controller": {**lanes["controller"], "end": SHORT[task]}}
+        elif name == "oracle" and task == "hopper":
+            continue  # whose dynamics are no function of the observation
         found[name] = changed(short, {"model": GAUSSIAN, "imagination": lanes})
     for name, model in FAULTS.items():
         found[name] = changed(short, {"model": model})
@@ -160,7 +177,8 @@ def stage_table(out: Path) -> None:
         ax.set_title(TASKS[task], fontsize=9)
         ax.set_xlabel("steps of the simulator")
         ax.set_ylabel("return: median and quartiles over seeds")
-        ax.set_ylim(0, 1_000)
+        if task != "hopper":
+            ax.set_ylim(0, 1_000)
         ax.legend(frameon=False, fontsize=7)
     figure.savefig(out / "control.png")
 
@@ -182,7 +200,8 @@ def main() -> None:
         stage_train(given.tasks or list(TASKS), given.arms, given.seeds, given.out)
     else:
         place = given.out / "gpu"
-        stage_train(given.tasks or ["swingup"], GPU_ARMS, 128, place)
+        for task in given.tasks or ["swingup"]:
+            stage_train([task], [name for name in GPU_ARMS if name in arms(task)], 128, place)
         stage_table(place)
 
 

@@ -20,17 +20,17 @@ from mbrl_jax.config import to_dict
 def test_arms_spend_the_same_real_steps_updates_and_imagined_rows_and_can_be_made(task):
     arms = study.arms(task)
     short = {name: config for name, config in arms.items() if name not in study.PRESETS}
-    assert {config.real_transitions for config in short.values()} == {500 + study.SHORT}
+    assert {config.real_transitions for config in short.values()} == {arms["mbpo"].random_transitions + study.SHORT[task]}
     assert len({config.updates for config in short.values()}) == 1
     assert {config.imagined_per_step for name, config in short.items() if name != "twin"} == {20}
-    assert {config.environment.action_repeat for config in arms.values()} == {4}
+    assert {config.environment.action_repeat for config in arms.values()} == {1 if task == "hopper" else 4}
     for config in arms.values():
         algorithm_of(config).make_train(config)
 
 
 def test_arms_differ_from_the_preset_by_what_their_name_says():
     arms = study.arms("swingup")
-    plain = to_dict(dataclasses.replace(arms["mbpo"], steps=study.SHORT))
+    plain = to_dict(dataclasses.replace(arms["mbpo"], steps=study.SHORT["swingup"]))
     for name, change in study.FAULTS.items():
         assert to_dict(arms[name]) == {**plain, "model": {**plain["model"], **change}}
     assert to_dict(arms["fixed_5"])["imagination"] == {
