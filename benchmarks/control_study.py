@@ -102,14 +102,15 @@ def arms(task: str) -> dict[str, RunConfig]:
     agent = dataclasses.replace(sac.agent, updates_per_step=mbpo.agent.updates_per_step)
     found: dict[str, RunConfig] = {name: preset(task, name) for name in presets(task)}
     found["twin"] = dataclasses.replace(sac, steps=SHORT[task], agent=agent)
+    lanes: dict[str, Any]
     for length in LENGTHS:
         lanes = {"cap": length, "controller": {"kind": "fixed", "length": length}}
         found[f"fixed_{length}"] = changed(short, {"model": GAUSSIAN, "imagination": lanes})
     for name, lanes in HORIZONS.items():
+        if name == "oracle" and task == "hopper":
+            continue  # whose dynamics are no function of the observation
         if name == "schedule":
             lanes = {**lanes, "controller": {**lanes["controller"], "end": SHORT[task]}}
-        elif name == "oracle" and task == "hopper":
-            continue  # whose dynamics are no function of the observation
         found[name] = changed(short, {"model": GAUSSIAN, "imagination": lanes})
     for name, model in FAULTS.items():
         found[name] = changed(short, {"model": model})

@@ -451,7 +451,7 @@ class MixingConfig:
     rule: Literal["fixed", "adaptive"] = static("fixed")
     """Whether the real share is ``agent.real_ratio`` throughout, or goes from ``least`` to ``most`` with the model's share in the
     error of the agent's value, measured at held-out real transitions after every fit of the model."""
-    least: float = traced(0.05, minimum=0, maximum=1)
+    least: float = traced(0.25, minimum=0, maximum=1)
     """The real share where the error is all the value function's (rule: adaptive)."""
     most: float = traced(0.95, minimum=0, maximum=1)
     """The real share where the error is all the model's (rule: adaptive)."""
