@@ -206,7 +206,14 @@ def make_train(
         return state, collected
 
     def fit(state: State, hyper: DreamerConfig) -> tuple[State, FitLog]:
-        return phases.fit(world_of(hyper), state)
+        state, log = phases.fit(world_of(hyper), state)
+        return calibrated(state, hyper), log
+
+    def calibrated(state: State, hyper: DreamerConfig) -> State:
+        """Let the horizon controller see the model as it is now."""
+        world, horizon = world_of(hyper), horizon_of(hyper)
+        lanes = lanes_.calibrated(state.lanes, horizon, world, state.model.params, real_replay, state.real)
+        return state._replace(lanes=lanes)
 
     def learn(state: State, hyper: DreamerConfig, steps: int) -> tuple[State, tuple[Any, ...]]:
         rssm, learner = RSSM(hyper.model, task.spec), learner_of(hyper, task)
@@ -266,7 +273,7 @@ def make_train(
         starts = task.draw_resets(stream(state.key, Stream.CURVE, state.time), (config.evaluation.curve_episodes,))
         curve = jnp.mean(returns_from(state, hyper, starts))
         update_log, lane_log, world_log = training.average_blocks(logs, config.metric_steps // config.update_steps)
-        return state, Metrics(update_log, lane_log, world_log, curve, frozen(state))
+        return calibrated(state, hyper), Metrics(update_log, lane_log, world_log, curve, frozen(state))
 
     def frozen(state: State) -> Array:
         return state.model.frozen | state.agent.frozen

@@ -26,7 +26,7 @@ from mbrl_jax.config.schema import (
 WINDOWED = ("fixed", "schedule", "gradient_error")
 """The horizon controllers that end paths within a window of simulated steps: they do not ask what members predict of a state."""
 
-LATENT = ("fixed", "schedule")
+LATENT = ("fixed", "schedule", "drift")
 """The horizon controllers that end rollouts of a latent world."""
 
 STOPS_BY_DEPTH = ("fixed", "schedule", "m2ac", "three_model", "gradient_error")
@@ -448,7 +448,7 @@ def _check_dreamer(config: DreamerConfig, problems: _Problems) -> None:
     require(config.metric_steps % config.update_steps == 0, "metric_steps", config.metric_steps, right)
     require(config.model.kind != "ensemble", "model.kind", "ensemble", "a latent world is filtered, as 'rssm' is")
     kind = imagination.controller.kind
-    right = f"a latent world has one member, and its rollouts end by depth: {', '.join(LATENT)}"
+    right = f"a latent world has one member, so its rollouts end by depth or by drift: {', '.join(LATENT)}"
     require(kind in LATENT, "imagination.controller.kind", kind, right)
     right = "a latent world has no members that could differ, so it must be 'none'"
     require(imagination.penalty == "none", "imagination.penalty", imagination.penalty, right)

@@ -76,7 +76,7 @@ class WorldModel(NamedTuple):
       scale: ``params -> [F]``, typical change of each feature in a step of the real data, in which errors are measured.
       observe: ``(params, belief [...], actions [...], observations [..., D], first [...] bool, draws) -> belief [...]``, one
         filter step of a latent world: where a rollout stands after its action has led to an observation, or, where ``first``
-        holds, at the first observation of an episode. None where features tell where a rollout stands.
+        holds, or without a belief, at the first observation of an episode. None where features tell where a rollout stands.
 
     """
 

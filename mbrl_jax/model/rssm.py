@@ -239,13 +239,22 @@ class RSSM(NamedTuple):
         return Belief(deterministic, latent), posterior
 
     def observe(
-        self, params: RSSMParams, belief: Belief, action: Array, observation: Array, first: Array, drawn: Array | None
+        self,
+        params: RSSMParams,
+        belief: Belief | None,
+        action: Array | None,
+        observation: Array,
+        first: Array | None,
+        drawn: Array | None,
     ) -> Belief:
         """The belief [...] after an observation [..., D]; where ``first`` [...] holds it is an episode's, and nothing is left of
-        the belief and the action before.
+        the belief and the action before. Without a belief all are first.
         """
         code = self.encode(params, observation)
-        begun, after = self.begin(params, code, drawn), self.filter(params, belief, action, code, drawn)[0]
+        begun = self.begin(params, code, drawn)
+        if belief is None or action is None or first is None:
+            return begun
+        after = self.filter(params, belief, action, code, drawn)[0]
         return jax.tree.map(partial(jnp.where, first[..., None]), begun, after)
 
     def step(self, params: RSSMParams, belief: Belief, action: Array, drawn: StepDraws | None) -> Imagined:

@@ -266,7 +266,7 @@ def test_a_run_is_saved_stopped_resumed_read_played_and_reported(tmp_path, capsy
         ({"model": ModelConfig()}, "model.kind: 'ensemble' does not fit; a latent world is filtered, as 'rssm' is"),
         (
             {"imagination": dataclasses.replace(LANES, controller=controller_settings("threshold", mark=0.1))},
-            "imagination.controller.kind: 'threshold' does not fit; a latent world has one member.*: fixed, schedule",
+            "imagination.controller.kind: 'threshold' does not fit; a latent world has one member.*: fixed, schedule, drift",
         ),
         ({"imagination": dataclasses.replace(LANES, penalty="mopo")}, "imagination.penalty: 'mopo' does not fit; a latent world"),
         ({"imagination": dataclasses.replace(LANES, sampling="mean")}, "imagination.sampling: 'mean' does not fit; a latent"),

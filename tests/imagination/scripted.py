@@ -30,6 +30,7 @@ EVERY = {
     "schedule": {"start": 0.0, "end": 6.0, "first": 1.0, "last": 5.0},
     "m2ac": {"length": 4.0, "penalty": 1e-3},
     "oracle": {"mark": 0.5},
+    "drift": {"quantile": 0.5},
 }
 
 

@@ -441,6 +441,8 @@ def test_the_halt_goes_with_every_controller_that_stops_by_what_it_sees_of_the_m
 
     def stops(seen, truth):
         view = views(seen, depth)._replace(truth=jnp.full((1, LANES, AXES), truth))
+        if name == "drift":  # which goes by the state that was reached, not by what members say of it
+            view = view._replace(next_observation=view.truth)
         return np.asarray(decide(controller, state, view)[1].stop).tolist()
 
     assert (stops(even, 0.0) == stops(uneven, 9.0)) == by_depth

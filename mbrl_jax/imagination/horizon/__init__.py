@@ -17,6 +17,7 @@ from jax import Array
 from mbrl_jax import config as config_
 from mbrl_jax.config import ConfigError, ControllerConfig, LanesConfig
 from mbrl_jax.imagination.horizon.depth import fixed, schedule
+from mbrl_jax.imagination.horizon.drift import drift
 from mbrl_jax.imagination.horizon.gradient_error import gradient_error
 from mbrl_jax.imagination.horizon.infoprop import infoprop
 from mbrl_jax.imagination.horizon.m2ac import m2ac
@@ -81,6 +82,7 @@ for _make in (
     infoprop,
     three_model,
     oracle,
+    drift,
     gradient_error,
     model_share,
 ):
