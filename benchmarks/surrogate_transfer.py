@@ -125,18 +125,15 @@ def grid() -> Iterator[Arm]:
 
 def order() -> list[Arm]:
     """The arms that a CPU is for, those that tell most first; the rest of the grid is for a GPU."""
-    tasks = [("length", 2.0), ("mass", 2.0), ("length", 0.5), ("mass", 0.5)]
-    far = [Arm(*task, "ensemble", start) for task in tasks for start in ("frozen", "new", "tuned")]
-    near = [
-        Arm("task", 1.0, "ensemble", "frozen"),
-        Arm("damping", 2.0, "ensemble", "frozen"),
-        Arm("damping", 2.0, "ensemble", "new"),
-    ]
-    others = [name for name in REGULARISERS if name != "ensemble"]
-    regularised = [each for name in others for each in (Arm("task", 1.0, name, "new"), Arm("length", 2.0, name, "frozen"))]
-    between = [Arm("length", factor, "ensemble", "frozen") for factor in (1.5, 0.75, 1.25)]
-    more = [Arm(*task, name, "frozen") for task in (("task", 1.0), ("length", 0.5)) for name in others]
-    return [Arm("task", 1.0, "ensemble", "new"), *far[:6], *near[:2], *regularised, near[2], *far[6:], *between, *more]
+    long, short, heavy = ("length", 2.0), ("length", 0.5), ("mass", 2.0)
+    first = [("task", 1.0, "new"), *((*long, start) for start in ("frozen", "new", "tuned")), (*short, "frozen"), (*short, "new")]
+    ensembles = [Arm(physics, factor, "ensemble", start) for physics, factor, start in (*first, ("task", 1.0, "frozen"))]
+    others = ("none", "spectral", "jacobian")
+    regularised = [each for name in others for each in (Arm("task", 1.0, name, "new"), Arm(*long, name, "frozen"))]
+    more = ((*heavy, "frozen"), (*heavy, "new"), ("damping", 2.0, "frozen"), (*short, "tuned"), (*heavy, "tuned"))
+    last = [Arm(physics, factor, "ensemble", start) for physics, factor, start in more]
+    shorter = [Arm(*short, name, "frozen") for name in others]
+    return [*ensembles, *regularised, *last, *shorter, Arm("damping", 2.0, "ensemble", "new")]
 
 
 def config_of(arm: Arm) -> DMOConfig:
