@@ -2,6 +2,7 @@
 
     python benchmarks/surrogate_transfer.py train                  # every arm that is not on file yet, those that tell most first
     python benchmarks/surrogate_transfer.py train length_2_ensemble_frozen
+    python benchmarks/surrogate_transfer.py errors                 # of every source's surrogate on every body, see below
     python benchmarks/surrogate_transfer.py table                  # print what is on file, and draw it
     python benchmarks/surrogate_transfer.py gpu                    # the whole grid, 128 seeds each, for a GPU
 
@@ -27,6 +28,10 @@ Beside returns, the error of the surrogate's gradient: of the Jacobian of one st
 states of training (`surrogate_error: true`), round by round; and accumulated, of the product of Jacobians along paths of the last
 policy, relative to the true product, after 1 to 16 decisions.
 
+An arm takes minutes, its gradient's error seconds. So `errors` takes the surrogates that were learned on the task itself, one of
+each regulariser and seed, to all sixteen bodies, along paths of the same policy for all of them: that which the seed learned with
+the ensemble on the task itself.
+
 Arms have eight seeds and all of the preset's steps: a first arm with half of them, of sixteen seeds, ended at 501 [374, 628], too
 far apart to tell arms from each other. Written down before the runs, on 2026-11-28:
 
@@ -51,10 +56,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jax import Array
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics, strict_json
+from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import DMOConfig, PhysicsConfig, load
 from mbrl_jax.environments import make_environment
@@ -149,35 +155,52 @@ def config_of(arm: Arm) -> DMOConfig:
     )
 
 
-def accumulated(run: Run, seeds: range) -> list[list[float]]:
-    """[seeds, depths] relative error of the surrogate's products of Jacobians along paths of each seed's last policy."""
-    config: Any = run.config
-    task = make_environment(config.environment)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys_of(run.base_seed, jnp.asarray(seeds)))
+def accumulated(config: DMOConfig, bodies: Sequence[PhysicsConfig], actors: Any, models: Any, keys: Array) -> list[Any]:
+    """[bodies, seeds, depths] relative error of the surrogate's products of Jacobians along paths of a policy.
+
+    Args:
+      config: of the surrogates.
+      bodies: what moves.
+      actors: policies, leaves [seeds, ...].
+      models: surrogates, leaves [seeds, ...].
+      keys: [seeds].
+
+    """
 
     @jax.jit
-    def one(actor: Any, model: Any, key: Any) -> Any:
+    def one(factors: dict[str, Array], actor: Any, model: Any, key: Array) -> Array:
+        physics: Any = PhysicsConfig
+        environment = dataclasses.replace(config.environment, physics=physics(**factors))  # one program for all bodies
+        task = make_environment(environment)
         key_visit, key_paths = jax.random.split(key)
         pool = decoupled_gradients.visited(config, task, actor, key_visit)
         subject = decoupled_gradients.Subject(actor, None, model, pool)
         return decoupled_gradients.growth(config, task, subject, key_paths)
 
-    outcome, found = run.result.outcome, []
-    for seed in range(len(seeds)):
-        actor, model = jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf)[seed], (outcome.last, outcome.model))
-        errors = np.asarray(one(actor, model, keys[seed]), np.float64)
-        found.append([float(f"{errors[depth - 1]:.4g}") for depth in DEPTHS])
-    return found
+    def told(body: PhysicsConfig, seed: int) -> list[float]:
+        actor, model = jax.tree.map(lambda leaf: np.asarray(leaf)[seed], (actors, models))
+        factors = {name: jnp.asarray(value, jnp.float32) for name, value in dataclasses.asdict(body).items()}
+        errors = np.asarray(one(factors, actor, model, keys[seed]), np.float64)
+        return [float(f"{errors[depth - 1]:.4g}") for depth in DEPTHS]
+
+    return [[told(body, seed) for seed in range(len(keys))] for body in bodies]
 
 
-def keep(seeds: range, run: Run) -> dict[str, Any]:
+def path_keys(run: Run, seeds: int) -> Array:
+    """[seeds] for the paths along which errors accumulate."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys_of(run.base_seed, run.first_seed + jnp.arange(seeds)))
+
+
+def keep(seeds: int, run: Run) -> dict[str, Any]:
     """What is kept of an arm besides what every study keeps."""
     surrogate = run.result.metrics.surrogate  # leaves [seeds, rounds, blocks, H]
     one_step = {name: np.asarray(leaf, np.float64).mean(axis=(0, 2, 3)) for name, leaf in surrogate._asdict().items()}
+    config: Any = run.config
+    outcome, keys = run.result.outcome, path_keys(run, seeds)
     return {
         "one_step": {name: [float(f"{x:.4g}") for x in row] for name, row in one_step.items()},  # [rounds]
         "depths": list(DEPTHS),
-        "accumulated": accumulated(run, seeds),  # [seeds, depths]
+        "accumulated": accumulated(config, [config.environment.physics], outcome.last, outcome.model, keys)[0],  # [seeds, depths]
     }
 
 
@@ -203,10 +226,40 @@ def _train(arm: Arm, seeds: int, out: Path, work: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with Display.standard(arm.name) as display:
             run = keeping.keep(asked, folder, keeping.Keeping(resume=True, start=start), "surrogate_transfer.py", display)
-    more = {**arm._asdict(), **keep(asked.numbers, run)}
+    more = {**arm._asdict(), **keep(seeds, run)}
     strict_json.write(out / f"{arm.name}.json", arm_by_arm.kept_of(run, "swingup", arm.name, more), indent=None)
     told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
     print(f"{arm.name}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def stage_errors(out: Path, work: Path) -> None:
+    """Measure the surrogates of finished sources on every body."""
+    execution.use_compilation_cache()
+    sources = {name: work / Arm("task", 1.0, name, "new").name for name in REGULARISERS}
+    if not is_finished(sources["ensemble"]):
+        raise SystemExit(f"{sources['ensemble']}: there is no finished run; train task_1_ensemble_new first")
+    policies = results.read(sources["ensemble"])
+    places = list(dict.fromkeys((arm.physics, arm.factor) for arm in grid()))
+    bodies = [config_of(Arm(*place, "ensemble", "new")).environment.physics for place in places]
+    for name, folder in sources.items():
+        if (out / f"errors_{name}.json").exists() or not is_finished(folder):
+            continue
+        run = results.read(folder)
+        config: Any = run.config
+        seeds = len(run.result.outcome.returns_last)
+        errors = accumulated(config, bodies, policies.result.outcome.last, run.result.outcome.model, path_keys(run, seeds))
+        told = {
+            "regulariser": name,
+            "bodies": [{"physics": physics, "factor": factor} for physics, factor in places],
+            "depths": list(DEPTHS),
+            "errors": errors,  # [bodies, seeds, depths]
+            "versions": packages.versions(execution.PACKAGES),
+            "device": execution.device(),
+            "precision": config.precision,
+            "git": packages.git_revision(),
+        }
+        strict_json.write(out / f"errors_{name}.json", told, indent=None)
+        print(f"errors_{name}: {len(bodies)} bodies, {seeds} seeds", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- what came of it
@@ -257,12 +310,30 @@ def stage_table(out: Path) -> None:
     Console(width=170).print(table)
     rank, count = correlation(found)
     print(f"Spearman correlation of accumulated error and return over {count} arms with a frozen surrogate: {rank:.2f}")
-    draw(found, out / "transfer.png")
+    surrogates = read_errors(out)
+    for depth in (1, 16) if surrogates else ():
+        table = Table("body", *surrogates, title=f"frozen surrogates, error after {depth} decisions, %")
+        for place, body in enumerate(next(iter(surrogates.values()))["bodies"]):
+            cells = [str(statistics.estimate(error_at(told, place, depth))) for told in surrogates.values()]
+            table.add_row(f"{body['physics']} x {body['factor']:g}", *cells)
+        Console(width=140).print(table)
+    draw(found, surrogates, out / "transfer.png")
 
 
-def draw(found: dict[Arm, dict[str, Any]], path: Path) -> None:
-    """Returns against the accumulated error, and against the factor of the pole's length."""
-    figure, axes = figures.new_figure(2)
+def read_errors(out: Path) -> dict[str, dict[str, Any]]:
+    """The errors on file, by regulariser."""
+    paths = {name: out / f"errors_{name}.json" for name in REGULARISERS}
+    return {name: strict_json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def error_at(told: dict[str, Any], place: int, depth: int) -> np.ndarray:
+    """[seeds] per cent, of the body at a place."""
+    return 100 * np.asarray(told["errors"], np.float64)[place, :, told["depths"].index(depth)]
+
+
+def draw(found: dict[Arm, dict[str, Any]], errors: dict[str, dict[str, Any]], path: Path) -> None:
+    """Returns against the accumulated error and against the factor of the pole's length, and errors against that factor."""
+    figure, axes = figures.new_figure(3)
     for arm, told in found.items():
         error = statistics.interquartile_mean(np.asarray(told["accumulated"])[:, -1])
         value = statistics.interquartile_mean(np.asarray(told["returns"]))
@@ -283,20 +354,29 @@ def draw(found: dict[Arm, dict[str, Any]], path: Path) -> None:
             axes[1].plot(factors, value, marker=MARKERS[start], markersize=5, label=start)
             axes[1].fill_between(factors, low, high, alpha=0.15, linewidth=0)
     axes[1].set_xlabel("factor of the pole's length (ensemble)")
+    for name, told in errors.items():
+        bodies = enumerate(told["bodies"])
+        places = sorted((body["factor"], place) for place, body in bodies if body["physics"] in ("task", "length"))
+        value, low, high = np.array([statistics.estimate(error_at(told, place, DEPTHS[-1])) for _, place in places]).T
+        axes[2].plot([factor for factor, _ in places], value, color=COLOURS[name], marker="x", markersize=5, label=name)
+        axes[2].fill_between([factor for factor, _ in places], low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    axes[2].set_xlabel("factor of the pole's length (frozen)")
+    axes[2].set_ylabel("accumulated error after 16 decisions, %")
     for ax in axes:
-        ax.set_ylabel("return, IQM over seeds")
         ax.legend(frameon=False, fontsize=7)
+    for ax in axes[:2]:
+        ax.set_ylabel("return, IQM over seeds")
     figure.savefig(path, dpi=100)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "table", "gpu"))
+    parser.add_argument("stage", choices=("train", "errors", "table", "gpu"))
     parser.add_argument("arms", nargs="*", metavar="arm", help="such as length_2_ensemble_frozen; by default those for a CPU")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "surrogate_transfer", help="where runs are kept")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     try:
         arms = [arm_of(name) for name in given.arms] or order()
     except ValueError as error:
@@ -305,9 +385,12 @@ def main() -> None:
         stage_table(given.out)
     elif given.stage == "train":
         stage_train(arms, given.seeds, given.out, given.work)
+    elif given.stage == "errors":
+        stage_errors(given.out, given.work)
     else:
         place = given.out / "gpu"
         stage_train([arm_of(name) for name in given.arms] or list(grid()), 128, place, given.work / "gpu")
+        stage_errors(place, given.work / "gpu")
         stage_table(place)
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,10 @@ import decoupled
 import decoupled_gradients
 import surrogate_transfer as transfer
 
-from mbrl_jax.config import check
+from mbrl_jax.agents.registry import make_agent
+from mbrl_jax.algorithms.phases import world_of
+from mbrl_jax.config import PhysicsConfig, check
+from mbrl_jax.environments import make_environment
 
 
 @pytest.mark.parametrize("task", decoupled.MARKS)
@@ -104,9 +108,39 @@ def test_the_table_of_transfers_pairs_an_arm_with_its_new_surrogate_and_ranks_er
             "accumulated": np.full((4, 5), 0.1 * (1 + number)).tolist(),
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(told))
+    bodies = [{"physics": "task", "factor": 1.0}, {"physics": "length", "factor": 2.0}]
+    errors = np.broadcast_to(np.array([0.1, 0.7])[:, None, None], (2, 4, 5)).tolist()
+    surrogate = {"regulariser": "none", "bodies": bodies, "depths": list(transfer.DEPTHS), "errors": errors}
+    (tmp_path / "errors_none.json").write_text(json.dumps(surrogate))
     transfer.stage_table(tmp_path)
     told = capsys.readouterr().out
+    assert "70.0 [70.0, 70.0]" in told
     assert "-100.0 [-100.0, -100.0]" in told
     assert "-50.0 [-50.0, -50.0]" in told
     assert "3 arms with a frozen surrogate: -1.00" in told
     assert (tmp_path / "transfer.png").stat().st_size > 10_000
+
+
+def test_one_program_measures_the_errors_on_all_bodies_as_one_for_each_body_does():
+    config = transfer.config_of(transfer.arm_of("length_2_none_frozen"))
+    environment = dataclasses.replace(config.environment, action_repeat=1, time_limit=34)
+    model, agent = (dataclasses.replace(each, hidden=(4,)) for each in (config.model, config.agent))
+    config = dataclasses.replace(config, environment=environment, model=model, agent=agent)
+    task = make_environment(environment)
+    learner, world = make_agent(agent, task.spec), world_of(config, task)
+    keys = jax.random.split(jax.random.key(0), 2)
+    actors, models = jax.jit(jax.vmap(lambda key: (learner.judged(learner.init(key)), world.acting(world.init(key)))))(keys)
+    bodies = [PhysicsConfig(), environment.physics]
+    found = np.asarray(transfer.accumulated(config, bodies, actors, models, keys))
+    assert found.shape == (2, 2, len(transfer.DEPTHS))
+    actor, params = jax.tree.map(lambda leaf: leaf[1], (actors, models))
+
+    @jax.jit
+    def alone(key):
+        key_visit, key_paths = jax.random.split(key)
+        visited = decoupled_gradients.visited(config, task, actor, key_visit)
+        return decoupled_gradients.growth(config, task, decoupled_gradients.Subject(actor, None, params, visited), key_paths)
+
+    expected = np.asarray(alone(keys[1]))[np.array(transfer.DEPTHS) - 1]
+    np.testing.assert_allclose(found[1, 1], expected, rtol=2e-3)
+    assert not np.allclose(found[0, 1], found[1, 1], rtol=2e-2)
