@@ -1,6 +1,7 @@
 """The report's section on the learned model: how it was fitted, and whether its uncertainty can be believed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,6 +40,7 @@ def section(entries: Sequence[Entry], figures: Figures) -> str:
         if entry.run.config.protocol == "batch":
             parts.append(markup.paragraph("In the batch protocol the model is fitted once and never again."))
         parts += mismatch(entry, figures)
+        parts += mixing(entry, figures)
         parts.append(_calibration(entry, figures))
     return markup.section("model", "Model", *parts)
 
@@ -155,6 +157,40 @@ def mismatch(entry: Entry, figures: Figures) -> list[str]:
         f"1 the model limits the value, near 0 learning does. IQM over seeds with its 95 % bootstrap interval, {seeds}",
     )
     return [markup.side_by_side(parts, share)]
+
+
+# --------------------------------------------------------------------------------------------------------------------- mixing
+
+
+def mixing(entry: Entry, figures: Figures) -> list[str]:
+    """The model's share that a real share or a horizon rule has followed, round by round; nothing where none has."""
+    told = getattr(entry.run.result.metrics, "model_share", None)
+    if told is None:
+        return []
+    shares = np.asarray(told, np.float64)
+    kept = measures.finite_seeds(shares)
+    if not kept.any():
+        return [markup.paragraph(f"No seed of {entry.label} has a finite share of the model, so there is nothing to draw.")]
+    config: Any = entry.run.config
+    real = config.protocol == "interactive"
+    x = steps_of(entry, real=real)
+    figure, (ax,) = new_axes()
+    draw_band(ax, x, shares[kept], "the model's share", PARTS["model"][1])
+    if config.mixing.rule == "adaptive":
+        least, most = config.mixing.least, config.mixing.most
+        draw_band(ax, x, least + (most - least) * shares[kept], "real rows of a minibatch", PARTS["value"][1])
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("real transitions" if real else "steps of the main loop")
+    ax.set_ylabel("share")
+    markup.legend(figure, columns=2)
+    return [
+        figures.add(
+            figure,
+            f"What the mixing of {entry.label} follows",
+            "The model's share in the error of the agent's value, measured at held-out real transitions after every fit, without "
+            f"the real dynamics. IQM over seeds with its 95 % bootstrap interval, {kept.sum()} seeds.{left_out(kept)}",
+        )
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- calibration

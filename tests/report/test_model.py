@@ -1,4 +1,4 @@
-"""The report's figures of where the value's error comes from."""
+"""The report's figures of where the value's error comes from, and of what a real share follows."""
 
 import re
 from types import SimpleNamespace
@@ -10,9 +10,15 @@ from mbrl_jax.report import model
 from mbrl_jax.report.markup import Figures
 
 
-def entry_of(told):
-    config = SimpleNamespace(protocol="interactive", steps=40, round_steps=10, random_transitions=100)
-    metrics = SimpleNamespace(mismatch=told)
+def entry_of(told, model_share=None, rule="adaptive"):
+    config = SimpleNamespace(
+        protocol="interactive",
+        steps=40,
+        round_steps=10,
+        random_transitions=100,
+        mixing=SimpleNamespace(rule=rule, least=0.2, most=0.9),
+    )
+    metrics = SimpleNamespace(mismatch=told, model_share=model_share)
     return SimpleNamespace(label="arm", run=SimpleNamespace(config=config, result=SimpleNamespace(metrics=metrics)))
 
 
@@ -33,3 +39,18 @@ def test_where_it_was_not_measured_or_nothing_is_finite_nothing_is_drawn():
     (page,) = model.mismatch(entry_of(Mismatch(*np.full((7, 2, 4), np.nan))), figures)
     assert figures.count == 0
     assert "No seed of arm has a finite error of its value" in page
+
+
+def test_what_a_real_share_or_a_rule_has_followed_is_drawn():
+    shares = np.random.default_rng(0).uniform(0.1, 0.9, (5, 4)).astype(np.float32)
+    shares[1, 0] = np.nan
+    figures = Figures()
+    (page,) = model.mixing(entry_of(None, shares), figures)
+    assert figures.count == page.count("<svg") == 1
+    assert "real rows of a minibatch" in page
+    assert "4 seeds. Left out: 1 seed with numbers that are not finite." in page
+    (page,) = model.mixing(entry_of(None, shares, rule="fixed"), Figures())
+    assert "real rows of a minibatch" not in page
+    assert model.mixing(entry_of(None), Figures()) == []
+    (page,) = model.mixing(entry_of(None, np.full((2, 4), np.nan)), Figures())
+    assert "No seed of arm has a finite share of the model" in page
