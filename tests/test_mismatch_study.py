@@ -29,6 +29,8 @@ def test_arms_differ_by_what_their_name_says():
     one, other = (to_dict(losses[f"narrow_16_{loss}"]) for loss in ("likelihood", "vagram"))
     assert other == {**one, "model": {**one["model"], "loss": "vagram"}}
     assert (losses["wide_0_squared"].model.prediction, losses["wide_0_squared"].model.hidden) == ("deterministic", (64, 64))
+    narrow, imagined = to_dict(losses["narrow_16_vagram"]), to_dict(losses["imagined_16_vagram"])
+    assert imagined == {**narrow, "mixing": {**narrow["mixing"], "least": 0.0, "most": 0.0}}
     fixed, rule = (to_dict(shares[f"starved_{share}"]) for share in ("75", "adaptive"))
     assert fixed["mixing"] == {**rule["mixing"], "least": 0.75, "most": 0.75}
     assert {**fixed, "mixing": rule["mixing"]} == rule
