@@ -53,6 +53,7 @@ class Policy:
             _, action = policy.act(params, policy.begin(params, jax.random.key(0), len(flat)), flat)
             return action.reshape(*observation.shape[:-1], *task.spec.action_shape)
 
+        self._policy = policy
         self._one = jax.jit(lambda params, seed, s: first_actions(jax.tree.map(lambda leaf: leaf[seed], params), s))
         self._all = jax.jit(jax.vmap(first_actions))
 
@@ -81,6 +82,29 @@ class Policy:
         observation = self._checked(observation, ())
         return actions_for_others(self.spec, self._one(self.params, seed, observation))
 
+    def play(self, episodes: int = 1, *, seed: int = 0, base_seed: int = 0) -> "Playing":
+        """Episodes side by side by one seed's policy, which remembers each from call to call, as a planner or a filter does.
+
+        >>> playing = policy.play(seed=0)
+        >>> observation, *_ = env.step(playing(observation[None])[0])
+
+        Args:
+          episodes: how many.
+          seed: whose policy.
+          base_seed: of what the policy draws at random, if it does.
+
+        Raises:
+          ConfigError: there is no such seed, or no episode.
+
+        """
+        check_whole(seed, "seed")
+        check_whole(episodes, "episodes")
+        if not 0 <= seed < len(self):
+            raise ConfigError(f"seed: {seed!r} is out of range; it must be from 0 to {len(self) - 1}")
+        if episodes < 1:
+            raise ConfigError(f"episodes: {episodes!r} is out of range; it must be at least 1")
+        return Playing(self, jax.tree.map(lambda leaf: leaf[seed], self.params), episodes, base_seed)
+
     def _checked(self, observation: Any, lead: tuple[int, ...]) -> np.ndarray:
         """Observations [*lead, ..., D] in float32, if they are such."""
         size, task = self.spec.observation_size, self.spec.name
@@ -95,6 +119,29 @@ class Policy:
             hint = "; for one policy name its seed, as in policy(observation, seed=0)" if lead else ""
             raise ConfigError(f"observation: shape {list(given.shape)} does not fit; it must be {right}, as of {task}{hint}")
         return given.astype(np.float32)
+
+
+class Playing:
+    """Episodes that go on, with what the policy remembers of them; made by :meth:`Policy.play`."""
+
+    def __init__(self, policy: Policy, params: Any, episodes: int, base_seed: int):
+        """Made by :meth:`Policy.play`."""
+        self._policy, self._params, self._episodes = policy, params, episodes
+        self._memory = policy._policy.begin(params, seed_keys(base_seed, 1)[0], episodes)
+        self._act = jax.jit(policy._policy.act)
+
+    def __call__(self, observation: Any) -> Any:
+        """Actions [n] for the next observations [n, D] of the n episodes.
+
+        Raises:
+          ConfigError: these are no observations of so many episodes.
+
+        """
+        seen = self._policy._checked(observation, (self._episodes,))
+        if seen.ndim != 2:
+            raise ConfigError(f"observation: shape {list(seen.shape)} does not fit; it must be one for each of the episodes")
+        self._memory, action = self._act(self._params, self._memory, seen)
+        return actions_for_others(self._policy.spec, action)
 
 
 def actions_for_others(spec: EnvironmentSpec, action: jax.Array) -> Any:

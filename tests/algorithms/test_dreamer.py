@@ -249,6 +249,22 @@ def test_a_run_is_saved_stopped_resumed_read_played_and_reported(tmp_path, capsy
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), read.result.fit, whole.result.fit)
     policy = mbrl_jax.load_policy(folder)
     assert policy(np.zeros((2, 3, 2), np.float32)).shape == (2, 3, 1)
+    playing_ = policy.play(3, seed=1)
+    seen = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    actions = [playing_(each) for each in seen]
+    again = dreamer.policy_of(config, make_environment(config.environment))
+    params = jax.tree.map(lambda leaf: leaf[1], policy.params)
+    memory = again.begin(params, jax.random.key(0), 3)
+    for each, action in zip(seen, actions, strict=True):
+        memory, expected = again.act(params, memory, each)
+        np.testing.assert_allclose(action, 2 * expected, rtol=1e-4, atol=1e-6)  # newton metres
+    assert not np.allclose(actions[1], policy(seen[1], seed=1))  # which begins an episode there
+    with pytest.raises(mbrl_jax.ConfigError, match=r"observation: shape \[2, 2\] does not fit; it must be \[3"):
+        playing_(seen[0, :2])
+    with pytest.raises(mbrl_jax.ConfigError, match="seed: 2 is out of range"):
+        policy.play(seed=2)
+    with pytest.raises(mbrl_jax.ConfigError, match="episodes: 0 is out of range"):
+        policy.play(0)
     command_line.main(["evaluate", str(folder), "--episodes", "2"])
     assert "Pendulum-v1" in capsys.readouterr().out
     command_line.main(["report", str(folder), "--out", str(tmp_path / "report.html")])

@@ -58,6 +58,18 @@ def test_a_delayed_observation_is_the_one_of_so_many_steps_before_or_the_first_o
     np.testing.assert_array_equal(late.next_observation, whole.observation[after][:, axes])
 
 
+@pytest.mark.parametrize("settings", [{"observed": "positions"}, {"delay": 2}], ids=["masked", "late"])
+def test_a_policy_is_shown_the_next_episode_where_one_has_ended(settings):
+    task = make(time_limit=2, **settings)
+    first, fresh = task.draw_resets(jax.random.key(0), ()), task.draw_resets(jax.random.key(1), ())
+    on, transition = task.step(first, np.int32(1), fresh)
+    np.testing.assert_array_equal(on.observation, transition.next_observation)
+    after, transition = task.step(on, np.int32(1), fresh)
+    assert transition.truncated
+    assert (np.asarray(transition.next_observation) != np.asarray(fresh.observation)).all()
+    jax.tree.map(np.testing.assert_array_equal, after, fresh)
+
+
 def test_the_spec_is_that_of_the_axes_that_are_seen():
     spec = make(name="Pendulum-v1", observed=(1, 0)).spec
     assert (spec.observation_size, spec.observation_scale, spec.angles) == (2, (1.0, 1.0), ((1, 0),))
