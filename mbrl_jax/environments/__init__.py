@@ -1,6 +1,6 @@
 """Environments: tasks as pure functions, by name or of one's own."""
 
-from mbrl_jax.environments import brax, control, data, gymnax, gymnax_suites  # noqa: F401, they register their tasks
+from mbrl_jax.environments import brax, control, data, gymnax, gymnax_suites, pixels  # noqa: F401, they register their tasks
 from mbrl_jax.environments.collection import (
     CollectionDraws,
     collect,
