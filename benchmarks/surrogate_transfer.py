@@ -20,6 +20,9 @@ It is regularised, there and here, by one of
 * jacobian: the same, with a penalty on how far the members' Jacobians are from their mean;
 * spectral: one member, whose layers have no singular value above a bound.
 
+Beside them, true: gradients through the simulator, which no surrogate has a part in. It was added, as TASK_FACTOR_none_true, when
+the first arms were on file and the surrogate with the largest error had the highest return.
+
 An arm TASK_FACTOR_REGULARISER_START is trained in a folder of its own under --work and goes on there after a kill; when it is
 done it is written to benchmarks/results/transfer/ARM.json and not trained again. Seed i has the same random numbers in all arms,
 and its surrogate is that of seed i. Steps are those of the simulators, of which an action takes four.
@@ -80,10 +83,10 @@ REGULARISERS: dict[str, dict[str, Any]] = {
     "jacobian": {"members": 3, "jacobian": "agreement", "jacobian_weight": 0.01, "jacobian_rows": 32},
     "spectral": {"members": 1, "spectral_bound": 2.0},
 }
-STARTS = {"new": "all", "tuned": "parameters", "frozen": "none"}  # and what fits change
+STARTS = {"new": "all", "tuned": "parameters", "frozen": "none", "true": "all"}  # and what fits change
 DEPTHS = (1, 2, 4, 8, 16)
 COLOURS = {"none": "#5b5f97", "ensemble": "#0b6e4f", "jacobian": "#e08e45", "spectral": "#b0413e"}
-MARKERS = {"new": "o", "tuned": "s", "frozen": "x"}
+MARKERS = {"new": "o", "tuned": "s", "frozen": "x", "true": "^"}
 
 
 class Arm(NamedTuple):
@@ -92,7 +95,7 @@ class Arm(NamedTuple):
     physics: str  # what is scaled
     factor: float
     regulariser: str
-    start: str  # new, tuned or frozen
+    start: str  # new, tuned or frozen, or true
 
     @property
     def name(self) -> str:
@@ -102,12 +105,12 @@ class Arm(NamedTuple):
     @property
     def source(self) -> "Arm | None":
         """The arm whose surrogate this one begins with, on the task itself."""
-        return None if self.start == "new" else self._replace(physics="task", factor=1.0, start="new")
+        return None if self.start in ("new", "true") else self._replace(physics="task", factor=1.0, start="new")
 
     @property
     def paired(self) -> "Arm":
-        """The arm on the same task, regularised alike, whose surrogate is new."""
-        return self._replace(start="new")
+        """The arm on the same task, regularised alike, whose surrogate is new; for true gradients it is the ensemble's."""
+        return self._replace(start="new", regulariser="ensemble" if self.start == "true" else self.regulariser)
 
 
 def arm_of(name: str) -> Arm:
@@ -122,11 +125,12 @@ def arm_of(name: str) -> Arm:
 
 
 def grid() -> Iterator[Arm]:
-    """Every arm; the task itself, at a factor of 1, is the same whatever would be scaled."""
+    """Every arm; the task itself is the same whatever would be scaled, and a true gradient whatever the model is."""
     for physics, factor in (("task", 1.0), *((name, f) for name in PHYSICS for f in FACTORS if f != 1.0)):
         for regulariser in REGULARISERS:
             for start in STARTS:
-                yield Arm(physics, factor, regulariser, start)
+                if start != "true" or regulariser == "none":
+                    yield Arm(physics, factor, regulariser, start)
 
 
 def order() -> list[Arm]:
@@ -139,7 +143,8 @@ def order() -> list[Arm]:
     more = ((*heavy, "frozen"), (*heavy, "new"), ("damping", 2.0, "frozen"), (*short, "tuned"), (*heavy, "tuned"))
     last = [Arm(physics, factor, "ensemble", start) for physics, factor, start in more]
     shorter = [Arm(*short, name, "frozen") for name in others]
-    return [*ensembles, *regularised, *last, *shorter, Arm("damping", 2.0, "ensemble", "new")]
+    true = [Arm(*task, "none", "true") for task in (long, short)]
+    return [*ensembles, *true, *regularised, *last, *shorter, Arm("damping", 2.0, "ensemble", "new")]
 
 
 def config_of(arm: Arm) -> DMOConfig:
@@ -151,6 +156,7 @@ def config_of(arm: Arm) -> DMOConfig:
         base,
         environment=dataclasses.replace(base.environment, **scaled),
         model=dataclasses.replace(base.model, **REGULARISERS[arm.regulariser], fits=STARTS[arm.start]),
+        gradient="true" if arm.start == "true" else "decoupled",
         surrogate_error="true",
     )
 

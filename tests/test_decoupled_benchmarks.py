@@ -70,7 +70,7 @@ def test_norm_variance_bias_and_cosine_of_made_up_gradients():
 
 def test_the_grid_has_every_task_regulariser_and_start_once_and_each_arm_by_its_name():
     arms = list(transfer.grid())
-    assert len(arms) == len({arm.name for arm in arms}) == (1 + 3 * 5) * 4 * 3
+    assert len(arms) == len({arm.name for arm in arms}) == (1 + 3 * 5) * (4 * 3 + 1)
     assert all(transfer.arm_of(arm.name) == arm for arm in arms)
     with pytest.raises(ValueError, match="'length_3_ensemble_new' is no arm"):
         transfer.arm_of("length_3_ensemble_new")
@@ -83,13 +83,14 @@ def test_the_grid_has_every_task_regulariser_and_start_once_and_each_arm_by_its_
 
 def test_an_arm_differs_by_its_physics_its_regulariser_and_what_fits_change_alone():
     base = transfer.config_of(transfer.arm_of("task_1_ensemble_new"))
-    for name in ("length_2_ensemble_frozen", "damping_0.5_none_tuned", "mass_1.25_jacobian_new", "task_1_spectral_frozen"):
+    for name in ("length_2_ensemble_frozen", "damping_0.5_none_tuned", "mass_1.25_jacobian_new", "length_2_none_true"):
         arm, config = transfer.arm_of(name), transfer.config_of(transfer.arm_of(name))
         check(config)
         factors = dataclasses.asdict(config.environment.physics)
         assert factors == {**dict.fromkeys(factors, 1.0), **({} if arm.physics == "task" else {arm.physics: arm.factor})}
-        assert config.model.fits == {"new": "all", "tuned": "parameters", "frozen": "none"}[arm.start]
-        same = dataclasses.replace(config, environment=base.environment, model=base.model)
+        assert config.model.fits == {"new": "all", "tuned": "parameters", "frozen": "none", "true": "all"}[arm.start]
+        assert config.gradient == ("true" if arm.start == "true" else "decoupled")
+        same = dataclasses.replace(config, environment=base.environment, model=base.model, gradient=base.gradient)
         assert same == base
         if arm.source is not None:  # the surrogate that it begins with is of the same settings
             theirs = transfer.config_of(arm.source).model
