@@ -82,8 +82,8 @@ def _evaluate(traced: core.ClosedJaxpr, arguments: list[Any]) -> list[Any]:
     """What a traced function returns for these arguments."""
     jaxpr = traced.jaxpr
     same: dict[_Variable, Any] = {}
-    waiting = list(_flattened(jaxpr, 0, iter(range(1, 2**31)), same))
     known: dict[_Variable, Any] = {}
+    waiting = list(_flattened(jaxpr, 0, iter(range(1, 2**31)), same, known))
     known.update((_Variable(0, variable), value) for variable, value in zip(jaxpr.constvars, traced.consts, strict=True))
     known.update((_Variable(0, variable), value) for variable, value in zip(jaxpr.invars, arguments, strict=True))
 
@@ -117,7 +117,9 @@ def _next(hashes: list[_Equation]) -> list[_Equation]:
     return [equation for place, (equation, size) in enumerate(zip(hashes, sizes, strict=True)) if place == 0 or size <= MOST]
 
 
-def _flattened(jaxpr: core.Jaxpr, call: int, fresh: Iterator[int], same: dict[_Variable, Any]) -> Iterator[_Equation]:
+def _flattened(
+    jaxpr: core.Jaxpr, call: int, fresh: Iterator[int], same: dict[_Variable, Any], known: dict[_Variable, Any]
+) -> Iterator[_Equation]:
     """The operations of a function and of those that it calls, if there are hashes in them.
 
     Args:
@@ -125,6 +127,7 @@ def _flattened(jaxpr: core.Jaxpr, call: int, fresh: Iterator[int], same: dict[_V
       call: the number of this call.
       fresh: numbers for other calls.
       same: is extended by which variables are the same, as an argument inside a call and outside it are.
+      known: is extended by the arrays that the functions called were made with, not given.
 
     """
     for operation in jaxpr.eqns:
@@ -134,10 +137,10 @@ def _flattened(jaxpr: core.Jaxpr, call: int, fresh: Iterator[int], same: dict[_V
             yield _Equation(operation, inputs, [_Variable(call, each) for each in operation.outvars])
             continue
         number, constants = next(fresh), operation.params["jaxpr"].consts
-        assert not constants, "jit takes its constants as arguments"
+        known.update((_Variable(number, each), value) for each, value in zip(inner.constvars, constants, strict=True))
         for inside, outside in zip(inner.invars, operation.invars, strict=True):
             same[_Variable(number, inside)] = _resolved(_input(outside, call), same)
-        yield from _flattened(inner, number, fresh, same)
+        yield from _flattened(inner, number, fresh, same, known)
         for outside, inside in zip(operation.outvars, inner.outvars, strict=True):
             same[_Variable(call, outside)] = _resolved(_input(inside, number), same)
 

@@ -60,6 +60,18 @@ def test_a_key_waits_for_numbers_that_it_is_folded_with():
     assert hashes(in_bulk(chain), KEY) == 2
 
 
+def test_a_compiled_function_that_holds_arrays_of_its_own_draws_in_bulk():
+    scale = jnp.arange(1.0, 4.0)
+    inner = jax.jit(lambda key: jax.random.uniform(key, (3,)) * scale)
+
+    def both(key):
+        first, second = jax.random.split(key)
+        return inner(first) + inner(second)
+
+    np.testing.assert_array_equal(in_bulk(both)(KEY), both(KEY))
+    assert hashes(in_bulk(both), KEY) == 2  # the keys, the numbers
+
+
 def test_what_does_not_wait_is_one_hash():
     def family(key):
         return [draws.uniform(child, (4,)) for child in jax.random.split(key, 5)]
