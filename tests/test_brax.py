@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from mbrl_jax import environments as env
-from mbrl_jax.config import ConfigError, EnvironmentConfig
+from mbrl_jax.agents.sac import SACConfig
+from mbrl_jax.algorithms import model_free_q
+from mbrl_jax.config import ConfigError, EnvironmentConfig, ModelFreeQConfig
 from mbrl_jax.environments import brax as ours
 
 pytest.importorskip("brax", reason="pip install 'mbrl-jax[brax]'")
@@ -115,6 +117,14 @@ def test_the_physics_has_full_precision_whatever_the_run_has():
     found = {line.split("precision=")[1].split("\n")[0] for line in text.split("dot_general")[1:] if "precision=" in line}
     assert found
     assert all("HIGHEST" in each for each in found), found
+
+
+def test_a_run_begins_with_random_transitions_of_a_task():
+    task = EnvironmentConfig(name="brax/inverted_pendulum")
+    config = ModelFreeQConfig(protocol="interactive", environment=task, random_transitions=20, agent=SACConfig())
+    state, collected = jax.eval_shape(model_free_q.make_train(config).init, jax.eval_shape(lambda: jax.random.key(0)))
+    assert collected.shape == (20,)
+    assert state.episode.observation.shape == (4,)
 
 
 def test_without_brax_the_extra_is_named(monkeypatch):
