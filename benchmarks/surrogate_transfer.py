@@ -3,6 +3,7 @@
     python benchmarks/surrogate_transfer.py train                  # every arm that is not on file yet, those that tell most first
     python benchmarks/surrogate_transfer.py train length_2_ensemble_frozen
     python benchmarks/surrogate_transfer.py errors                 # of every source's surrogate on every body, see below
+    python benchmarks/surrogate_transfer.py rewards                # of every arm's surrogate where true gradients lead, see below
     python benchmarks/surrogate_transfer.py table                  # print what is on file, and draw it
     python benchmarks/surrogate_transfer.py gpu                    # the whole grid, 128 seeds each, for a GPU
 
@@ -35,6 +36,10 @@ An arm takes minutes, its gradient's error seconds. So `errors` takes the surrog
 each regulariser and seed, to all sixteen bodies, along paths of the same policy for all of them: that which the seed learned with
 the ensemble on the task itself.
 
+`rewards` was added when the first arms had been seen. The reward is learned, too, and it is the same on all bodies. At states
+that the policies of `true` gradients visit on a body, it holds the gradient of each arm's learned reward, and the Jacobian of its
+step, against the true ones.
+
 Arms have eight seeds and all of the preset's steps: a first arm with half of them, of sixteen seeds, ended at 501 [374, 628], too
 far apart to tell arms from each other. Written down before the runs, on 2026-11-28:
 
@@ -50,6 +55,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,9 +70,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax import packages, statistics, strict_json
+from mbrl_jax.agents.policy_gradient import PolicyGradient
+from mbrl_jax.algorithms import windows
+from mbrl_jax.algorithms.phases import world_of
 from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import DMOConfig, PhysicsConfig, load
-from mbrl_jax.environments import make_environment
+from mbrl_jax.environments import draw_actions, make_environment
+from mbrl_jax.model import jacobians
 from mbrl_jax.report import figures
 from mbrl_jax.runs import execution, keeping, results
 from mbrl_jax.runs.display import Display
@@ -85,6 +95,7 @@ REGULARISERS: dict[str, dict[str, Any]] = {
 }
 STARTS = {"new": "all", "tuned": "parameters", "frozen": "none", "true": "all"}  # and what fits change
 DEPTHS = (1, 2, 4, 8, 16)
+ROWS = 1_024  # states at which gradients are compared
 COLOURS = {"none": "#5b5f97", "ensemble": "#0b6e4f", "jacobian": "#e08e45", "spectral": "#b0413e"}
 MARKERS = {"new": "o", "tuned": "s", "frozen": "x", "true": "^"}
 
@@ -268,6 +279,78 @@ def stage_errors(out: Path, work: Path) -> None:
         print(f"errors_{name}: {len(bodies)} bodies, {seeds} seeds", flush=True)
 
 
+def gradient_errors(config: DMOConfig, actor: Any, model: Any, key: Array) -> tuple[Array, Array]:
+    """How wrong a surrogate is at the states that a policy visits: its reward's gradient, and the Jacobian of its step.
+
+    Both are over the root mean square of the true ones, in the task's units and along the directions that states can take.
+
+    Args:
+      config: of the surrogate.
+      actor: the policy.
+      model: the surrogate's parameters.
+      key: consumed.
+
+    """
+    task = make_environment(config.environment)
+    alone = make_environment(dataclasses.replace(config.environment, action_repeat=1))
+    world, spec, size = world_of(config, task), task.spec, task.spec.observation_size
+    assert alone.reward is not None, "the swing-up knows its reward"
+    reward_of, dynamics = alone.reward, alone.dynamics
+    assert dynamics is not None, "and its dynamics"
+    key_visit, key_rows, key_act = jax.random.split(key, 3)
+    visited = decoupled_gradients.visited(config, task, actor, key_visit).observation
+    s = visited[jax.random.randint(key_rows, (ROWS,), 0, visited.shape[0])]
+    draws = jax.random.uniform(key_act, (ROWS,)), draw_actions(spec, key_act, (ROWS,))
+    x = jnp.concatenate([s, PolicyGradient(config.agent, spec).act(actor, s, *draws)], axis=-1)
+
+    def true(x: Array) -> Array:
+        now, action, total = x[..., :size], x[..., size:], jnp.zeros(x.shape[:-1])
+        for _ in range(config.environment.action_repeat):
+            after = dynamics(now, action)
+            now, total = after, total + reward_of(now, action, after)
+        return jnp.concatenate([now, total[..., None]], axis=-1)
+
+    def learned(x: Array) -> Array:
+        after, reward, _ = windows.members_mean(world, model, x[..., :size], x[..., size:])
+        return jnp.concatenate([after, reward[..., None]], axis=-1)
+
+    units = jnp.concatenate([jnp.asarray(spec.observation_scale), jnp.ones(1)])
+    allowed, errors = jacobians.tangent_projection(spec, s), []
+    found, right = (jacobians.jacobian(function, x) for function in (learned, true))
+    found, right = (
+        jnp.concatenate([each[..., :size] @ allowed * units[None, None, :size], each[..., size:]], axis=-1) / units[None, :, None]
+        for each in (found, right)
+    )
+    for part in (slice(size, None), slice(size)):
+        difference = (found - right)[:, part]
+        errors.append(jnp.sqrt(jnp.sum(jnp.square(difference)) / jnp.sum(jnp.square(right[:, part]))))
+    return errors[0], errors[1]
+
+
+def stage_rewards(out: Path, work: Path) -> None:
+    """Hold the surrogates of finished arms against the true gradients where the policies of those lead."""
+    execution.use_compilation_cache()
+    for physics, factor in dict.fromkeys((arm.physics, arm.factor) for arm in grid()):
+        place, leader = out / f"rewards_{physics}_{factor:g}.json", work / Arm(physics, factor, "none", "true").name
+        if place.exists() or not is_finished(leader):
+            continue
+        leading, told = results.read(leader), {}
+        for arm in grid():
+            if (arm.physics, arm.factor) == (physics, factor) and arm.start != "true" and is_finished(work / arm.name):
+                run = results.read(work / arm.name)
+                config: Any = run.config
+                measure = jax.jit(partial(gradient_errors, config))
+                keys, found = path_keys(run, len(run.result.outcome.returns_last)), []
+                for seed, key in enumerate(keys):
+                    pair = leading.result.outcome.last, run.result.outcome.model
+                    actor, model = jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf)[seed], pair)
+                    found.append([float(f"{float(each):.4g}") for each in measure(actor, model, key)])
+                told[arm.name] = found  # [seeds, (reward, step)]
+                print(f"{arm.name}: reward and step {np.median(found, axis=0)}", flush=True)
+        made = {"versions": packages.versions(execution.PACKAGES), "device": execution.device(), "precision": "default"}
+        strict_json.write(place, {"errors": told, **made, "git": packages.git_revision()}, indent=None)
+
+
 # ------------------------------------------------------------------------------------------------------------- what came of it
 
 
@@ -323,6 +406,11 @@ def stage_table(out: Path) -> None:
             cells = [str(statistics.estimate(error_at(told, place, depth))) for told in surrogates.values()]
             table.add_row(f"{body['physics']} x {body['factor']:g}", *cells)
         Console(width=140).print(table)
+    for path in sorted(out.glob("rewards_*.json")):
+        table = Table("surrogate of", "reward's gradient, error in %", "step's Jacobian, error in %", title=path.stem)
+        for name, errors in strict_json.loads(path.read_text(encoding="utf-8"))["errors"].items():
+            table.add_row(name, *(str(statistics.estimate(100 * each)) for each in np.asarray(errors, np.float64).T))
+        Console(width=140).print(table)
     draw(found, surrogates, out / "transfer.png")
 
 
@@ -377,7 +465,7 @@ def draw(found: dict[Arm, dict[str, Any]], errors: dict[str, dict[str, Any]], pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "errors", "table", "gpu"))
+    parser.add_argument("stage", choices=("train", "errors", "rewards", "table", "gpu"))
     parser.add_argument("arms", nargs="*", metavar="arm", help="such as length_2_ensemble_frozen; by default those for a CPU")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -391,12 +479,13 @@ def main() -> None:
         stage_table(given.out)
     elif given.stage == "train":
         stage_train(arms, given.seeds, given.out, given.work)
-    elif given.stage == "errors":
-        stage_errors(given.out, given.work)
+    elif given.stage in ("errors", "rewards"):
+        {"errors": stage_errors, "rewards": stage_rewards}[given.stage](given.out, given.work)
     else:
         place = given.out / "gpu"
         stage_train([arm_of(name) for name in given.arms] or list(grid()), 128, place, given.work / "gpu")
         stage_errors(place, given.work / "gpu")
+        stage_rewards(place, given.work / "gpu")
         stage_table(place)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from algorithms import linear
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -145,3 +146,20 @@ def test_one_program_measures_the_errors_on_all_bodies_as_one_for_each_body_does
     expected = np.asarray(alone(keys[1]))[np.array(transfer.DEPTHS) - 1]
     np.testing.assert_allclose(found[1, 1], expected, rtol=2e-3)
     assert not np.allclose(found[0, 1], found[1, 1], rtol=2e-2)
+
+
+def test_the_true_model_s_gradients_have_no_error_and_those_of_another_body_have(monkeypatch):
+    config = transfer.config_of(transfer.arm_of("length_2_none_frozen"))
+    agent = dataclasses.replace(config.agent, hidden=(4,))
+    environment = dataclasses.replace(config.environment, action_repeat=1, time_limit=34)
+    config = dataclasses.replace(config, environment=environment, agent=agent)
+    learner = make_agent(agent, make_environment(environment).spec)
+    key, found = jax.random.key(0), {}
+    actor = learner.judged(learner.init(key))
+    for factor in (2.0, 1.0):
+        body = make_environment(dataclasses.replace(environment, physics=PhysicsConfig(length=factor)))
+        monkeypatch.setattr(transfer, "world_of", lambda config, task, body=body: linear.true_world(body))
+        measure = jax.jit(lambda actor, key: transfer.gradient_errors(config, actor, None, key))
+        found[factor] = [float(each) for each in measure(actor, key)]
+    np.testing.assert_allclose(found[2.0], 0, atol=1e-4)
+    assert min(found[1.0]) > 2e-3
