@@ -71,7 +71,7 @@ def test_norm_variance_bias_and_cosine_of_made_up_gradients():
 
 def test_the_grid_has_every_task_regulariser_and_start_once_and_each_arm_by_its_name():
     arms = list(transfer.grid())
-    assert len(arms) == len({arm.name for arm in arms}) == (1 + 3 * 5) * (4 * 3 + 1)
+    assert len(arms) == len({arm.name for arm in arms}) == (1 + 3 * 5) * (5 * 3 + 1)
     assert all(transfer.arm_of(arm.name) == arm for arm in arms)
     with pytest.raises(ValueError, match="'length_3_ensemble_new' is no arm"):
         transfer.arm_of("length_3_ensemble_new")
