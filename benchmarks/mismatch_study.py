@@ -14,8 +14,8 @@ losses   A `narrow` model has two hidden layers of 8 units, a `wide` one of 64. 
          by the likelihood. A quarter of each minibatch is real; `imagined` is the narrow model with no real rows.
 shares   `plain` has the wide model; `narrow` the narrow one; `starved` is the wide one with 2 epochs of its first fit and 2
          minibatches of each refit; with `distracted` the observation has 16 distractors. The real share of a minibatch is fixed
-         at 0, 0.25, 0.5, 0.75 or 1, or follows the model's share in the value's error (`adaptive`, from 0.25 to 0.95); with
-         `both` rollouts of at most 10 steps follow it too.
+         at 0, 0.25, 0.5, 0.75 or 1, or follows the model's share in the value's error (`adaptive`, from 0.25 to 0.95); by
+         `members` the model's error is its members' deviation; with `both` rollouts of at most 10 steps follow the share too.
 
 In every arm a minibatch is gathered from both replays, so that shares differ in nothing else. The arms of a study share their
 seeds.
@@ -30,7 +30,8 @@ Written down before the runs, on 2026-11-28:
 
 Tried before, on seeds 0 to 7 with 2,000 steps: fixed shares of 0, 0.5 and 1 in `plain`, and an adaptive one from 0.05, which at a
 model's share of 0.03 learned little more than none; that is why it begins at 0.25. And two losses of the narrow model. The arms
-without real rows were added after three losses of the narrow model with 16 distractors had been seen.
+without real rows were added after three losses of the narrow model with 16 distractors had been seen, and `members` after the
+fixed shares of `plain` and `distracted`, where the best share was larger with the better model.
 """
 
 import argparse
@@ -67,6 +68,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "distracted": {"environment": {"distractors": 16}},
 }
 FIXED = {f"{round(100 * share)}": {"least": share, "most": share} for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+RULES = ("adaptive", "members", "both")
 ADAPTIVE = {"least": 0.25, "most": 0.95}
 BASE: dict[str, dict[str, Any]] = {
     "model": {"laplacian": "none", "hidden": WIDTHS["wide"]},
@@ -109,6 +111,7 @@ def _shares() -> Iterator[tuple[str, RunConfig]]:
         for share, mixing in FIXED.items():
             yield f"{setting}_{share}", config_of(change, {"mixing": mixing})
         yield f"{setting}_adaptive", config_of(change)
+        yield f"{setting}_members", config_of(change, {"mixing": {"measure": "members"}})
         yield f"{setting}_both", config_of(change, {"imagination": rule})
 
 
@@ -170,7 +173,7 @@ def table_of_losses(found: dict[str, Any]) -> None:
 
 def table_of_shares(found: dict[str, Any]) -> None:
     """Print returns by real share, and how the rules compare with the best and the worst fixed one."""
-    shares = [*FIXED, "adaptive", "both"]
+    shares = [*FIXED, *RULES]
     there = [name for name in SETTINGS if all(f"shares_{name}_{share}" in found for share in shares)]
     table = Table("share, %", *there, title="return by real share: IQM, 95 %")
     for share in shares:
@@ -183,10 +186,10 @@ def table_of_shares(found: dict[str, Any]) -> None:
         returns = {share: returns_of(found, f"shares_{name}_{share}") for share in shares}
         iqm = {share: statistics.interquartile_mean(returns[share]) for share in FIXED}
         ends = {"best": max(FIXED, key=iqm.__getitem__), "worst": min(FIXED, key=iqm.__getitem__)}
-        for rule, (which, share) in itertools.product(("adaptive", "both"), ends.items()):
+        for rule, (which, share) in itertools.product(RULES, ends.items()):
             label = f"{name}: {rule} less the {which} fixed share ({share} %)"
             rows.append((which, rule, label, *compared(returns[rule], returns[share])))
-    for which, rule in itertools.product(("best", "worst"), ("adaptive", "both")):
+    for which, rule in itertools.product(("best", "worst"), RULES):
         here = [row for row in rows if row[:2] == (which, rule)]
         for (_, _, name, estimate, _), p in zip(here, holm([row[-1] for row in here]), strict=True):
             print(f"{name}: {estimate}, corrected p {p:.3g}")
@@ -198,7 +201,7 @@ def table_of_ranks(found: dict[str, Any]) -> None:
     """
     table = Table("group", "seeds", "with the squared error", "with the model's share", title="rank correlation with the return")
     groups = {f"losses_{width}_{count}_": list(LOSSES) for width, count in itertools.product(WIDTHS, DISTRACTORS)}
-    groups |= {f"shares_{setting}_": [*FIXED, "adaptive", "both"] for setting in SETTINGS}
+    groups |= {f"shares_{setting}_": [*FIXED, *RULES] for setting in SETTINGS}
     for prefix, members in groups.items():
         here = [found[prefix + name] for name in members if prefix + name in found]
         if len(here) < len(members):

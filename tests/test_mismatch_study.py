@@ -57,7 +57,7 @@ def test_the_tables_tell_differences_from_the_likelihood_and_from_the_best_and_t
 
     for loss, raised in (("likelihood", 0), ("squared", 0), ("vagram", 20), ("itervaml", -20)):
         write(f"losses_narrow_16_{loss}", raised, 0.5)
-    for share, raised in zip((*study.FIXED, "adaptive", "both"), (0, 10, 30, 20, 5, 25, 35), strict=True):
+    for share, raised in zip((*study.FIXED, *study.RULES), (0, 10, 30, 20, 5, 25, 15, 35), strict=True):
         write(f"shares_plain_{share}", raised, raised / 100)
     monkeypatch.setattr(sys, "argv", ["mismatch_study.py", "table", "--out", str(tmp_path)])
     study.main()

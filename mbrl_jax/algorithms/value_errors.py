@@ -82,6 +82,7 @@ def model_share_of(hyper: Any, replay: Replay, world: WorldModel, agent: Agent, 
         hyper.agent.discount,
         rows,
         weight,
+        hyper.mixing.measure,
     )
 
 

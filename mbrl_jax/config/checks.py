@@ -376,6 +376,8 @@ def _check_imagining(config: ImaginingConfig, problems: _Problems) -> None:
 def _check_mixing(config: DynaQConfig, problems: _Problems) -> None:
     mixing, right = config.mixing, f"it must be at least mixing.least ({config.mixing.least})"
     problems.require(mixing.most >= mixing.least, "mixing.most", mixing.most, right)
+    right = "it compares members, of which several must imagine"
+    problems.require(mixing.measure == "held_out" or _members(config) > 1, "mixing.measure", mixing.measure, right)
 
 
 def _check_planning(config: MPCConfig, problems: _Problems) -> None:

@@ -451,6 +451,9 @@ class MixingConfig:
     rule: Literal["fixed", "adaptive"] = static("fixed")
     """Whether the real share is ``agent.real_ratio`` throughout, or goes from ``least`` to ``most`` with the model's share in the
     error of the agent's value, measured at held-out real transitions after every fit of the model."""
+    measure: Literal["held_out", "members"] = static("held_out")
+    """The model's error, as the value sees it: against what came at held-out real transitions, or the members' deviation there,
+    which noise does not enter. Also for a horizon rule that follows the model's share."""
     least: float = traced(0.25, minimum=0, maximum=1)
     """The real share where the error is all the value function's (rule: adaptive)."""
     most: float = traced(0.95, minimum=0, maximum=1)

@@ -96,6 +96,9 @@ def test_what_cannot_be_measured_is_refused(config, follows):
 def test_settings_that_cannot_work_are_refused(config):
     with pytest.raises(ConfigError, match=r"mixing.most: 0.1 does not fit; it must be at least mixing.least \(0.2\)"):
         check(replace(config, mixing=replace(config.mixing, least=0.2, most=0.1)))
+    one = replace(config, model=replace(config.model, members=1), mixing=replace(config.mixing, measure="members"))
+    with pytest.raises(ConfigError, match="mixing.measure: 'members' does not fit; it compares members"):
+        check(one)
     lanes = replace(ImaginedPGConfig().imagination, controller=controller_settings("model_share", longest=4.0))
     with pytest.raises(ConfigError, match="controller.kind: 'model_share' does not fit; .* 'dyna_q' alone measures"):
         imagined_pg.make_train(replace(ImaginedPGConfig(), imagination=lanes))

@@ -19,10 +19,10 @@ def rows_of(states, actions, end):
     return Rows(s, after, a, task.reward(s, a, after), over, jnp.ones(len(a)), jnp.zeros(len(a), jnp.int32))
 
 
-def share_of(rows, weight, biases=BIASES, end=10.0):
+def share_of(rows, weight, biases=BIASES, end=10.0, measure="held_out"):
     def told(rows, weight):
         greedy, value = (lambda s: jnp.ones(s.shape[:-1])), (lambda s: 2 * s[..., 0] + 3)
-        return interpolation.model_share(world_of(task_of(end=end), biases), None, greedy, value, DISCOUNT, rows, weight)
+        return interpolation.model_share(world_of(task_of(end=end), biases), None, greedy, value, DISCOUNT, rows, weight, measure)
 
     return float(jax.jit(told)(rows, jnp.asarray(weight, jnp.float32)))
 
@@ -34,6 +34,18 @@ def test_the_share_is_that_of_a_line_that_can_be_worked_out_by_hand():
     of_value = 2 * states + 3 - (states + DISCOUNT * (2 * (states + 1 + 0.2 * states) + 3))
     model, value = np.abs(of_model)[:2].mean(), np.abs(of_value)[:2].mean()
     assert found == pytest.approx(model / (model + value), rel=1e-5)
+
+
+def test_by_the_members_it_is_their_deviation_and_what_came_does_not_matter():
+    states = np.array([1.0, -3.0, 50.0])
+    rows = rows_of(states, [0.5, -1.0, 2.0], end=100.0)
+    noisy = rows._replace(next_observation=rows.next_observation + 7.0, reward=rows.reward - 3.0)
+    deviation = DISCOUNT * 2 * 0.1 * np.abs(states)  # of members that step too far by 0.1 and by 0.3 of the state
+    of_value = 2 * states + 3 - (states + DISCOUNT * (2 * (states + 1 + 0.2 * states) + 3))
+    model, value = deviation[:2].mean(), np.abs(of_value)[:2].mean()
+    for told in (rows, noisy):
+        assert share_of(told, [1, 1, 0], end=100.0, measure="members") == pytest.approx(model / (model + value), rel=1e-5)
+    assert share_of(rows, [1, 1, 0], biases=(0.3, 0.3), end=100.0, measure="members") == pytest.approx(0, abs=1e-6)
 
 
 def test_nothing_follows_where_a_real_or_an_imagined_episode_has_terminated():
