@@ -126,18 +126,24 @@ def alarms(surprises: np.ndarray, alive: np.ndarray, window: int) -> list[dict[s
         counted = goes_on[:, 0]  # episodes that had reached the change
         raised = after & goes_on
         delay = np.where(raised.any(1), raised.argmax(1) + 1, STEPS)[counted]
+        middle = float(np.median(delay)) if len(delay) else STEPS
         told.append(
             {
                 "mass": mass,
                 "window": window,
                 "episodes": int(counted.sum()),
-                "within_25_steps": float((delay <= SOON).mean()),
-                "ever": float((delay < STEPS).mean()),
-                "median_delay": float(np.median(delay)) if np.median(delay) < STEPS else None,
-                "survived": float(goes_on[:, -1].sum() / counted.sum()),
+                "within_25_steps": mean_of(delay <= SOON, delay > 0),
+                "ever": mean_of(delay < STEPS, delay > 0),
+                "median_delay": middle if middle < STEPS else None,
+                "survived": mean_of(goes_on[:, -1], counted),
             }
         )
     return told
+
+
+def mean_of(values: np.ndarray, counted: np.ndarray) -> float | None:
+    """The mean of those values that are counted, none where there are none."""
+    return float(values[counted].mean()) if counted.any() else None
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -156,19 +162,19 @@ def main(words: Sequence[str] | None = None) -> None:
         for name, like in templates.items()
     }
     told, surprises, alive = jax.tree.map(np.asarray, measure(config, read["model"], read["policies"], asked.episodes))
-    weight = told.valid.astype(np.float64)
     depths = {
-        name: [float(np.average(leaf[:, depth - 1], weights=weight[:, depth - 1])) for depth in REPORTED]
+        name: [mean_of(leaf[:, depth - 1], told.valid[:, depth - 1]) for depth in REPORTED]
         for name, leaf in told._asdict().items()
         if name != "valid"
     }
     rows = [each for window in WINDOWS for each in alarms(surprises, alive, window)]
     shown = Table("depth", *(str(depth) for depth in REPORTED))
     for name, values in depths.items():
-        shown.add_row(name, *(f"{value:.3g}" for value in values))
-    raised = Table(*({name: 0 for row in rows for name in row}))
+        shown.add_row(name, *("" if value is None else f"{value:.3g}" for value in values))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    raised = Table(*names)
     for row in rows:
-        raised.add_row(*("" if row.get(name) is None else f"{row[name]:.4g}" for name in {n: 0 for r in rows for n in r}))
+        raised.add_row(*("" if row.get(name) is None else f"{row[name]:.4g}" for name in names))
     for each in (shown, raised):
         Console(width=150).print(each)
     content = {

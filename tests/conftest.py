@@ -69,6 +69,7 @@ LONG_FILES = (
     "runs/test_sweep_command.py",
     "agents/test_sac.py",
     "algorithms/test_dmo.py",
+    "algorithms/test_dreamer.py",
     "model/test_valuing.py",
     "imagination/test_mismatch.py",
     "algorithms/test_probes.py",
