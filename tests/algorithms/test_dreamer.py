@@ -212,6 +212,21 @@ def test_a_seed_has_the_same_numbers_whoever_is_beside_it(trained):
         assert (found[0] != found[1]).any()
 
 
+def test_the_rule_of_drift_sees_the_model_after_its_first_fit():
+    drifting = dataclasses.replace(LANES, controller=controller_settings("drift", quantile=0.9))
+    config = dataclasses.replace(CONFIG, imagination=drifting)
+    algorithm = dreamer.make_train(config, environment=cue())
+    begun, _ = jax.jit(algorithm.init)(seed_keys(0, 1)[0])
+    assert np.isinf(begun.lanes.controller.mark)
+    fitted, _ = jax.jit(algorithm.fit)(begun, config)
+    bank, mark = fitted.lanes.controller
+    assert 0 < float(mark) < np.inf
+    assert np.asarray(bank.features).std(axis=0).max() == pytest.approx(1, abs=0.01)
+    same = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(begun)]
+    after = jax.eval_shape(lambda state: algorithm.advance(state, config)[0], fitted)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(after)] == same
+
+
 # ------------------------------------------------------------------------------------------------------------ on the host
 
 POSITIONS = {
