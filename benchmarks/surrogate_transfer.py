@@ -431,7 +431,7 @@ def draw(found: dict[Arm, dict[str, Any]], errors: dict[str, dict[str, Any]], pa
     """Returns against the accumulated error and against the factor of the pole's length, and errors against that factor."""
     figure, axes = figures.new_figure(3)
     for arm, told in found.items():
-        error = statistics.interquartile_mean(np.asarray(told["accumulated"])[:, -1])
+        error = 100 * statistics.interquartile_mean(np.asarray(told["accumulated"])[:, -1])
         value = statistics.interquartile_mean(np.asarray(told["returns"]))
         axes[0].scatter(error, value, color=COLOURS[arm.regulariser], marker=MARKERS[arm.start], s=28)
     for name, colour in COLOURS.items():
@@ -439,7 +439,9 @@ def draw(found: dict[Arm, dict[str, Any]], errors: dict[str, dict[str, Any]], pa
     for name, marker in MARKERS.items():
         axes[0].scatter([], [], color="0.4", marker=marker, s=28, label=name)
     axes[0].set_xscale("log")
-    axes[0].set_xlabel("accumulated error of the surrogate's gradient after 16 decisions")
+    axes[0].set_xticks((10, 20, 40, 80), ("10", "20", "40", "80"))
+    axes[0].minorticks_off()
+    axes[0].set_xlabel("accumulated error after 16 decisions, %")
     for start in STARTS:
         here = [(arm.factor, told) for arm, told in found.items() if arm.regulariser == "ensemble" and arm.start == start]
         here = [each for each in here if each[1]["physics"] in ("task", "length")]
