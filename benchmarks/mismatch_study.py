@@ -17,6 +17,10 @@ shares   `plain` has the wide model; `narrow` the narrow one; `starved` is the w
          at 0, 0.25, 0.5, 0.75 or 1, or follows the model's share in the value's error (`adaptive`, from 0.25 to 0.95); by
          `members` the model's error is its members' deviation; with `both` rollouts of at most 10 steps follow the share too.
 
+swingup  MBPO on cartpole-swingup with 16 distractors, by preset swingup_mbpo with 12,000 steps of the simulator and ten greedy
+         episodes: deterministic members of 16 units a layer fitted by the squared error or by VaGraM, with half of each minibatch
+         real; and the squared error with real shares of 5 and 95 %, and the adaptive one from 5 to 95 %.
+
 In every arm a minibatch is gathered from both replays, so that shares differ in nothing else. The arms of a study share their
 seeds.
 
@@ -77,15 +81,26 @@ BASE: dict[str, dict[str, Any]] = {
     "selection": {"choose": False},
     "evaluation": {"episodes": 20, "curve_episodes": 5},
 }
-STUDIES = ("shares", "losses")
+SWINGUP: dict[str, dict[str, dict[str, Any]]] = {
+    "squared": {},
+    "vagram": {"model": {"loss": "vagram"}},
+    "5": {"mixing": {"least": 0.05, "most": 0.05}},
+    "95": {"mixing": {"least": 0.95, "most": 0.95}},
+    "adaptive": {"mixing": {"least": 0.05, "most": 0.95}},
+}
+STUDIES = ("shares", "losses", "swingup")
 GPU_SEEDS = 256
 
 
 def config_of(*changes: dict[str, dict[str, Any]]) -> RunConfig:
-    """The study's config with other settings in its groups."""
+    """The config of CartPole with other settings in its groups."""
     told = to_dict(load(ROOT / "configs" / "cartpole_interactive.yaml"))
-    told = {**told, "steps": 1_500, "round_steps": 150}
-    for change in (BASE, *changes):
+    return _changed({**told, "steps": 1_500, "round_steps": 150}, BASE, *changes)
+
+
+def _changed(told: dict[str, Any], *changes: dict[str, dict[str, Any]]) -> RunConfig:
+    told = dict(told)
+    for change in changes:
         for group, settings in change.items():
             told[group] = {**told[group], **settings}
     return from_dict(told)
@@ -93,7 +108,7 @@ def config_of(*changes: dict[str, dict[str, Any]]) -> RunConfig:
 
 def arms(study: str) -> dict[str, RunConfig]:
     """The configs of a study by name."""
-    return dict(_losses() if study == "losses" else _shares())
+    return dict({"losses": _losses, "shares": _shares, "swingup": _swingup}[study]())
 
 
 def _losses() -> Iterator[tuple[str, RunConfig]]:
@@ -113,6 +128,17 @@ def _shares() -> Iterator[tuple[str, RunConfig]]:
         yield f"{setting}_adaptive", config_of(change)
         yield f"{setting}_members", config_of(change, {"mixing": {"measure": "members"}})
         yield f"{setting}_both", config_of(change, {"imagination": rule})
+
+
+def _swingup() -> Iterator[tuple[str, RunConfig]]:
+    told = {**to_dict(load(ROOT / "configs" / "swingup_mbpo.yaml")), "steps": 2_500}
+    base: dict[str, dict[str, Any]] = {
+        "environment": {"distractors": 16},
+        "model": {"hidden": [16, 16], "refit_passes": 1, "patience": None},
+        "mixing": {"rule": "adaptive", "least": 0.5, "most": 0.5},
+    }
+    for name, change in SWINGUP.items():
+        yield name, _changed(told, base, change)
 
 
 def keep(run: Run) -> dict[str, Any]:
@@ -195,12 +221,29 @@ def table_of_shares(found: dict[str, Any]) -> None:
             print(f"{name}: {estimate}, corrected p {p:.3g}")
 
 
+def table_of_swingup(found: dict[str, Any]) -> None:
+    """Print returns on the swing-up, and what the arms are ahead of the squared error with half real rows by."""
+    here = {name: returns_of(found, f"swingup_{name}") for name in SWINGUP if f"swingup_{name}" in found}
+    if set(here) < set(SWINGUP):
+        return
+    table = Table("arm", "return", "model's share", title="cartpole-swingup, 16 distractors: IQM, 95 %")
+    for name, returns in here.items():
+        share = np.asarray(found[f"swingup_{name}"]["model_share"]).mean(axis=0)
+        table.add_row(name, str(statistics.estimate(returns)), f"{share[0]:.2f} to {share[-1]:.2f}")
+    Console().print(table)
+    others = [name for name in SWINGUP if name != "squared"]
+    told = [compared(here[name], here["squared"]) for name in others]
+    for name, (estimate, _), p in zip(others, told, holm([p for _, p in told]), strict=True):
+        print(f"swingup: {name} less squared: {estimate}, corrected p {p:.3g}")
+
+
 def table_of_ranks(found: dict[str, Any]) -> None:
     """Print how returns go with the model's error and with its share in the value's error, over all seeds of arms that differ in
     nothing but the loss or the share.
     """
     table = Table("group", "seeds", "with the squared error", "with the model's share", title="rank correlation with the return")
     groups = {f"losses_{width}_{count}_": list(LOSSES) for width, count in itertools.product(WIDTHS, DISTRACTORS)}
+    groups["swingup_"] = list(SWINGUP)
     groups |= {f"shares_{setting}_": [*FIXED, *RULES] for setting in SETTINGS}
     for prefix, members in groups.items():
         here = [found[prefix + name] for name in members if prefix + name in found]
@@ -257,6 +300,7 @@ def stage_table(out: Path) -> None:
     found = {path.stem: strict_json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*_*.json"))}
     table_of_losses(found)
     table_of_shares(found)
+    table_of_swingup(found)
     table_of_ranks(found)
     draw(found, out / "mismatch.png")
 

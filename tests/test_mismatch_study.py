@@ -15,7 +15,7 @@ from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import to_dict
 
 
-@pytest.mark.parametrize("name", study.STUDIES)
+@pytest.mark.parametrize("name", ["losses", "shares"])
 def test_arms_spend_the_same_real_steps_updates_and_imagined_rows(name):
     arms = study.arms(name)
     assert {config.real_transitions for config in arms.values()} == {2_000}
@@ -35,7 +35,11 @@ def test_arms_differ_by_what_their_name_says():
     assert fixed["mixing"] == {**rule["mixing"], "least": 0.75, "most": 0.75}
     assert {**fixed, "mixing": rule["mixing"]} == rule
     assert shares["distracted_both"].imagination.controller.kind == "model_share"
-    for config in (losses["narrow_16_itervaml"], losses["narrow_4_squared"], shares["distracted_both"]):
+    swingup = study.arms("swingup")
+    one, other = to_dict(swingup["squared"]), to_dict(swingup["adaptive"])
+    assert other == {**one, "mixing": {**one["mixing"], "least": 0.05, "most": 0.95}}
+    assert len({(config.real_transitions, config.updates, config.imagined_per_step) for config in swingup.values()}) == 1
+    for config in (*swingup.values(), losses["narrow_16_itervaml"], losses["narrow_4_squared"], shares["distracted_both"]):
         algorithm_of(config).make_train(config)
 
 
@@ -57,6 +61,8 @@ def test_the_tables_tell_differences_from_the_likelihood_and_from_the_best_and_t
 
     for loss, raised in (("likelihood", 0), ("squared", 0), ("vagram", 20), ("itervaml", -20)):
         write(f"losses_narrow_16_{loss}", raised, 0.5)
+    for raised, arm in enumerate(study.SWINGUP):
+        write(f"swingup_{arm}", 10 * raised, 0.1 * raised)
     for share, raised in zip((*study.FIXED, *study.RULES), (0, 10, 30, 20, 5, 25, 15, 35), strict=True):
         write(f"shares_plain_{share}", raised, raised / 100)
     monkeypatch.setattr(sys, "argv", ["mismatch_study.py", "table", "--out", str(tmp_path)])
@@ -66,5 +72,6 @@ def test_the_tables_tell_differences_from_the_likelihood_and_from_the_best_and_t
     assert "narrow, 16 distractors: squared less likelihood: 0.0 [0.0, 0.0], corrected p 1" in printed
     assert "plain: adaptive less the best fixed share (50 %): -5.0" in printed
     assert "plain: both less the worst fixed share (0 %): 35.0" in printed
+    assert "swingup: vagram less squared: 10.0 [10.0, 10.0], corrected p 0.0312" in printed
     assert "+1.00" in printed  # of returns that rise by arms as the shares do
     assert (tmp_path / "mismatch.png").stat().st_size > 1_000
