@@ -232,7 +232,7 @@ def test_compare_trains_both_arms_and_prints_one_table(command):
         content = settings.to_dict(settings.load(presets()["smoke"]))
         content["algorithm"] = algorithm
         if algorithm == "model_free_q":
-            for group in ("model", "imagination", "selection"):
+            for group in ("model", "imagination", "mixing", "selection"):
                 del content[group]
         arms.append(command.folder / f"{name}.yaml")
         settings.save(settings.from_dict(content), arms[-1])

@@ -57,6 +57,9 @@ def killed(tmp_path_factory):
     out = runs.folder / "run"
     process = runs.start(out)
     assert runs.wait_for_round(out, process, 3), runs.output.read_text()
+    while process.is_alive() and not checkpoint.rounds(out / "checkpoints"):  # which a thread writes beside the run
+        time.sleep(0.002)
+    assert process.is_alive(), runs.output.read_text()
     first = simulators(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

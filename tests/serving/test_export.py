@@ -349,10 +349,10 @@ def test_a_planner_is_exported_as_one_step_with_its_memory_in_and_out():
 
 def test_a_planner_in_onnx_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="format: onnx does not fit a policy with a memory"):
-        writing._check_planner(Asked(), planning=True)
+        writing._check_memory(Asked(), remembers=True)
     with pytest.raises(ConfigError, match="ensemble: it does not fit a policy with a memory"):
-        writing._check_planner(Asked(formats=("stablehlo",), ensemble=True), planning=True)
-    writing._check_planner(Asked(what="model"), planning=True)
+        writing._check_memory(Asked(formats=("stablehlo",), ensemble=True), remembers=True)
+    writing._check_memory(Asked(what="model"), remembers=True)
 
 
 def test_a_difference_is_relative_to_the_number_to_what_is_usual_or_to_one():
