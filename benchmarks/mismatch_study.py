@@ -260,24 +260,25 @@ def table_of_ranks(found: dict[str, Any]) -> None:
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw returns by distractors for every loss, and by real share in every setting with the rule's beside them."""
     figure, axes = figures.new_figure(2)
-    for loss in LOSSES:
-        files = [f"losses_narrow_{count}_{loss}" for count in sorted(DISTRACTORS)]
-        if all(name in found for name in files):
-            _line(axes[0], range(len(files)), [statistics.estimate(returns_of(found, name)) for name in files], loss)
-    axes[0].set_xticks(range(len(DISTRACTORS)), [str(count) for count in sorted(DISTRACTORS)])
+    counts = [each for each in sorted(DISTRACTORS) if all(f"losses_narrow_{each}_{loss}" in found for loss in LOSSES)]
+    for loss in LOSSES if counts else ():
+        told = [statistics.estimate(returns_of(found, f"losses_narrow_{count}_{loss}")) for count in counts]
+        _line(axes[0], range(len(counts)), told, loss)
+    axes[0].set_xticks(range(len(counts)), [str(count) for count in counts])
     axes[0].set_xlabel("distractors, narrow model")
     places = [int(share) / 100 for share in FIXED]
     for setting in SETTINGS:
         files = [f"shares_{setting}_{share}" for share in FIXED]
         if all(name in found for name in files):
             colour = _line(axes[1], places, [statistics.estimate(returns_of(found, name)) for name in files], setting)
-            rule = f"shares_{setting}_adaptive"
-            if rule in found:
-                share = ADAPTIVE["least"] + (ADAPTIVE["most"] - ADAPTIVE["least"]) * np.asarray(found[rule]["model_share"]).mean()
-                told = statistics.estimate(returns_of(found, rule))
-                error = [[told.value - told.low], [told.high - told.value]]
-                axes[1].errorbar([share], [told.value], error, color=colour, marker="*", markersize=10)
-    axes[1].set_xlabel("real share of a minibatch (star: adaptive, at its mean)")
+            for rule, marker in (("adaptive", "*"), ("both", "D")):
+                if (name := f"shares_{setting}_{rule}") in found:
+                    model = np.asarray(found[name]["model_share"]).mean()
+                    share = ADAPTIVE["least"] + (ADAPTIVE["most"] - ADAPTIVE["least"]) * model
+                    one = statistics.estimate(returns_of(found, name))
+                    error = [[one.value - one.low], [one.high - one.value]]
+                    axes[1].errorbar([share], [one.value], error, color=colour, marker=marker, markersize=8, linewidth=0.8)
+    axes[1].set_xlabel("real share (stars: adaptive, diamonds: both)")
     for ax in axes:
         ax.set_ylabel("return: IQM, 95 %")
         if ax.lines:
