@@ -1,6 +1,8 @@
 """Policy gradients: an actor that learns from segments of trajectories, imagined or real, beside a critic or without one."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
@@ -33,6 +35,9 @@ class PGState(NamedTuple):
     optimizer: Any  # of the actor and of the critic
     frozen: Array  # [] bool
     updates: Array  # [] int32, updates made before it was frozen
+
+
+Made = TypeVar("Made")
 
 
 class Segment(NamedTuple):
@@ -199,6 +204,38 @@ class PolicyGradient(NamedTuple):
     def critic_loss(self, critic: Params, segment: Segment, returns: Array) -> Array:
         """[] the mean squared error of the values, in units of the return."""
         return weighted_mean(jnp.square(self.values(critic, segment.rows.observation) - returns), segment.rows.weight)
+
+    def learn(
+        self, state: PGState, imagine: Callable[[Callable[..., Array]], tuple[Segment, Made]], progress: Array | float
+    ) -> tuple[PGState, Made, PolicyGradientLog]:
+        """Imagine a segment by the online policy and learn from it, by the estimate that the settings name.
+
+        Args:
+          state: the learner.
+          imagine: ``policy -> (segment, made)``, with whatever else the imagination leaves; the policy is
+            ``(features [..., F], explore [...], random action [...]) -> actions [...]``. For the pathwise estimate it is
+            differentiated.
+          progress: share of the run that is done.
+
+        Returns:
+          The learner, what the imagination left, and how the update went.
+
+        """
+        gradient = None
+        if self.config.estimator == "pathwise":
+
+            def loss(actor: Params) -> tuple[Array, Any]:
+                imagined = imagine(partial(self.relaxed, actor))
+                loss, entropy = self.pathwise_loss(actor, state.target.critic, imagined[0])
+                return loss, (entropy, imagined)
+
+            descent, (entropy, imagined) = jax.grad(loss, has_aux=True)(state.online.actor)
+            gradient = descent, entropy
+        else:
+            imagined = imagine(partial(self.act, state.online.actor))
+        segment, made = imagined
+        state, log = self.update(state, segment, progress, gradient)
+        return state, made, log
 
     def update(
         self,

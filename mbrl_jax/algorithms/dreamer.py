@@ -240,29 +240,16 @@ def make_train(
             roots = _roots(told.before)
 
             # imagine K lanes of H steps
-            def imagine(policy: Act) -> tuple[Segment, Lanes, LaneLog]:
+            def imagine(policy: Act) -> tuple[Segment, tuple[Lanes, LaneLog]]:
                 where: Any = roots  # in place of a replay, as `_drawn` takes them
                 after, rows, log = lanes_.advance(
                     hyper.imagination, world, horizon, lanes, model.params, policy, where, time, draws.lanes
                 )
-                return segment_of(rows), after, log
+                return segment_of(rows), (after, log)
 
             # learn to act
-            gradient = None
-            if learner.config.estimator == "pathwise":
-
-                def loss(actor: Params) -> tuple[Array, Any]:
-                    imagined = imagine(partial(learner.relaxed, actor))
-                    loss, entropy = learner.pathwise_loss(actor, now.target.critic, imagined[0])
-                    return loss, (entropy, imagined)
-
-                descent, (entropy, imagined) = jax.grad(loss, has_aux=True)(now.online.actor)
-                gradient = descent, entropy
-            else:
-                imagined = imagine(partial(learner.act, now.online.actor))
-            segment, lanes, lane_log = imagined
-            now, update_log = learner.update(now, segment, training.progress(time, config.steps), gradient)
-            return (time + config.update_steps, episode, memory, real, model, lanes, now), (update_log, lane_log, world_log)
+            now, (after, lane_log), update_log = learner.learn(now, imagine, training.progress(time, config.steps))
+            return (time + config.update_steps, episode, memory, real, model, after, now), (update_log, lane_log, world_log)
 
         drawing, key = partial(draw, hyper, task, world), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.memory, state.real, state.model, state.lanes, state.agent)

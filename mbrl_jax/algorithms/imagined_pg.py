@@ -159,28 +159,15 @@ def make_train(
                 )
 
             # imagine K lanes of H steps
-            def imagine(policy: Act) -> tuple[Segment, Lanes, LaneLog]:
+            def imagine(policy: Act) -> tuple[Segment, tuple[Lanes, LaneLog]]:
                 after, rows, log = lanes_.advance(
                     hyper.imagination, world, horizon, lanes, model, policy, real, time, draws.lanes, task.dynamics
                 )
-                return segment_of(rows), after, log
+                return segment_of(rows), (after, log)
 
             # learn
-            gradient = None
-            if learner.config.estimator == "pathwise":
-
-                def loss(actor: Params) -> tuple[Array, Any]:
-                    imagined = imagine(partial(learner.relaxed, actor))
-                    loss, entropy = learner.pathwise_loss(actor, now.target.critic, imagined[0])
-                    return loss, (entropy, imagined)
-
-                descent, (entropy, imagined) = jax.grad(loss, has_aux=True)(now.online.actor)
-                gradient = descent, entropy
-            else:
-                imagined = imagine(partial(learner.act, now.online.actor))
-            segment, lanes, lane_log = imagined
-            now, update_log = learner.update(now, segment, training.progress(time, config.steps), gradient)
-            return (time + 1, episode, real, lanes, now), (update_log, lane_log)
+            now, (after, lane_log), update_log = learner.learn(now, imagine, training.progress(time, config.steps))
+            return (time + 1, episode, real, after, now), (update_log, lane_log)
 
         drawing, key = partial(draw, config, task, world), stream(state.key, Stream.ROUND, state.time)
         carry = (state.time, state.episode, state.real, state.lanes, state.agent)
