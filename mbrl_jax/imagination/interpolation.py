@@ -20,7 +20,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from mbrl_jax.model.protocol import WorldModel, members_step
+from mbrl_jax.imagination.mismatch import members_targets, target
+from mbrl_jax.model.protocol import WorldModel
 from mbrl_jax.replay import Rows, weighted_mean
 
 
@@ -51,18 +52,14 @@ def model_share(
 
     """
 
-    def backup(reward: Array, over: Array, after: Array) -> Array:
-        return reward + discount * (1 - over.astype(reward.dtype)) * value(after)
-
     def imagined(action: Array) -> Array:
-        told = members_step(world, params, rows.observation, action, "mixing")
-        return backup(told.reward, told.terminated, world.features(told.belief))
+        return members_targets(world, params, value, discount, rows.observation, action, "mixing")
 
     said = imagined(rows.action)  # [M, h]
     if measure == "members":
         of_model = jnp.std(said, axis=0)
     else:
-        of_model = jnp.mean(said, axis=0) - backup(rows.reward, rows.terminated, rows.next_observation)
+        of_model = jnp.mean(said, axis=0) - target(value, discount, rows.reward, rows.terminated, rows.next_observation)
     of_value = value(rows.observation) - jnp.mean(imagined(greedy(rows.observation)), axis=0)
     model, valued = (weighted_mean(jnp.abs(error), weight) for error in (of_model, of_value))
     return model / jnp.maximum(model + valued, jnp.finfo(model.dtype).tiny)

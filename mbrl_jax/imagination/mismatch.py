@@ -69,6 +69,30 @@ def visited(task: Environment, greedy: Callable[[Array], Array], key: Array) -> 
     return seen.reshape(-1, seen.shape[-1]), running.reshape(-1).astype(seen.dtype)
 
 
+def target(value: Callable[[Array], Array], discount: Array | float, reward: Array, terminated: Array, after: Array) -> Array:
+    """[...] rewards [...] and, where nothing has terminated [...], the discounted value of the states [..., D] after them."""
+    return reward + discount * (1 - terminated.astype(reward.dtype)) * value(after)
+
+
+def members_targets(
+    world: WorldModel,
+    params: Any,
+    value: Callable[[Array], Array],
+    discount: Array | float,
+    observation: Array,
+    action: Array,
+    asks: str,
+) -> Array:
+    """[M, n] the target after each member's mean step from observations [n, D] by actions [n, ...].
+
+    Raises:
+      ConfigError: the world's features do not tell where a rollout stands; ``asks`` names who asks.
+
+    """
+    told = members_step(world, params, observation, action, asks)
+    return target(value, discount, told.reward, told.terminated, world.features(told.belief))
+
+
 def residuals(
     task: Environment,
     world: WorldModel,
@@ -88,13 +112,8 @@ def residuals(
     assert terminated is not None
     action = greedy(observation)
     after = dynamics(observation, action)
-
-    def target(reward: Array, over: Array, after: Array) -> Array:
-        return reward + discount * (1 - over.astype(reward.dtype)) * value(after)
-
-    real = target(reward(observation, action, after), terminated(observation, action, after), after)
-    imagined = members_step(world, params, observation, action, "evaluation.mismatch")
-    each = target(imagined.reward, imagined.terminated, world.features(imagined.belief))
+    real = target(value, discount, reward(observation, action, after), terminated(observation, action, after), after)
+    each = members_targets(world, params, value, discount, observation, action, "evaluation.mismatch")
     expected = jnp.mean(each, axis=0)
     return value(observation) - expected, expected - real
 
