@@ -135,10 +135,8 @@ def make_train(
 
     phases.check_value(config, imagination_of(config).world, agent_of(config))  # they refuse what does not fit the task
     value_errors.check_mismatch(config, task, agent_of(config))
-    adaptive, measures = (
-        config.mixing.rule == "adaptive",
-        mixing.check(config, imagination_of(config).controller, agent_of(config)),
-    )
+    adaptive = config.mixing.rule == "adaptive"
+    measures = mixing.check(config, imagination_of(config).controller, agent_of(config))
     if engine is not None and controller is not None:
         raise ConfigError("engine: one does not fit a controller of one's own; leave out one of the two")
     if engine is not None and config.data is not None:

@@ -54,7 +54,7 @@ def imagination_of(
 ) -> Imagination:
     """The world and the horizon controller that ``hyper`` names, or ``controller`` in its place.
 
-    ``measures_share`` tells whether the loop has :func:`model_share_of` for a controller that follows it.
+    ``measures_share`` tells whether the loop measures the model's share in the value's error for a controller that follows it.
 
     Raises:
       ConfigError: they do not fit together.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mbrl_jax.config import ConfigError
-from mbrl_jax.environments.protocol import Environment, EnvironmentState, Transition
+from mbrl_jax.environments.protocol import Environment, EnvironmentState, Transition, check_pure
 
 STEP = 0.1  # standard deviation of a walk's step, in units of its scale
 
@@ -31,10 +31,7 @@ def distracted(environment: Environment, count: int) -> Environment:
     problem = f"environment.distractors: {count!r} does not fit; "
     if spec.distractors:
         raise ConfigError(f"{problem}the environment that is given has {spec.distractors} already")
-    if environment.host is not None:
-        raise ConfigError(f"{problem}{spec.name!r} is stepped on the host, where a wrapper of Gymnasium appends to observations")
-    if not environment.has_simulator:
-        raise ConfigError(f"{problem}there are only logged transitions, which are seen as they were written")
+    check_pure(environment, problem)
     size = spec.observation_size
 
     def seen(observation: Array, walk: Array) -> Array:

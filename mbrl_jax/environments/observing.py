@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from mbrl_jax.config import ConfigError
-from mbrl_jax.environments.protocol import Environment, EnvironmentSpec, EnvironmentState, Transition
+from mbrl_jax.environments.protocol import Environment, EnvironmentSpec, EnvironmentState, Transition, check_pure
 
 
 def masked(environment: Environment, axes: tuple[int, ...]) -> Environment:
@@ -32,7 +32,7 @@ def masked(environment: Environment, axes: tuple[int, ...]) -> Environment:
     problem = f"environment.observed: {list(axes)!r} does not fit; "
     if spec.observed:
         raise ConfigError(f"{problem}of the environment that is given only {list(spec.observed)} are seen already")
-    _check_pure(environment, problem)
+    check_pure(environment, problem)
     size = spec.observation_size
     if not axes or max(axes) >= size or min(axes) < 0 or len(set(axes)) != len(axes):
         raise ConfigError(f"{problem}of {spec.name!r} it must be numbers from 0 to {size - 1}, none of them twice")
@@ -70,7 +70,7 @@ def delayed(environment: Environment, steps: int) -> Environment:
     problem = f"environment.delay: {steps!r} does not fit; "
     if spec.delay:
         raise ConfigError(f"{problem}the environment that is given delays its observations by {spec.delay} steps already")
-    _check_pure(environment, problem)
+    check_pure(environment, problem)
 
     def draw_resets(key: Array, shape: tuple[int, ...]) -> EnvironmentState:
         now = environment.draw_resets(key, shape)
@@ -90,13 +90,6 @@ def delayed(environment: Environment, steps: int) -> Environment:
     return environment._replace(
         spec=spec._replace(delay=steps), draw_resets=draw_resets, step=step, reward=None, terminated=None, dynamics=None
     )
-
-
-def _check_pure(environment: Environment, problem: str) -> None:
-    if environment.host is not None:
-        raise ConfigError(f"{problem}{environment.spec.name!r} is stepped on the host, where a wrapper of Gymnasium does this")
-    if not environment.has_simulator:
-        raise ConfigError(f"{problem}there are only logged transitions, which are seen as they were written")
 
 
 def _spec_of(spec: EnvironmentSpec, axes: tuple[int, ...]) -> EnvironmentSpec:

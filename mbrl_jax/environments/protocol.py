@@ -141,6 +141,19 @@ def restart(state: EnvironmentState, fresh: EnvironmentState, ended: Array) -> E
     return jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, state)
 
 
+def check_pure(environment: "Environment", problem: str) -> None:
+    """Refuse to wrap a task that is no pure function; ``problem`` names the setting and its value.
+
+    Raises:
+      ConfigError: the host steps it, or there are only logged transitions.
+
+    """
+    if environment.host is not None:
+        raise ConfigError(f"{problem}{environment.spec.name!r} is stepped on the host, where a wrapper of Gymnasium does this")
+    if not environment.has_simulator:
+        raise ConfigError(f"{problem}there are only logged transitions, which are seen as they were written")
+
+
 def check_environment(environment: Any) -> "Environment":
     """The environment as the library uses it, whose observations are vectors [D]; refuse what is none, before anything compiles.
 
