@@ -6,11 +6,20 @@
     python benchmarks/decoupled.py gpu                 # the three gradients, 128 seeds each, for a GPU
 
 An arm is trained, written to benchmarks/results/decoupled/TASK_ARM.json, and not trained again; so a call that is cut off goes on
-where it stopped. `decoupled`, `imagined` and `true` are the presets pendulum_dmo and swingup_dmo and differ by the gradient
-alone: seed i has the same random numbers in each. `window_4` and `window_8` are `decoupled` with paths of 4 and of 8 steps within
-the same windows of 16, and in `adaptive` their length follows the spread of the members' Jacobians (`gradient_error`), between 1
-and 16. `host` is `decoupled` in simulators that the host steps, Gymnasium's own pendulum: its reward is learned, the scale of its
-observations is another, and fewer seeds are enough to see that it learns (`--seeds 4`).
+where it stopped. `decoupled`, `imagined` and `true` are the presets pendulum_dmo, swingup_dmo and hopper_dmo, the last of Brax's
+spring physics, and differ by the gradient alone: seed i has the same random numbers in each. `window_4` and `window_8` are
+`decoupled` with paths of 4 and of 8 steps within the same windows of 16, and in `adaptive` their length follows the spread of the
+members' Jacobians (`gradient_error`), between 1 and 16. `host` is `decoupled` in simulators that the host steps, Gymnasium's own
+pendulum: its reward is learned, the scale of its observations is another, and fewer seeds are enough to see that it learns
+(`--seeds 4`).
+
+Other methods in the same simulator: `sac` is soft actor-critic without a model, one update for each action, and `pg` the policy
+gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
+(benchmarks/control_study.py) it is read from there. A PPO of another library is written by benchmarks/rivals/rejax_ppo.py.
+
+Other methods in the same simulator: `sac` is soft actor-critic without a model, one update for each action, and `pg` the policy
+gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
+(benchmarks/control_study.py) it is read from there. A PPO of another library is written by benchmarks/rivals/rejax_ppo.py.
 
 Steps are those of the simulators. Settings were tuned with base seed 77 on seeds 1,000 and up, the arms run with base seed 0.
 
@@ -42,11 +51,13 @@ from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "decoupled"
-MARKS = {"pendulum": -160.0, "swingup": 800.0}
+CONTROL = ROOT / "benchmarks" / "results" / "control"
+MARKS = {"pendulum": -160.0, "swingup": 800.0, "hopper": 400.0}
 GRADIENTS = ("decoupled", "imagined", "true")
 SHORTER = (4, 8)
 HOSTED = {"pendulum": "gymnasium/Pendulum-v1"}
 ERRORS = {"pendulum": (0.004, 0.008), "swingup": (0.025, 0.045)}  # marks of `adaptive`, within the range seen while tuning
+OTHERS = ("pg", "sac", "ppo")  # methods that share no random numbers with the three gradients
 COLOURS = {
     "decoupled": "#0b6e4f",
     "imagined": "#b0413e",
@@ -55,7 +66,11 @@ COLOURS = {
     "window_8": "#c9a227",
     "adaptive": "#2a2a2a",
     "host": "#7a9e9f",
+    "pg": "#8d6a9f",
+    "sac": "#d1495b",
+    "ppo": "#66a182",
 }
+ELSEWHERE = {("swingup", "sac"): "swingup_sac", ("hopper", "sac"): "hopper_sac"}  # arms of the study of continuous control
 
 
 def arms(task: str) -> dict[str, RunConfig]:
@@ -64,17 +79,27 @@ def arms(task: str) -> dict[str, RunConfig]:
     found: dict[str, RunConfig] = {name: dataclasses.replace(base, gradient=name) for name in GRADIENTS}
     for length in SHORTER:
         found[f"window_{length}"] = dataclasses.replace(base, controller=controller_settings("fixed", length=length))
-    low, high = ERRORS[task]
-    adaptive = controller_settings("gradient_error", low=low, high=high, first=8, limit=16)
-    found["adaptive"] = dataclasses.replace(base, controller=adaptive)
+    if task in ERRORS:
+        low, high = ERRORS[task]
+        adaptive = controller_settings("gradient_error", low=low, high=high, first=8, limit=16)
+        found["adaptive"] = dataclasses.replace(base, controller=adaptive)
     if task in HOSTED:
         found["host"] = dataclasses.replace(base, environment=dataclasses.replace(base.environment, name=HOSTED[task]))
+    if task == "pendulum":
+        sac: Any = load(ROOT / "configs" / "pendulum_swingup_sac.yaml")
+        found["sac"] = dataclasses.replace(sac, environment=base.environment, steps=19_500)
+        pg: Any = load(ROOT / "configs" / "pendulum_pg.yaml")
+        found["pg"] = dataclasses.replace(pg, selection=dataclasses.replace(pg.selection, choose=False))
     return found
 
 
 def keep(run: Run) -> dict[str, Any]:
     """What is kept of an arm besides what every study keeps."""
-    metrics = run.result.metrics
+    config, metrics = run.config, run.result.metrics
+    if config.protocol == "batch":  # which takes no real steps after the random ones
+        return {"steps": [config.random_transitions] * (config.steps // config.round_steps)}
+    if not hasattr(metrics, "surrogate"):
+        return {}
     surrogate = {name: np.asarray(leaf, np.float64).mean(axis=(0, 2)) for name, leaf in metrics.surrogate._asdict().items()}
     return {
         "surrogate": {
@@ -90,6 +115,13 @@ def stage_train(tasks: Sequence[str], names: Sequence[str], seeds: int, out: Pat
     arm_by_arm.train({task: arms(task) for task in tasks}, names, seeds, out, keep, indent=None)
 
 
+def on_file(out: Path) -> list[dict[str, Any]]:
+    """The arms of all tasks, those of the study of continuous control among them."""
+    paths = {(task, arm): out / f"{task}_{arm}.json" for task in MARKS for arm in COLOURS}
+    paths |= {place: CONTROL / f"{name}.json" for place, name in ELSEWHERE.items()}
+    return [strict_json.loads(path.read_text(encoding="utf-8")) for path in paths.values() if path.exists()]
+
+
 def first_at(told: dict[str, Any], mark: float) -> float:
     """Steps at which the IQM over seeds of the learning curve is first at the mark, NaN where it never is."""
     value = [statistics.interquartile_mean(now) for now in np.asarray(told["curves"]).T]
@@ -98,14 +130,13 @@ def first_at(told: dict[str, Any], mark: float) -> float:
 
 def stage_table(out: Path) -> None:
     """Print what is on file, and draw the learning curves."""
-    paths = sorted(path for task in MARKS for path in out.glob(f"{task}_*.json"))
-    found = [strict_json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    found = on_file(out)
     tasks = [task for task in MARKS if any(told["task"] == task for told in found)]
     figure, axes = figures.new_figure(len(tasks))
     for ax, task in zip(axes, tasks, strict=True):
         here = {told["arm"]: told for told in found if told["task"] == task}
         mark = MARKS[task]
-        title = f"{task}_dmo: last policy"
+        title = f"{task}: last policy"
         table = Table(
             "arm", "seeds", "steps", "IQM, 95 %", f"seeds >= {mark:.0f}", f"IQM at {mark:.0f} from", "less decoupled", title=title
         )
@@ -122,12 +153,13 @@ def stage_table(out: Path) -> None:
                 f"{np.mean(returns >= mark):.0%}",
             ]
             base = np.asarray(here["decoupled"]["returns"]) if "decoupled" in here else returns[:0]
-            paired = str(statistics.estimate(returns - base)) if arm != "decoupled" and len(base) == len(returns) else ""
+            pairs = arm not in ("decoupled", *OTHERS) and len(base) == len(returns)
+            paired = str(statistics.estimate(returns - base)) if pairs else ""
             table.add_row(*cells, "never" if np.isnan(first) else f"{first:,.0f}", paired)
             figures.draw_band(ax, np.asarray(told["steps"]) / 1e3, np.asarray(told["curves"]), arm, COLOURS[arm])
         Console(width=140).print(table)
         ax.axhline(mark, color="black", linewidth=0.6, linestyle=":")
-        ax.set_title(f"{task}_dmo", fontsize=9)
+        ax.set_title(task, fontsize=9)
         ax.set_xlabel("steps of the simulators, thousands")
         ax.set_ylabel("return, IQM over seeds")
         ax.legend(frameon=False, fontsize=7)

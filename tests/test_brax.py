@@ -96,6 +96,7 @@ def test_the_known_reward_and_termination_of_the_pendulum_are_those_of_its_steps
     [
         ("brax/hopper", (11, 3), False),
         ("brax/walker2d", (17, 6), False),
+        ("brax/ant", (27, 8), False),
         ("brax/halfcheetah", (17, 6), True),
         ("brax/reacher", (11, 2), True),
         ("brax/inverted_pendulum-generalized", (4, 1), True),

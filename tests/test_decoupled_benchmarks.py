@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import decoupled
 import decoupled_gradients
 import surrogate_transfer as transfer
+from rivals import rejax_ppo
 
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms.phases import world_of
@@ -26,9 +27,13 @@ from mbrl_jax.environments import make_environment
 @pytest.mark.parametrize("task", decoupled.MARKS)
 def test_the_arms_are_one_preset_and_differ_by_the_gradient_or_the_length_of_paths_alone(task):
     arms = decoupled.arms(task)
-    assert set(arms) == set(decoupled.COLOURS) - (set() if task == "pendulum" else {"host"})
+    fewer = {"pendulum": {"ppo"}, "swingup": {"ppo", "host", "pg", "sac"}, "hopper": {"ppo", "host", "pg", "sac", "adaptive"}}
+    assert set(arms) == set(decoupled.COLOURS) - fewer[task]
     for name, config in arms.items():
         check(config)
+        if name in decoupled.OTHERS:
+            assert config.environment == arms["decoupled"].environment
+            continue
         same = dataclasses.replace(config, gradient="decoupled", controller=arms["decoupled"].controller)
         if name == "host":
             assert config.environment.name == "gymnasium/Pendulum-v1"
@@ -52,7 +57,22 @@ def test_the_table_tells_every_arm_on_file_and_passes_over_the_other_files_there
     told = capsys.readouterr().out
     for path in decoupled.OUT.glob("swingup_*.json"):
         assert path.stem.removeprefix("swingup_") in told
+    assert told.count("sac") >= 2  # of another study's files
     assert (tmp_path / "decoupled.png").stat().st_size > 10_000
+
+
+def test_rejax_is_given_the_steps_of_the_task_and_a_fresh_episode_after_the_end_of_one():
+    task = make_environment(dataclasses.replace(decoupled.arms("pendulum")["decoupled"].environment, time_limit=2))
+    wrapped = rejax_ppo.InRejax(task)
+    key, action = jax.random.key(3), np.full(1, 0.5, np.float32)
+    seen, state = wrapped.reset(jax.random.key(0), wrapped.default_params)
+    np.testing.assert_array_equal(seen, state.observation)
+    for ends in (False, True):
+        after, row = task.step(state, action, task.draw_resets(key, ()))
+        seen, state, reward, done, _ = wrapped.step(key, state, action, wrapped.default_params)
+        np.testing.assert_array_equal(seen, after.observation)
+        assert (reward == row.reward, done) == (True, ends)
+    np.testing.assert_array_equal(seen, task.draw_resets(key, ()).observation)
 
 
 def test_norm_variance_bias_and_cosine_of_made_up_gradients():

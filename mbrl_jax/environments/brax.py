@@ -64,6 +64,7 @@ def _joints(positions: int, velocities: int) -> tuple[float, ...]:
 TASKS = {
     "hopper": _Task(_joints(5, 6)),
     "walker2d": _Task(_joints(8, 9)),
+    "ant": _Task(_joints(13, 14)),
     "halfcheetah": _Task(_joints(8, 9), terminated=_never),
     "inverted_pendulum": _Task((1.0, 0.2, 2.0, 2.0), _one_per_step, _pendulum_terminated),
     "reacher": _Task((1.0,) * 4 + (0.2, 0.2, 10.0, 10.0, 0.4, 0.4, 0.4), terminated=_never),
