@@ -35,7 +35,8 @@ def test_arms_differ_by_what_their_name_says():
     assert fixed["mixing"] == {**rule["mixing"], "least": 0.75, "most": 0.75}
     assert {**fixed, "mixing": rule["mixing"]} == rule
     assert shares["distracted_both"].imagination.controller.kind == "model_share"
-    swingup = study.arms("swingup")
+    swingup, fewer = study.arms("swingup"), study.arms("swingup4")
+    assert [arms["squared"].environment.distractors for arms in (swingup, fewer)] == [16, 4]
     one, other = to_dict(swingup["squared"]), to_dict(swingup["adaptive"])
     assert other == {**one, "mixing": {**one["mixing"], "least": 0.05, "most": 0.95}}
     assert len({(config.real_transitions, config.updates, config.imagined_per_step) for config in swingup.values()}) == 1
@@ -72,6 +73,7 @@ def test_the_tables_tell_differences_from_the_likelihood_and_from_the_best_and_t
     assert "narrow, 16 distractors: squared less likelihood: 0.0 [0.0, 0.0], corrected p 1" in printed
     assert "plain: adaptive less the best fixed share (50 %): -5.0" in printed
     assert "plain: both less the worst fixed share (0 %): 35.0" in printed
-    assert "swingup: vagram less squared: 10.0 [10.0, 10.0], corrected p 0.0312" in printed
+    assert "swingup: vagram less squared: 10.0 [10.0, 10.0], corrected p 0.0469" in printed
+    assert "swingup: adaptive less 5: 20.0 [20.0, 20.0]" in printed
     assert "+1.00" in printed  # of returns that rise by arms as the shares do
     assert (tmp_path / "mismatch.png").stat().st_size > 1_000
