@@ -37,7 +37,7 @@ def kept_of(run: Run, task: str, arm: str, more: dict[str, Any]) -> dict[str, An
 def train(
     studies: Mapping[str, Mapping[str, RunConfig]],
     names: Sequence[str],
-    seeds: int,
+    seeds: int | range,
     out: Path,
     keep: Keep,
     indent: int | None = 1,
@@ -47,7 +47,7 @@ def train(
     Args:
       studies: the configs of every task by the arm's name.
       names: of the arms; none is all of them.
-      seeds: of each.
+      seeds: of each, how many or a range of their numbers.
       out: the folder of the files ``TASK_ARM.json``.
       keep: what else is kept of a run.
       indent: of the files.

@@ -21,7 +21,8 @@ Other methods in the same simulator: `sac` is soft actor-critic without a model,
 gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
 (benchmarks/control_study.py) it is read from there. A PPO of another library is written by benchmarks/rivals/rejax_ppo.py.
 
-Steps are those of the simulators. Settings were tuned with base seed 77 on seeds 1,000 and up, hopper's on two seeds from 7,000 on; the arms run with base seed 0.
+Steps are those of the simulators. Settings were tuned with base seed 77 on seeds 1,000 and up, hopper's on seeds 7,000 and 7,001;
+the arms run with base seed 0.
 
 Written down before the runs, on 2026-11-28:
 
