@@ -3,6 +3,7 @@
     python benchmarks/decoupled.py train               # every arm of every task that is not on file yet
     python benchmarks/decoupled.py train pendulum --arms decoupled true
     python benchmarks/decoupled.py table               # print what is on file, and draw the learning curves
+    python benchmarks/decoupled.py speed               # steps a second of the methods on the swing-up, in one quiet run
     python benchmarks/decoupled.py gpu                 # the three gradients, 128 seeds each, for a GPU
 
 An arm is trained, written to benchmarks/results/decoupled/TASK_ARM.json, and not trained again; so a call that is cut off goes on
@@ -21,6 +22,9 @@ Other methods in the same simulator: `sac` is soft actor-critic without a model,
 gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
 (benchmarks/control_study.py) it is read from there. A PPO of another library is written by benchmarks/rivals/rejax_ppo.py.
 
+`speed` times whole rounds of 16 seeds, refits and the learning curve's episodes included, in turn: medians of three, after one
+that warms up. Of PPO, where rejax is installed, it is iterations without an evaluation. It writes speed.json.
+
 Steps are those of the simulators. Settings were tuned with base seed 77 on seeds 1,000 and up, hopper's on seeds 7,000 and 7,001;
 the arms run with base seed 0.
 
@@ -35,19 +39,28 @@ Written down before the runs, on 2026-11-28:
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import importlib.util
+import statistics as numbers
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import arm_by_arm
+import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics, strict_json
+from mbrl_jax import packages, statistics, strict_json
+from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import RunConfig, load
 from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.report import figures
+from mbrl_jax.runs import execution
 from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +142,61 @@ def first_at(told: dict[str, Any], mark: float) -> float:
     return next((step for step, now in zip(told["steps"], value, strict=True) if now >= mark), float("nan"))
 
 
+def rounds_of(config: RunConfig, seeds: int) -> tuple[Callable[[], None], int]:
+    """What trains ``seeds`` agents for one more round, and the steps of the simulators that this takes."""
+    train = algorithm_of(config).make_train(config)
+    axes = train.axes
+    held: list[Any] = [jax.jit(jax.vmap(train.init, out_axes=(axes, 0)))(keys_of(0, jnp.arange(seeds)))[0]]
+    held[0], _ = jax.jit(jax.vmap(train.fit, in_axes=(axes, None), out_axes=(axes, 0)))(held[0], config)
+    advance = jax.jit(jax.vmap(train.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+
+    def go_on() -> None:
+        held[0], _ = jax.block_until_ready(advance(held[0], config))
+
+    return go_on, seeds * config.round_steps * config.environment.action_repeat
+
+
+def stage_speed(out: Path, seeds: int) -> None:
+    """Time rounds of every method on the swing-up."""
+    execution.use_compilation_cache()
+    configs: dict[str, RunConfig] = {name: arms("swingup")[name] for name in GRADIENTS}
+    configs |= {name: load(ROOT / "configs" / f"swingup_{name}.yaml") for name in ("sac", "mbpo")}
+    ready = {name: rounds_of(config, seeds) for name, config in configs.items()}
+    if importlib.util.find_spec("rejax") is not None:
+        sys.path.append(str(Path(__file__).parent / "rivals"))
+        import rejax_ppo
+
+        ready["ppo"] = rejax_ppo.iterations_of("swingup", seeds)
+    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    for repetition in range(4):
+        for name, (go_on, _) in ready.items():
+            start = time.perf_counter()
+            go_on()
+            if repetition:  # the first one compiles
+                seconds[name].append(time.perf_counter() - start)
+    speed = {name: ready[name][1] / numbers.median(each) for name, each in seconds.items()}
+    found = {told["arm"]: told for told in on_file(out) if told["task"] == "swingup"}
+    found["mbpo"] = strict_json.loads((CONTROL / "swingup_mbpo.json").read_text(encoding="utf-8"))
+    table = Table("method", "steps a second", "IQM at 800 from", "seconds to there", title=f"swing-up, {seeds} seeds")
+    for name, each in speed.items():
+        first = first_at(found[name], MARKS["swingup"]) if name in found else float("nan")
+        reached = not np.isnan(first)
+        cells = (f"{first:,.0f}", f"{first * seeds / each:.0f}") if reached else ("never", "")
+        table.add_row(name, f"{each:,.0f}", *cells)
+    Console().print(table)
+    content = {
+        "seeds": seeds,
+        "steps_a_second": {name: round(each, 1) for name, each in speed.items()},
+        "seconds_of_rounds": {name: [round(x, 4) for x in each] for name, each in seconds.items()},
+        "steps_of_a_round": {name: steps for name, (_, steps) in ready.items()},
+        "versions": packages.versions([*execution.PACKAGES, "rejax"]),
+        "device": execution.device(),
+        "precision": "float32, matrix products default; of PPO highest",
+        "git": packages.git_revision(),
+    }
+    strict_json.write(out / "speed.json", content)
+
+
 def stage_table(out: Path) -> None:
     """Print what is on file, and draw the learning curves."""
     found = on_file(out)
@@ -169,7 +237,7 @@ def stage_table(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "table", "gpu"))
+    parser.add_argument("stage", choices=("train", "speed", "table", "gpu"))
     parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(MARKS)}; all by default")
     parser.add_argument("--arms", nargs="*", default=())
     parser.add_argument("--seeds", type=int, default=16)
@@ -181,6 +249,8 @@ def main() -> None:
     tasks = given.tasks or list(MARKS)
     if given.stage == "table":
         stage_table(given.out)
+    elif given.stage == "speed":
+        stage_speed(given.out, given.seeds)
     elif given.stage == "train":
         stage_train(tasks, given.arms, given.seeds, given.out)
     else:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,12 +13,14 @@ import pytest
 from algorithms import linear
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks" / "rivals"))
 
 import decoupled
 import decoupled_gradients
+import rejax_ppo
 import surrogate_transfer as transfer
-from rivals import rejax_ppo
 
+from mbrl_jax import strict_json
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms.phases import world_of
 from mbrl_jax.config import PhysicsConfig, check
@@ -59,6 +62,27 @@ def test_the_table_tells_every_arm_on_file_and_passes_over_the_other_files_there
         assert path.stem.removeprefix("swingup_") in told
     assert told.count("sac") >= 2  # of another study's files
     assert (tmp_path / "decoupled.png").stat().st_size > 10_000
+
+
+def test_speeds_are_medians_of_rounds_in_turn_without_the_first_and_told_as_seconds_to_the_mark(tmp_path, capsys, monkeypatch):
+    turns, now = [], iter(np.arange(0.0, 1e4, 0.5))
+
+    def rounds_of(config, seeds):
+        turns.append([])
+        return partial(turns[-1].append, len(turns)), 1_000
+
+    monkeypatch.setattr(decoupled, "rounds_of", rounds_of)
+    monkeypatch.setattr(decoupled.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(decoupled.time, "perf_counter", lambda: next(now))
+    told = {"task": "swingup", "arm": "true", "steps": [4_000, 8_000], "curves": [[10.0, 900.0]] * 4, "returns": [900.0] * 4}
+    strict_json.write(tmp_path / "swingup_true.json", told)
+    decoupled.stage_speed(tmp_path, 4)
+    assert [len(each) for each in turns] == [4] * 5
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert content["steps_a_second"]["true"] == 2_000.0  # a round of 1,000 steps in half a second
+    assert [len(each) for each in content["seconds_of_rounds"].values()] == [3] * 5
+    row = next(line for line in capsys.readouterr().out.splitlines() if "true" in line)
+    assert [cell.strip() for cell in row.strip("│ \n").split("│")] == ["true", "2,000", "8,000", "16"]
 
 
 def test_rejax_is_given_the_steps_of_the_task_and_a_fresh_episode_after_the_end_of_one():

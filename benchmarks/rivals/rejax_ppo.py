@@ -15,6 +15,7 @@ rejax 0.1.3 needs distrax, and that a build of tensorflow-probability which know
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,25 +125,57 @@ def returns_of(algorithm: Any, state: Any, task: environments.Environment, key: 
     return play(task, greedy, task.draw_resets(key, (episodes,)))
 
 
-def train(name: str, seeds: int, first_seed: int) -> dict[str, Any]:
-    """Train PPO on a task, and tell its curve and last returns in the layout of a study's arm."""
+def algorithm_of(name: str, task: environments.Environment, decisions: int, every: int) -> Any:
+    """The PPO of rejax on a task, to be judged after every so many actions."""
     import rejax
 
-    preset: Any = load(ROOT / "configs" / f"{name}_dmo.yaml")
-    config: EnvironmentConfig = preset.environment
-    task, judged = environments.make_environment(config), preset.evaluation
-    settings, decisions = SETTINGS[name], DECISIONS[name]
-    iteration = settings["num_envs"] * settings["num_steps"]
-    every = iteration * max(1, round(decisions / EVALUATIONS / iteration))
-    decisions = every * EVALUATIONS
     algorithm = rejax.get_algo("ppo").create(
         env=InRejax(task),
         agent_kwargs={"activation": ACTIVATION[name], "hidden_layer_sizes": (64, 64)},
         total_timesteps=decisions,
         eval_freq=every,
         skip_initial_evaluation=True,
-        **settings,
+        **SETTINGS[name],
     )
+    return algorithm
+
+
+def environment_of(name: str) -> tuple[environments.Environment, Any]:
+    """A task, and the preset whose task it is."""
+    preset: Any = load(ROOT / "configs" / f"{name}_dmo.yaml")
+    config: EnvironmentConfig = preset.environment
+    return environments.make_environment(config), preset
+
+
+def iterations_of(name: str, seeds: int) -> tuple[Callable[[], None], int]:
+    """What trains ``seeds`` agents for ten more iterations, and the steps of the simulators that these take."""
+    task, preset = environment_of(name)
+    iteration = SETTINGS[name]["num_envs"] * SETTINGS[name]["num_steps"]
+    algorithm = algorithm_of(name, task, iteration, iteration)
+    keys = jax.vmap(jax.random.key)(np.arange(seeds))
+    held = [jax.jit(jax.vmap(algorithm.init_state))(keys)]
+
+    def ten(state: Any) -> Any:
+        return jax.lax.fori_loop(0, 10, lambda _, state: algorithm.train_iteration(state), state)
+
+    advance = jax.jit(jax.vmap(ten))
+
+    def go_on() -> None:
+        with jax.default_matmul_precision(PRECISION):
+            held[0] = jax.block_until_ready(advance(held[0]))
+
+    return go_on, 10 * iteration * seeds * preset.environment.action_repeat
+
+
+def train(name: str, seeds: int, first_seed: int) -> dict[str, Any]:
+    """Train PPO on a task, and tell its curve and last returns in the layout of a study's arm."""
+    task, preset = environment_of(name)
+    judged = preset.evaluation
+    settings, decisions = SETTINGS[name], DECISIONS[name]
+    iteration = settings["num_envs"] * settings["num_steps"]
+    every = iteration * max(1, round(decisions / EVALUATIONS / iteration))
+    decisions = every * EVALUATIONS
+    algorithm = algorithm_of(name, task, decisions, every)
 
     def curve(algorithm: Any, state: Any, key: jax.Array) -> jax.Array:
         return returns_of(algorithm, state, task, jax.random.fold_in(key, 1), judged.curve_episodes).mean()
@@ -165,7 +198,7 @@ def train(name: str, seeds: int, first_seed: int) -> dict[str, Any]:
     return {
         "task": name,
         "arm": "ppo",
-        "steps": [config.action_repeat * every * (i + 1) for i in range(EVALUATIONS)],
+        "steps": [preset.environment.action_repeat * every * (i + 1) for i in range(EVALUATIONS)],
         "curves": np.round(np.asarray(curves, np.float64), 1).tolist(),
         "returns": np.round(np.asarray(returns, np.float64), 2).tolist(),
         "settings": {**settings, "activation": ACTIVATION[name], "hidden_layer_sizes": [64, 64]},
