@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
+import guests
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +138,36 @@ def test_a_real_step_is_stored_as_it_was_made_and_remembered(trained):
     np.testing.assert_array_equal(state.memory.first[0], second[-1])
     assert state.memory.action[0] == action[-1]
     assert state.time == CONFIG.steps
+
+
+@pytest.mark.parametrize(
+    "task", [guests.dots(EnvironmentConfig()), make_environment(EnvironmentConfig(name="pixels/CartPole-v1"))]
+)
+def test_images_go_through_convolutions(task):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, encoder="convolutional", channels=(2, 3)))
+    algorithm = dreamer.make_train(config, environment=task)
+    state, _ = jax.eval_shape(algorithm.init, jax.random.key(0))
+    encoder = state.model.params.encoder["params"]
+    assert {name: leaf["kernel"].shape for name, leaf in encoder.items() if "Dense" in name} == {
+        "Dense_0": (4, 2),
+        "Dense_1": (8, 3),
+        "Dense_2": (task.spec.observation_size // 16 * 3, 16),
+    }
+    policy, params = dreamer.policy_of(config, task), dreamer.params_of(config, task)
+    memory = jax.eval_shape(lambda params: policy.begin(params, jax.random.key(0), 3), params)
+    after, action = jax.eval_shape(policy.act, params, memory, jnp.zeros((3, task.spec.observation_size)))
+    assert action.shape == (3, *task.spec.action_shape)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), memory
+    )
+
+
+def test_convolutions_of_what_is_no_image_are_refused():
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, encoder="convolutional"))
+    with pytest.raises(
+        ConfigError, match="model.encoder: 'convolutional' does not fit; observations of 'a cue' are vectors of 2"
+    ):
+        dreamer.make_train(config, environment=cue())
 
 
 def test_lanes_begin_at_beliefs_in_which_an_episode_goes_on():
