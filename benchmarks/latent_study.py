@@ -1,11 +1,13 @@
-"""Learning from positions alone: Dreamer in a latent world, and the ensemble's Dyna-Q on the same observations and on whole ones.
+"""Learning from positions alone and from pictures: Dreamer in a latent world, and an ensemble's learner beside it.
 
     python benchmarks/latent_study.py train cartpole            # every arm that is not on file yet
     python benchmarks/latent_study.py train cartpole --arms dreamer --seeds 16
+    python benchmarks/latent_study.py train pixels --seeds 8
     python benchmarks/latent_study.py table
 
 An arm is trained, written to benchmarks/results/latent/TASK_ARM.json, and not trained again; so a call that is cut off goes on
-where it stopped. `dreamer` is the preset TASK_positions. The others are an ensemble's, which no memory goes with: `full` is the
+where it stopped. `dreamer` is the preset TASK_positions, or, of `pixels`, the preset cartpole_pixels.
+The others are an ensemble's, which no memory goes with: `full` is the
 preset cartpole_interactive (Dyna-Q) or pendulum_pg (a policy gradient in imagination), which see everything, an upper bound;
 `masked` is the same on positions alone; and `masked_long` that for as many real steps as `dreamer`.
 
@@ -32,13 +34,17 @@ from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "latent"
-MARKS = {"cartpole": 475.0, "pendulum": -250.0}  # IQMs that are to be reached
+MARKS = {"cartpole": 475.0, "pendulum": -250.0, "pixels": 195.0}  # IQMs that are to be reached
+PRESETS = {"cartpole": "cartpole_positions", "pendulum": "pendulum_positions", "pixels": "cartpole_pixels"}
 WITHOUT_MEMORY = {"cartpole": "cartpole_interactive", "pendulum": "pendulum_pg"}
 
 
 def arms(task: str) -> dict[str, RunConfig]:
     """The configs of a task's arms."""
-    dreamer, full = (load(ROOT / "configs" / f"{name}.yaml") for name in (f"{task}_positions", WITHOUT_MEMORY[task]))
+    dreamer = load(ROOT / "configs" / f"{PRESETS[task]}.yaml")
+    if task not in WITHOUT_MEMORY:
+        return {"dreamer": dreamer}
+    full = load(ROOT / "configs" / f"{WITHOUT_MEMORY[task]}.yaml")
     masked = with_settings(full, {"environment.observed": "positions"})
     found = {"dreamer": dreamer, "full": full, "masked": masked}
     if full.protocol == "interactive":
@@ -58,8 +64,9 @@ def keep(work: Path | None, run: Run) -> dict[str, Any]:
         return {"returns_chosen": chosen, "world": {}}
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
+        stem = run.config.environment.name.replace("/", "_")
         for name, tree in (("model", outcome.model), ("policies", outcome.last)):
-            np.savez(work / f"{run.config.environment.name}_{name}.npz", **typing.cast(Any, trees.flatten(tree)))
+            np.savez(work / f"{stem}_{name}.npz", **typing.cast(Any, trees.flatten(tree)))
     means = {name: np.asarray(leaf).mean((0, 2)).round(5).tolist() for name, leaf in world._asdict().items()}  # by round
     return {"returns_chosen": chosen, "world": means}
 
