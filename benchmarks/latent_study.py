@@ -10,6 +10,8 @@ where it stopped. `dreamer` is the preset TASK_positions, or, of `pixels`, the p
 The others are an ensemble's, which no memory goes with: `full` is the
 preset cartpole_interactive (Dyna-Q) or pendulum_pg (a policy gradient in imagination), which see everything, an upper bound;
 `masked` is the same on positions alone; and `masked_long` that for as many real steps as `dreamer`.
+`recurrent` is a soft actor-critic with a recurrent memory and without a model, on as many real steps as `dreamer`, the preset
+TASK_positions_model_free.
 
 Returns are means of 50 greedy episodes of the last policy; for the ensembles those of the policy that imagination chose stand
 beside them. The presets' settings were tuned on base seed 7,000, the arms run on base seed 0.
@@ -36,6 +38,7 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "latent"
 MARKS = {"cartpole": 475.0, "pendulum": -250.0, "pixels": 195.0}  # IQMs that are to be reached
 PRESETS = {"cartpole": "cartpole_positions", "pendulum": "pendulum_positions", "pixels": "cartpole_pixels"}
+RECURRENT = {"cartpole": "cartpole_positions_model_free"}
 WITHOUT_MEMORY = {"cartpole": "cartpole_interactive", "pendulum": "pendulum_pg"}
 
 
@@ -47,6 +50,8 @@ def arms(task: str) -> dict[str, RunConfig]:
     full = load(ROOT / "configs" / f"{WITHOUT_MEMORY[task]}.yaml")
     masked = with_settings(full, {"environment.observed": "positions"})
     found = {"dreamer": dreamer, "full": full, "masked": masked}
+    if task in RECURRENT:
+        found["recurrent"] = load(ROOT / "configs" / f"{RECURRENT[task]}.yaml")
     if full.protocol == "interactive":
         steps = dreamer.real_transitions - full.random_transitions
         found["masked_long"] = with_settings(masked, {"steps": steps, "round_steps": 500})

@@ -25,7 +25,7 @@ from mbrl_jax.agents.policy_gradient import PGState, PolicyGradient, PolicyGradi
 from mbrl_jax.agents.protocol import Policy
 from mbrl_jax.algorithms import phases, training
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import ConfigError, DreamerConfig, check
+from mbrl_jax.config import DreamerConfig, check
 from mbrl_jax.environments import Environment, EnvironmentState, environment_of, from_pool
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
@@ -184,7 +184,7 @@ def make_train(
     def horizon_of(hyper: DreamerConfig) -> HorizonController:
         return controller_of(hyper.imagination, controller)
 
-    _check_task(task)
+    phases.check_stepped(task, "dreamer")
     check_controller(horizon_of(config), config.imagination, world_of(config).spec, None)
 
     def init(key: Array, hyper: DreamerConfig | None = None) -> tuple[State, Array]:
@@ -292,14 +292,3 @@ def _drawn(params: RSSMParams, roots: Any, bits: Array) -> Belief:
     """Beliefs [..., ] drawn uniformly from the roots [R, ...] by bits [...]."""
     count = jax.tree.leaves(roots)[0].shape[0]
     return jax.tree.map(lambda leaf: leaf[bits % jnp.uint32(count)], roots)  # type: ignore[no-any-return]
-
-
-def _check_task(task: Environment) -> None:
-    """Refuse a task that the devices do not step."""
-    name = task.spec.name
-    if task.host is not None:
-        raise ConfigError(
-            f"environment.name: {name!r} does not fit; the host steps it, and 'dreamer' acts by its memory on the devices"
-        )
-    if not task.has_simulator:
-        raise ConfigError(f"environment.name: {name!r} does not fit; there is no simulator to act in")

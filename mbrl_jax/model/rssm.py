@@ -13,7 +13,6 @@ episode begins, h is 0 and z is the posterior's.
 from functools import partial
 from typing import Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -25,7 +24,7 @@ from mbrl_jax.model import latents
 from mbrl_jax.model.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Patches, patches_of
 from mbrl_jax.model.latents import Latents, symexp, symlog
 from mbrl_jax.model.protocol import Imagined
-from mbrl_jax.networks import MLP, Dense, Params
+from mbrl_jax.networks import GRU, MLP, Params
 
 
 @settings
@@ -104,20 +103,6 @@ class StepDraws(NamedTuple):
 
     latent: Array  # [..., V]
     terminated: Array  # [...] uniform
-
-
-class GRU(nn.Module):
-    """A gated recurrent unit with layer norm (Cho et al. 2014, arXiv:1406.1078; Ba et al. 2016, arXiv:1607.06450)."""
-
-    units: int
-
-    @nn.compact
-    def __call__(self, h: Array, x: Array) -> Array:
-        """[B, units] the next state from the state h [B, units] and inputs [B, N]."""
-        gates = nn.LayerNorm()(Dense(3 * self.units)(jnp.concatenate([h, x], axis=-1)))
-        reset, candidate, update = jnp.split(gates, 3, axis=-1)
-        update = jax.nn.sigmoid(update - 1)  # a fresh unit keeps most of its state
-        return update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1 - update) * h
 
 
 class RSSM(NamedTuple):

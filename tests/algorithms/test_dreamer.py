@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
 from unittest import mock
 
 import guests
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms.memories import cue
 from algorithms.stages import stages_of
 
 import mbrl_jax
@@ -29,7 +29,7 @@ from mbrl_jax.config import (
     save,
     to_dict,
 )
-from mbrl_jax.environments import Environment, EnvironmentSpec, EnvironmentState, Transition, make_environment, restart
+from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.horizon import controller_settings, make_controller
 from mbrl_jax.model.rssm import RSSM, Belief, RSSMConfig
@@ -58,37 +58,6 @@ CONFIG = DreamerConfig(
     agent=PolicyGradientConfig(hidden=(16,), learning_rate=3e-3, critic_learning_rate=1e-2, discount=0.9, entropy_weight=0.03),
     evaluation=EvaluationConfig(episodes=20, curve_episodes=4),
 )
-
-
-class Inner(NamedTuple):
-    cue: jax.Array
-    time: jax.Array
-
-
-def cue(limit=30):
-    """An episode of two steps: a sign is shown, then it is hidden, and an action earns +1 if it fits the sign and -1 if not."""
-    spec = EnvironmentSpec("a cue", observation_size=2, action_count=2, time_limit=limit, observation_scale=(1.0, 1.0))
-
-    def draw_resets(key, shape):
-        sign = jnp.where(jax.random.bernoulli(key, 0.5, shape), 1.0, -1.0)
-        return EnvironmentState(Inner(sign, jnp.zeros(shape, jnp.int32)), jnp.stack([sign, jnp.zeros(shape)], axis=-1))
-
-    def step(state, action, fresh):
-        time = state.inner.time + 1
-        observation = jnp.stack([jnp.zeros(()), time.astype(jnp.float32)])
-        earned = state.inner.cue * (2 * action - 1).astype(jnp.float32)
-        transition = Transition(
-            observation=state.observation,
-            action=action,
-            reward=jnp.where(time == 2, earned, 0.0),
-            next_observation=observation,
-            terminated=time == 2,
-            truncated=time >= limit,
-            elapsed=state.inner.time,
-        )
-        return restart(EnvironmentState(Inner(state.inner.cue, time), observation), fresh, time >= 2), transition
-
-    return Environment(spec, draw_resets, step)
 
 
 @pytest.fixture(scope="module")
