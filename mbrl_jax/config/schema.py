@@ -606,6 +606,17 @@ def _latent_lanes() -> LanesConfig:
 
 
 @settings
+class RandomActionsConfig:
+    """Random actions among those of a policy that acts by a filter."""
+
+    rule: Literal["none", "uniform", "surprise"] = static("none")
+    """Which actions are random: none, some anywhere, or those where the filter's surprise, the divergence of the belief after the
+    observation from the one that expected it, is above a mark that follows its largest values."""
+    share: float = traced(0.1, minimum=0, maximum=1)
+    """Share of the real steps whose action is random."""
+
+
+@settings
 class DreamerConfig(ModelBasedConfig):
     """An actor and a critic that learn in the latent world of a recurrent state-space model (Dreamer)."""
 
@@ -621,6 +632,7 @@ class DreamerConfig(ModelBasedConfig):
     """Steps over which the logged losses are averaged."""
     update_steps: int = static(5, minimum=1)
     """Real steps between two updates; each is one of the model, of the actor and of the critic."""
+    random_actions: RandomActionsConfig = group(RandomActionsConfig)
     model: Any = kinds(MODELS, _rssm)
     imagination: LanesConfig = group(_latent_lanes)
     """Imagined rollouts of every update, which begin at the beliefs of its minibatch."""

@@ -276,6 +276,14 @@ class RSSM(NamedTuple):
         after = self.filter(params, belief, action, code, drawn)[0]
         return jax.tree.map(partial(jnp.where, first[..., None]), begun, after)
 
+    def surprise(self, params: RSSMParams, belief: Belief, observation: Array, first: Array) -> Array:
+        """[...] nats, the divergence of beliefs [...] by the last observations [..., D] from what was expected before them; where
+        ``first`` [...] holds nothing was, and it is 0.
+        """
+        posterior = self.posterior(params, belief.deterministic, self.encode(params, observation))
+        divergence = self.latents.divergence(posterior, self.prior(params, belief.deterministic))
+        return jnp.where(first, 0.0, divergence)
+
     def step(self, params: RSSMParams, belief: Belief, action: Array, drawn: StepDraws | None) -> Imagined:
         """One imagined step of rollouts [...], leaves [...]; without draws the most likely one."""
         deterministic = self.recur(params, belief, action)

@@ -243,6 +243,7 @@ POSITIONS = {
     },
     "imagination": {"lanes": 3, "steps": 2, "cap": 2, "restart": "per_step", "controller": {"kind": "fixed", "length": 2}},
     "agent": {"hidden": [4], "estimator": "pathwise"},
+    "random_actions": {"rule": "surprise", "share": 0.3},
     "evaluation": {"episodes": 2, "curve_episodes": 2},
 }
 
@@ -262,6 +263,7 @@ def test_a_run_is_saved_stopped_resumed_read_played_and_reported(tmp_path, capsy
     for one, other in zip(read.result.metrics, whole.result.metrics, strict=True):
         jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(one), jax.tree.leaves(other))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), read.result.fit, whole.result.fit)
+    assert (read.result.metrics.random_actions.mark > 0).all()
     policy = mbrl_jax.load_policy(folder)
     assert policy(np.zeros((2, 3, 2), np.float32)).shape == (2, 3, 1)
     playing_ = policy.play(3, seed=1)
