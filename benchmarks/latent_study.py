@@ -19,10 +19,12 @@ where it stopped. `dreamer` is the preset TASK_positions, or, of `pixels`, the p
 `gpu` trains breakout_pixels on gymnax's Breakout and SpaceInvaders of MinAtar, 500,000 real steps of each, or `--steps`.
 
 Returns are means of 50 greedy episodes of the last policy; for the ensembles those of the policy that imagination chose stand
-beside them. The presets' settings were tuned on base seed 7,000, the arms run on base seed 0.
+beside them. `table` also prints differences of arms that share seeds and real steps, with their 95 % intervals. The presets'
+settings were tuned on base seed 7,000, the arms run on base seed 0.
 """
 
 import argparse
+import itertools
 import typing
 from collections.abc import Sequence
 from functools import partial
@@ -45,6 +47,7 @@ MARKS = {"cartpole": 475.0, "pendulum": -250.0, "pixels": 195.0}  # IQMs that ar
 PRESETS = {"cartpole": "cartpole_positions", "pendulum": "pendulum_positions", "pixels": "cartpole_pixels"}
 MINATAR = {"breakout": "Breakout-MinAtar", "space_invaders": "SpaceInvaders-MinAtar"}
 RECURRENT = {"cartpole": "cartpole_positions_model_free"}
+PAIRED = (("recurrent", "dreamer"), ("explore_surprise", "explore_uniform"), ("explore_surprise", "dreamer"))
 WITHOUT_MEMORY = {"cartpole": "cartpole_interactive", "pendulum": "pendulum_pg"}
 
 
@@ -107,7 +110,18 @@ def table(out: Path) -> None:
             "" if mark is None else f"{np.mean(np.asarray(last) >= mark):.0%}",
             f"{arm['seconds']['compile'] + sum(arm['seconds']['phases'].values()):.0f}",
         )
-    Console(width=140).print(shown)
+    paired = Table("task", "difference of arms", "seeds", "mean of the learning curve", "last policy")
+    for task, (ours, theirs) in itertools.product(MARKS, PAIRED):
+        places = [out / f"{task}_{arm}.json" for arm in (ours, theirs)]
+        if not all(place.exists() for place in places):
+            continue
+        one, other = (strict_json.loads(place.read_text(encoding="utf-8")) for place in places)
+        if one["steps"] == other["steps"] and len(one["returns"]) == len(other["returns"]):
+            curve = statistics.paired_difference(*(np.mean(arm["curves"], axis=1) for arm in (one, other)))
+            last = statistics.paired_difference(one["returns"], other["returns"])
+            paired.add_row(task, f"{ours} - {theirs}", str(len(one["returns"])), str(curve), str(last))
+    for each in (shown, paired):
+        Console(width=140).print(each)
 
 
 def main(words: Sequence[str] | None = None) -> None:

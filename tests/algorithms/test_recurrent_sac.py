@@ -3,17 +3,27 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms.memories import cue
 from algorithms.stages import stages_of
 
-import mbrl_jax
+from mbrl_jax.agents.recurrent import Recurrent
 from mbrl_jax.algorithms import recurrent_sac
+from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import seed_keys
-from mbrl_jax.config import ConfigError, EvaluationConfig, RecurrentConfig, RecurrentSACConfig, check, from_dict, save, to_dict
+from mbrl_jax.config import (
+    ConfigError,
+    EnvironmentConfig,
+    EvaluationConfig,
+    RecurrentConfig,
+    RecurrentSACConfig,
+    check,
+    from_dict,
+    to_dict,
+)
 from mbrl_jax.environments import make_environment
-from mbrl_jax.runs import command_line
 
 CONFIG = RecurrentSACConfig(
     random_transitions=200,
@@ -79,29 +89,34 @@ def test_a_seed_has_the_same_numbers_whoever_is_beside_it(trained):
         assert (found[0] != found[1]).any()
 
 
-def test_a_run_of_continuous_actions_is_saved_read_and_played(tmp_path, capsys):
-    content = {
-        **{"algorithm": "recurrent_sac", "environment": {"name": "Pendulum-v1", "observed": "positions", "time_limit": 20}},
-        **{"random_transitions": 60, "steps": 8, "round_steps": 4, "metric_steps": 2, "update_steps": 2},
-        "agent": {"units": 4, "hidden": [4], "sequence": 4, "batch_size": 2},
-        "evaluation": {"episodes": 2, "curve_episodes": 2},
-    }
-    config, folder, preset = from_dict(content), tmp_path / "run", tmp_path / "preset.yaml"
+def test_a_policy_is_the_actor_with_its_memory(trained):
+    """What a saved policy does along an episode is what its parts do by hand."""
+    _, outcome, state, _ = trained
+    policy, learner = recurrent_sac.policy_of(CONFIG, cue()), Recurrent(CONFIG.agent, cue().spec)
+    params, actor = jax.tree.map(lambda leaf: leaf[0], (outcome.last, state.agent.actor))
+    seen = np.random.default_rng(0).normal(size=(3, 3, 2)).astype(np.float32)
+    act, recall = jax.jit(policy.act), jax.jit(lambda *each: learner.recall(actor.trunk, *each))
+    memory, hidden = policy.begin(params, jax.random.key(0), 3), np.full((3, 16), 9.0, np.float32)
+    action = np.ones(3, np.int32)  # neither it nor the memory above is an episode's
+    for step in range(3):
+        hidden = recall(hidden, action, learner.code(actor.trunk, seen[step]), np.full(3, step == 0))
+        memory, action = act(params, memory, seen[step])
+        np.testing.assert_allclose(memory.hidden, hidden, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(action, learner.greedy(actor, hidden))
+
+
+def test_a_run_of_continuous_actions_is_told_apart_from_one_of_discrete_ones():
+    config = dataclasses.replace(CONFIG, environment=EnvironmentConfig(name="Pendulum-v1", observed="positions"))
     assert from_dict(to_dict(config)) == config
-    save(config, preset)
-    command_line.main(["train", str(preset), "--seeds", "2", "--out", str(folder)])
-    read = mbrl_jax.load_run(folder)
-    policy, task = mbrl_jax.load_policy(folder), make_environment(config.environment)
-    played, again = policy.play(3, seed=1), recurrent_sac.policy_of(config, task)
-    params = jax.tree.map(lambda leaf: leaf[1], read.result.outcome.last)
-    memory = again.begin(params, jax.random.key(0), 3)
-    for seen in np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32):
-        memory, expected = again.act(params, memory, seen)
-        np.testing.assert_allclose(played(seen), 2 * expected, rtol=1e-4, atol=1e-6)  # newton metres
-    assert not np.allclose(expected, again.act(params, again.begin(params, jax.random.key(0), 3), seen)[1])
-    with pytest.raises(SystemExit):
-        command_line.main(["export", str(folder), "--out", str(tmp_path / "export"), "--format", "onnx"])
-    assert "format: onnx does not fit a policy with a memory" in capsys.readouterr().err
+    algorithm = recurrent_sac.make_train(config)
+    after, metrics = jax.eval_shape(lambda key: algorithm.advance(algorithm.init(key)[0], config), jax.random.key(0))
+    assert metrics.update.value.shape == (6,)
+    policy, params = algorithm_of(config).policy(config, make_environment(config.environment)), algorithm.policies(after)[0]
+    memory = jax.eval_shape(lambda params: policy.begin(params, jax.random.key(0), 3), params)
+    after, action = jax.eval_shape(policy.act, params, memory, jnp.zeros((3, 2)))
+    assert action.shape == (3, 1)
+    assert str(after) == str(memory)
+    assert algorithm_of(config).remembers
 
 
 @pytest.mark.parametrize(

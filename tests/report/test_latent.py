@@ -14,11 +14,10 @@ from mbrl_jax.model.rssm import RSSM
 from mbrl_jax.report import beliefs, latent
 from mbrl_jax.report.rollouts import BASE_SEED, play_on
 
-MODEL = {"deterministic": 4, "hidden": [4], "latent": "gaussian", "variables": 2, "encoder": "convolutional"}
 CONFIG = from_dict(
     {
         **{"algorithm": "dreamer", "environment": {"name": "pixels/Pendulum-v1", "time_limit": 50}},
-        "model": {**MODEL, "channels": [6, 6], "patch": 4, "symlog": False},
+        "model": {"deterministic": 4, "hidden": [4], "latent": "gaussian", "variables": 2, "symlog": False},
         "agent": {"hidden": [4], "estimator": "pathwise"},
     }
 )
