@@ -13,7 +13,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbrl_jax.algorithms import dmo, dreamer, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+    from mbrl_jax.algorithms import dmo, dreamer, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc, recurrent_sac
     from mbrl_jax.algorithms.training import Outcome, Result, Train, seed_keys
     from mbrl_jax.config import (
         ConfigError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ModelFreePGConfig,
         ModelFreeQConfig,
         MPCConfig,
+        RecurrentSACConfig,
         load,
         save,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "ModelFreeQConfig",
     "Outcome",
     "Policy",
+    "RecurrentSACConfig",
     "Result",
     "Run",
     "Train",
@@ -62,6 +64,7 @@ __all__ = [
     "model_free_pg",
     "model_free_q",
     "mpc",
+    "recurrent_sac",
     "run",
     "save",
     "seed_keys",
@@ -75,9 +78,10 @@ _MODULES = {
     "algorithms.model_free_pg": "model_free_pg",
     "algorithms.model_free_q": "model_free_q",
     "algorithms.mpc": "mpc",
+    "algorithms.recurrent_sac": "recurrent_sac",
     "algorithms.training": "Outcome Result Train seed_keys",
     "config": "ConfigError DMOConfig DreamerConfig DynaQConfig ImaginedPGConfig MPCConfig ModelFreePGConfig ModelFreeQConfig "
-    "load save",
+    "RecurrentSACConfig load save",
     "environments": "Environment make_environment",
     "imagination.horizon": "Decision HorizonController View",
     "serving.playing": "Policy load_policy",

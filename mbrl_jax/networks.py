@@ -1,4 +1,4 @@
-"""Networks: a plain multilayer perceptron in flax, and second derivatives propagated through it."""
+"""Networks: a plain multilayer perceptron in flax, a gated recurrent unit, and second derivatives of the perceptron."""
 
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +143,20 @@ class MLP(nn.Module):
             x = ACTIVATIONS[self.activation](x)
         x = Dense(self.outputs, columns, linear=not self.output_bias, scale=self.output_scale)(x)
         return (x.T if columns else x).reshape(*before, self.outputs)
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit with layer norm (Cho et al. 2014, arXiv:1406.1078; Ba et al. 2016, arXiv:1607.06450)."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, h: Array, x: Array) -> Array:
+        """[B, units] the next state from the state h [B, units] and inputs [B, N]."""
+        gates = nn.LayerNorm()(Dense(3 * self.units)(jnp.concatenate([h, x], axis=-1)))
+        reset, candidate, update = jnp.split(gates, 3, axis=-1)
+        update = jax.nn.sigmoid(update - 1)  # a fresh unit keeps most of its state
+        return update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1 - update) * h
 
 
 def laplacian(params: Params, x: Array, directions: Array, activation: str) -> Array:

@@ -45,6 +45,8 @@ COLUMNS: dict[str, Column] = {
     "world.reward": Column("squared reward", "its squared error of the reward, of symmetric logarithms where they are used"),
     "world.termination": Column("nats", "its cross-entropy of the termination"),
     "world.divergence": Column("nats", "its surprise: the divergence of the filter's belief from what it expected"),
+    "random_actions.share": Column("share", "real steps whose action was random"),
+    "random_actions.mark": Column("nats", "the filter's surprise above which an action is random"),
     "plan.value": Column("return", "what the planner expected its plan to earn within the horizon, and by the value after it"),
     "plan.spread": Column("return", "standard deviation over the sequences that the planner tried last"),
     "mismatch.total": Column("return", "mean one-step error of the agent's value where its policy goes: value + model + shift"),
@@ -63,7 +65,14 @@ COLUMNS: dict[str, Column] = {
     "is_chosen": Column("flag", "this round's snapshot became the chosen one"),
     "frozen": Column("flag", "the learner has gone non-finite and rests at its last finite parameters"),
 }
-BLOCKS = ("update.", "surrogate.", "lanes.", "world.", "plan.")  # measured in every block, the others once a round
+BLOCKS = (
+    "update.",
+    "surrogate.",
+    "lanes.",
+    "world.",
+    "random_actions.",
+    "plan.",
+)  # measured in every block, the others once a round
 
 
 def describe(column: str) -> Column:

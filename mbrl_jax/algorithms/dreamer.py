@@ -23,9 +23,10 @@ from mbrl_jax import draws as draws_
 from mbrl_jax import replay
 from mbrl_jax.agents.policy_gradient import PGState, PolicyGradient, PolicyGradientLog, Segment, segment_of
 from mbrl_jax.agents.protocol import Policy
-from mbrl_jax.algorithms import phases, training
+from mbrl_jax.algorithms import exploring, phases, training
+from mbrl_jax.algorithms.exploring import Explored
 from mbrl_jax.algorithms.training import BehaviourDraws, Outcome, Stream, Train, stream
-from mbrl_jax.config import ConfigError, DreamerConfig, check
+from mbrl_jax.config import DreamerConfig, check
 from mbrl_jax.environments import Environment, EnvironmentState, environment_of, from_pool
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.horizon import HorizonController, check_controller, controller_of
@@ -54,6 +55,7 @@ class State(NamedTuple):
     key: Array  # [] the seed's own, never changed
     episode: EnvironmentState  # the real episode in progress
     memory: Memory  # of it
+    mark: Array  # [] nats, above which a surprise draws a random action
     real: ReplayState
     model: RSSMState
     lanes: Lanes
@@ -69,6 +71,7 @@ class Metrics(NamedTuple):
     update: PolicyGradientLog  # leaves [blocks]
     lanes: LaneLog  # leaves [blocks]
     world: SequenceLog  # leaves [blocks]
+    random_actions: Explored | None  # leaves [blocks], none where no action is random
     curve_return: Array  # [] mean return of the target actor's greedy real episodes
     frozen: Array  # [] bool, the model or the agent has gone non-finite
 
@@ -78,6 +81,7 @@ class Draws(NamedTuple):
 
     behaviour: BehaviourDraws  # leaves [N, U, ...]
     latent: Array  # [N, U, V] of the filter at each of them
+    random: Array | None  # [N, U] uniform, which actions are random; none where no action is
     pool: Any  # [P] resets, the same for all steps
     rows: Array  # [N, B] uint32, which sequences
     model: SequenceDraws  # leaves [N, T, B, V]
@@ -93,6 +97,7 @@ def draw(config: DreamerConfig, task: Environment, world: WorldModel, key: Array
     return Draws(
         behaviour=jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), behaviour),
         latent=rssm.latents.draw(keys[1], shape),
+        random=None if config.random_actions.rule == "none" else draws_.uniform(jax.random.fold_in(key, len(keys)), shape),
         pool=pool,
         rows=draws_.bits(keys[2], (updates, config.model.batch_size)),
         model=rssm_fitting.draw(rssm, keys[3], (updates,)),
@@ -184,7 +189,7 @@ def make_train(
     def horizon_of(hyper: DreamerConfig) -> HorizonController:
         return controller_of(hyper.imagination, controller)
 
-    _check_task(task)
+    phases.check_stepped(task, "dreamer")
     check_controller(horizon_of(config), config.imagination, world_of(config).spec, None)
 
     def init(key: Array, hyper: DreamerConfig | None = None) -> tuple[State, Array]:
@@ -198,6 +203,7 @@ def make_train(
             key=key,
             episode=episode,
             memory=blank_memory(config, task, ()),
+            mark=jnp.asarray(exploring.FIRST_MARK, jnp.zeros(()).dtype),
             real=real,
             model=model,
             lanes=lanes_.init(config.imagination, horizon, world, model.params, roots),
@@ -219,20 +225,27 @@ def make_train(
         rssm, learner = RSSM(hyper.model, task.spec), learner_of(hyper, task)
         world, horizon = world_of(hyper), horizon_of(hyper)
 
-        def update(carry: Any, draws: Draws) -> tuple[Any, tuple[PolicyGradientLog, LaneLog, SequenceLog]]:
-            time, episode, memory, real, model, lanes, now = carry
+        def update(carry: Any, draws: Draws) -> tuple[Any, tuple[PolicyGradientLog, LaneLog, SequenceLog, Explored | None]]:
+            time, episode, memory, mark, real, model, lanes, now = carry
 
             # act in the real environment, by the belief that is filtered from what is seen
-            def act(carry: Any, drawn: tuple[BehaviourDraws, Array]) -> tuple[Any, None]:
-                (episode, memory, real), (behaviour, latent) = carry, drawn
+            def act(carry: Any, drawn: tuple[BehaviourDraws, Array, Array | None]) -> tuple[Any, Explored | None]:
+                (episode, memory, mark, real), (behaviour, latent, uniform) = carry, drawn
                 seen = episode.observation
                 belief = rssm.observe(model.params, memory.belief, memory.action, seen, memory.first, latent)
                 action = learner.act(now.online.actor, rssm.features(belief), behaviour.explore, behaviour.action)
+                explored = None
+                if uniform is not None:  # real data where the filter is surprised, or anywhere
+                    surprise = rssm.surprise(model.params, belief, seen, memory.first)
+                    random, mark = exploring.explore(hyper.random_actions, mark, surprise, uniform)
+                    action = jnp.where(random, behaviour.action, action)
+                    explored = Explored(random.astype(mark.dtype), mark)
                 episode, transition = task.step(episode, action, from_pool(draws.pool, behaviour.reset))
                 real = real_replay.write(real, training.real_rows(transition))
-                return (episode, Memory(belief, action, transition.terminated | transition.truncated), real), None
+                return (episode, Memory(belief, action, transition.terminated | transition.truncated), mark, real), explored
 
-            (episode, memory, real), _ = jax.lax.scan(act, (episode, memory, real), (draws.behaviour, draws.latent))
+            acting, drawn = (episode, memory, mark, real), (draws.behaviour, draws.latent, draws.random)
+            (episode, memory, mark, real), explored = jax.lax.scan(act, acting, drawn)
 
             # learn the world
             rows, first = rssm_fitting.sample(rssm, real_replay, real, draws.rows)
@@ -249,18 +262,19 @@ def make_train(
 
             # learn to act
             now, (after, lane_log), update_log = learner.learn(now, imagine, training.progress(time, config.steps))
-            return (time + config.update_steps, episode, memory, real, model, after, now), (update_log, lane_log, world_log)
+            carry = (time + config.update_steps, episode, memory, mark, real, model, after, now)
+            return carry, (update_log, lane_log, world_log, jax.tree.map(jnp.mean, explored))
 
         drawing, key = partial(draw, hyper, task, world), stream(state.key, Stream.ROUND, state.time)
-        carry = (state.time, state.episode, state.memory, state.real, state.model, state.lanes, state.agent)
+        carry = (state.time, state.episode, state.memory, state.mark, state.real, state.model, state.lanes, state.agent)
         (time, *rest), logs = training.scan_round(update, carry, drawing, key, steps // config.update_steps)
         return State(time, state.key, *rest), logs
 
     def close(state: State, hyper: DreamerConfig, logs: tuple[Any, ...]) -> tuple[State, Metrics]:
         starts = task.draw_resets(stream(state.key, Stream.CURVE, state.time), (config.evaluation.curve_episodes,))
         curve = jnp.mean(returns_from(state, hyper, starts))
-        update_log, lane_log, world_log = training.average_blocks(logs, config.metric_steps // config.update_steps)
-        return calibrated(state, hyper), Metrics(update_log, lane_log, world_log, curve, frozen(state))
+        updates, lanes, world, explored = training.average_blocks(logs, config.metric_steps // config.update_steps)
+        return calibrated(state, hyper), Metrics(updates, lanes, world, explored, curve, frozen(state))
 
     def frozen(state: State) -> Array:
         return state.model.frozen | state.agent.frozen
@@ -292,14 +306,3 @@ def _drawn(params: RSSMParams, roots: Any, bits: Array) -> Belief:
     """Beliefs [..., ] drawn uniformly from the roots [R, ...] by bits [...]."""
     count = jax.tree.leaves(roots)[0].shape[0]
     return jax.tree.map(lambda leaf: leaf[bits % jnp.uint32(count)], roots)  # type: ignore[no-any-return]
-
-
-def _check_task(task: Environment) -> None:
-    """Refuse a task that the devices do not step."""
-    name = task.spec.name
-    if task.host is not None:
-        raise ConfigError(
-            f"environment.name: {name!r} does not fit; the host steps it, and 'dreamer' acts by its memory on the devices"
-        )
-    if not task.has_simulator:
-        raise ConfigError(f"environment.name: {name!r} does not fit; there is no simulator to act in")

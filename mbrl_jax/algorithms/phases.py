@@ -142,6 +142,22 @@ def collect(
     return state, replay.write(replay.init(), training.real_rows(collected)), returns
 
 
+def check_stepped(task: Environment, algorithm: str) -> None:
+    """Refuse a task that the devices do not step; ``algorithm`` acts by its memory there.
+
+    Raises:
+      ConfigError: the host steps it, or nothing does.
+
+    """
+    name = task.spec.name
+    if task.host is not None:
+        raise ConfigError(
+            f"environment.name: {name!r} does not fit; the host steps it, and {algorithm!r} acts by its memory on the devices"
+        )
+    if not task.has_simulator:
+        raise ConfigError(f"environment.name: {name!r} does not fit; there is no simulator to act in")
+
+
 def act(
     task: Environment,
     agent: Agent,

@@ -7,7 +7,7 @@ import jax
 
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.agents.registry import make_agent
-from mbrl_jax.algorithms import dmo, dreamer, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc
+from mbrl_jax.algorithms import dmo, dreamer, dyna_q, imagined_pg, model_free_pg, model_free_q, mpc, recurrent_sac
 from mbrl_jax.algorithms.hosted import Behaviour, agent_behaviour
 from mbrl_jax.algorithms.phases import world_of
 from mbrl_jax.algorithms.training import Train
@@ -19,6 +19,7 @@ from mbrl_jax.config import (
     ModelFreePGConfig,
     ModelFreeQConfig,
     MPCConfig,
+    RecurrentSACConfig,
     RunConfig,
 )
 from mbrl_jax.environments import Environment
@@ -38,6 +39,7 @@ class Algorithm(NamedTuple):
     loss: str  # what its updates' loss is called
     behaviour: Callable[[Any, Environment], Behaviour] = agent_behaviour  # (config, task) -> what acts while it learns
     takes_engine: bool = False  # whether its make_train takes an ``engine``
+    remembers: bool = False  # whether its policies have a memory
 
 
 def _agent_policy(config: Any, task: Environment) -> Policy:
@@ -73,6 +75,7 @@ ALGORITHMS: dict[type[RunConfig], Algorithm] = {
         imagines=False,
         loss=TD,
         behaviour=mpc.behaviour_of,
+        remembers=True,
     ),
     DMOConfig: Algorithm(
         dmo.make_train, dmo.Metrics, has_model=True, imagines=False, loss=CRITIC, behaviour=dmo.behaviour_of, **_AGENT
@@ -85,6 +88,17 @@ ALGORITHMS: dict[type[RunConfig], Algorithm] = {
         has_model=True,
         imagines=False,
         loss=CRITIC,
+        remembers=True,
+    ),
+    RecurrentSACConfig: Algorithm(
+        recurrent_sac.make_train,
+        recurrent_sac.Metrics,
+        recurrent_sac.policy_of,
+        recurrent_sac.params_of,
+        has_model=False,
+        imagines=False,
+        loss=CRITIC,
+        remembers=True,
     ),
 }
 

@@ -20,6 +20,7 @@ from mbrl_jax.config.schema import (
     MPCConfig,
     PolicyGradientConfig,
     QLearningConfig,
+    RecurrentSACConfig,
     RunConfig,
 )
 
@@ -182,6 +183,8 @@ def _joint_problems(config: RunConfig) -> list[str]:
         _check_dmo(config, problems)
     if isinstance(config, DreamerConfig):
         _check_dreamer(config, problems)
+    if isinstance(config, RecurrentSACConfig):
+        _check_sequences(config, problems)
     return problems
 
 
@@ -445,9 +448,7 @@ def _check_dmo(config: DMOConfig, problems: _Problems) -> None:
 
 def _check_dreamer(config: DreamerConfig, problems: _Problems) -> None:
     require, imagination = problems.require, config.imagination
-    require(config.protocol == "interactive", "protocol", config.protocol, "it acts, so it must be 'interactive'")
-    right = f"it must be a multiple of update_steps ({config.update_steps})"
-    require(config.metric_steps % config.update_steps == 0, "metric_steps", config.metric_steps, right)
+    _check_acting(config, problems)
     require(config.model.kind != "ensemble", "model.kind", "ensemble", "a latent world is filtered, as 'rssm' is")
     kind = imagination.controller.kind
     right = f"a latent world has one member, so its rollouts end by depth or by drift: {', '.join(LATENT)}"
@@ -456,6 +457,21 @@ def _check_dreamer(config: DreamerConfig, problems: _Problems) -> None:
     require(imagination.penalty == "none", "imagination.penalty", imagination.penalty, right)
     right = "a latent world has no members to choose among, so it must be 'ts1'"
     require(imagination.sampling == "ts1", "imagination.sampling", imagination.sampling, right)
+
+
+def _check_acting(config: DreamerConfig | RecurrentSACConfig, problems: _Problems) -> None:
+    """Check the real steps between updates."""
+    require = problems.require
+    require(config.protocol == "interactive", "protocol", config.protocol, "it acts, so it must be 'interactive'")
+    right = f"it must be a multiple of update_steps ({config.update_steps})"
+    require(config.metric_steps % config.update_steps == 0, "metric_steps", config.metric_steps, right)
+
+
+def _check_sequences(config: RecurrentSACConfig, problems: _Problems) -> None:
+    _check_acting(config, problems)
+    length, rows = config.agent.sequence, config.random_transitions
+    right = f"the first update draws from random_transitions ({rows}) and the steps after them, so it must be at most {rows}"
+    problems.require(length <= rows, "agent.sequence", length, right)
 
 
 def holdout_stride(config: RunConfig) -> int:

@@ -606,6 +606,17 @@ def _latent_lanes() -> LanesConfig:
 
 
 @settings
+class RandomActionsConfig:
+    """Random actions among those of a policy that acts by a filter."""
+
+    rule: Literal["none", "uniform", "surprise"] = static("none")
+    """Which actions are random: none, some anywhere, or those where the filter's surprise, the divergence of the belief after the
+    observation from the one that expected it, is above a mark that follows its largest values."""
+    share: float = traced(0.1, minimum=0, maximum=1)
+    """Share of the real steps whose action is random."""
+
+
+@settings
 class DreamerConfig(ModelBasedConfig):
     """An actor and a critic that learn in the latent world of a recurrent state-space model (Dreamer)."""
 
@@ -621,6 +632,7 @@ class DreamerConfig(ModelBasedConfig):
     """Steps over which the logged losses are averaged."""
     update_steps: int = static(5, minimum=1)
     """Real steps between two updates; each is one of the model, of the actor and of the critic."""
+    random_actions: RandomActionsConfig = group(RandomActionsConfig)
     model: Any = kinds(MODELS, _rssm)
     imagination: LanesConfig = group(_latent_lanes)
     """Imagined rollouts of every update, which begin at the beliefs of its minibatch."""
@@ -637,6 +649,62 @@ class DreamerConfig(ModelBasedConfig):
         return self.imagination.lanes * self.imagination.steps // self.update_steps
 
 
+@settings
+class RecurrentConfig:
+    """An actor and critics that remember by recurrent networks and learn from sequences of real transitions."""
+
+    units: int = static(64, minimum=1)
+    """Numbers of a memory; the actor has one, and the critics share another."""
+    hidden: tuple[int, ...] = static((64,), minimum=1)
+    """Widths of the hidden layers of the encoders and of the heads."""
+    activation: Literal["silu", "tanh", "gelu", "relu"] = static("silu")
+    """Nonlinearity between layers."""
+    critics: int = static(2, minimum=1)
+    """Critics on one memory, of which a value is the least."""
+    learning_rate: float = traced(1e-3, above=0)
+    """Adam's step size for the actor, at the first update."""
+    critic_learning_rate: float = traced(1e-3, above=0)
+    """The same for the critics."""
+    learning_rate_decay: float = traced(0.5, minimum=0, maximum=1)
+    """Share of these step sizes which is gone, linearly, by the run's last update."""
+    gradient_clip: float | None = static(10.0, above=0)
+    """Largest Euclidean norm of the actor's gradient, and of the critics'; none leaves them as they are."""
+    discount: float = traced(0.99, minimum=0, maximum=1)
+    """Discount factor, gamma."""
+    target_rate: float = traced(0.02, above=0, maximum=1)
+    """Share of the critics that the target critics take over at each update, tau."""
+    temperature: float = traced(0.1, minimum=0)
+    """What a nat of the policy's entropy is worth, in units of the reward."""
+    batch_size: int = static(16, minimum=1)
+    """Sequences of a minibatch, B."""
+    sequence: int = static(16, minimum=2)
+    """Successive real transitions of a sequence, T."""
+
+
+@settings
+class RecurrentSACConfig(RunConfig):
+    """Soft actor-critic with a recurrent memory, from sequences of real transitions alone."""
+
+    protocol: Literal["batch", "interactive"] = static("interactive")
+    """It acts, so it must be interactive."""
+    random_transitions: int = static(1_000, minimum=2)
+    """Real transitions collected by the uniform random policy."""
+    steps: int = static(19_000, minimum=1)
+    """Steps of the main loop; each of them is one more real transition."""
+    round_steps: int = static(1_000, minimum=1)
+    """Steps of a round; a round ends with an evaluation."""
+    metric_steps: int = static(100, minimum=1)
+    """Steps over which the logged losses are averaged."""
+    update_steps: int = static(5, minimum=1)
+    """Real steps between two updates; each is one of the critics and of the actor."""
+    agent: RecurrentConfig = group(RecurrentConfig)
+
+    @property
+    def updates(self) -> int:
+        """The agent's updates in all."""
+        return self.steps // self.update_steps
+
+
 ALGORITHMS: dict[str, type[RunConfig]] = {
     "dyna_q": DynaQConfig,
     "model_free_q": ModelFreeQConfig,
@@ -645,6 +713,7 @@ ALGORITHMS: dict[str, type[RunConfig]] = {
     "mpc": MPCConfig,
     "dmo": DMOConfig,
     "dreamer": DreamerConfig,
+    "recurrent_sac": RecurrentSACConfig,
 }
 
 

@@ -19,6 +19,7 @@ from jax import Array
 
 from mbrl_jax.model import rssm_fitting
 from mbrl_jax.model.rssm import RSSM, Belief, RSSMParams
+from mbrl_jax.model.rssm_fitting import Sequences
 from mbrl_jax.replay import Rows
 
 LEAST_DEVIATION = 1e-2  # of an axis of the features; one that varies less is divided by this
@@ -41,6 +42,15 @@ class Drift(NamedTuple):
     round_trip: Array  # [D, B] root mean square over the latents
     divergence: Array  # [D, B] nats
     error: Array  # [D, B] squared, on the task's scale, summed over axes
+    valid: Array  # [D, B] bool, the episode has gone on so far
+
+
+class OpenLoop(NamedTuple):
+    """What a rollout without observations believes along the D last steps of T, beside what the filter does."""
+
+    filtered: Sequences  # leaves [T, B, ...] along all steps, by the observations
+    dreamt: Belief  # leaves [D, B, ...] without them
+    prior: Array  # [D, B, P] what the rollout expected
     valid: Array  # [D, B] bool, the episode has gone on so far
 
 
@@ -83,6 +93,22 @@ def real_features(rssm: RSSM, params: RSSMParams, rows: Rows, first: Array) -> t
     return features.reshape(-1, features.shape[-1]), group.reshape(-1)
 
 
+def open_loop(rssm: RSSM, params: RSSMParams, rows: Rows, first: Array, warm: int) -> OpenLoop:
+    """Roll out by the actions of real sequences [T, B], after ``warm`` steps of the filter; arguments as of :func:`along`."""
+    if not 1 <= warm < first.shape[0]:
+        raise ValueError(f"warm: {warm!r} is out of range; of sequences of {first.shape[0]} it must be from 1 to one less")
+    filtered = rssm_fitting.unroll(rssm, params, rows, first.at[0].set(True), None)
+    start = jax.tree.map(lambda leaf: leaf[warm - 1], filtered.after)
+
+    def step(belief: Belief, action: Array) -> tuple[Belief, tuple[Belief, Array]]:
+        after = rssm.step(params, belief, action, None).belief
+        return after, (after, rssm.prior(params, after.deterministic))
+
+    _, (dreamt, prior) = jax.lax.scan(step, start, rows.action[warm:])
+    ended = jnp.cumsum(first[warm:].astype(jnp.int32), axis=0) > 0
+    return OpenLoop(filtered, dreamt, prior, ~ended)
+
+
 def along(rssm: RSSM, params: RSSMParams, bank: Bank, rows: Rows, first: Array, warm: int) -> Drift:
     """Measure an open-loop rollout by the actions of real sequences.
 
@@ -95,26 +121,17 @@ def along(rssm: RSSM, params: RSSMParams, bank: Bank, rows: Rows, first: Array, 
       warm: transitions that the filter sees before the rollout begins, below T; the measures are of the T - ``warm`` others.
 
     """
-    if not 1 <= warm < first.shape[0]:
-        raise ValueError(f"warm: {warm!r} is out of range; of sequences of {first.shape[0]} it must be from 1 to one less")
-    told = rssm_fitting.unroll(rssm, params, rows, first.at[0].set(True), None)
-    start = jax.tree.map(lambda leaf: leaf[warm - 1], told.after)
-
-    def step(belief: Belief, action: Array) -> tuple[Belief, tuple[Belief, Array]]:
-        after = rssm.step(params, belief, action, None).belief
-        return after, (after, rssm.prior(params, after.deterministic))
-
-    _, (dreamt, prior) = jax.lax.scan(step, start, rows.action[warm:])
+    told = open_loop(rssm, params, rows, first, warm)
+    dreamt = told.dreamt
     features = rssm.features(dreamt)
     decoded = rssm.decode(params, features)
     again = rssm.posterior(params, dreamt.deterministic, rssm.encode(params, rssm.observation(params, features)))
-    ended = jnp.cumsum(first[warm:].astype(jnp.int32), axis=0) > 0
     return Drift(
         novelty=novelty(bank, features),
         round_trip=jnp.sqrt(jnp.mean(jnp.square(rssm.latents.mode(again) - dreamt.stochastic), axis=-1)),
-        divergence=rssm.latents.divergence(told.posterior[warm:], prior),
+        divergence=rssm.latents.divergence(told.filtered.posterior[warm:], told.prior),
         error=jnp.sum(jnp.square(decoded - rssm.seen(rows.next_observation[warm:])), axis=-1),
-        valid=~ended,
+        valid=told.valid,
     )
 
 

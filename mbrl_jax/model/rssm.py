@@ -13,7 +13,6 @@ episode begins, h is 0 and z is the posterior's.
 from functools import partial
 from typing import Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -22,9 +21,10 @@ from mbrl_jax import draws
 from mbrl_jax.config import WorldConfig, settings, static, traced
 from mbrl_jax.environments import EnvironmentSpec
 from mbrl_jax.model import latents
+from mbrl_jax.model.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Patches, patches_of
 from mbrl_jax.model.latents import Latents, symexp, symlog
 from mbrl_jax.model.protocol import Imagined
-from mbrl_jax.networks import MLP, Dense, Params
+from mbrl_jax.networks import GRU, MLP, Params
 
 
 @settings
@@ -43,6 +43,12 @@ class RSSMConfig(WorldConfig):
     """Share of the uniform distribution in every categorical one."""
     hidden: tuple[int, ...] = static((64,), minimum=1)
     """Widths of the hidden layers of the encoder, the prior, the posterior, the decoder and the heads."""
+    encoder: Literal["mlp", "convolutional"] = static("mlp")
+    """What encodes and decodes observations; convolutions need images."""
+    channels: tuple[int, ...] = static((8, 16, 32), minimum=1)
+    """Channels of each convolution (encoder: convolutional), the first first; the decoder has them the other way round."""
+    patch: int = static(2, minimum=2)
+    """Pixels of the side of every convolution's kernel, and of its stride."""
     activation: Literal["silu", "tanh", "gelu", "relu"] = static("silu")
     """Nonlinearity between layers."""
     symlog: bool = static(True)
@@ -99,20 +105,6 @@ class StepDraws(NamedTuple):
     terminated: Array  # [...] uniform
 
 
-class GRU(nn.Module):
-    """A gated recurrent unit with layer norm (Cho et al. 2014, arXiv:1406.1078; Ba et al. 2016, arXiv:1607.06450)."""
-
-    units: int
-
-    @nn.compact
-    def __call__(self, h: Array, x: Array) -> Array:
-        """[B, units] the next state from the state h [B, units] and inputs [B, N]."""
-        gates = nn.LayerNorm()(Dense(3 * self.units)(jnp.concatenate([h, x], axis=-1)))
-        reset, candidate, update = jnp.split(gates, 3, axis=-1)
-        update = jax.nn.sigmoid(update - 1)  # a fresh unit keeps most of its state
-        return update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1 - update) * h
-
-
 class RSSM(NamedTuple):
     """The model's settings and the task's sizes, with the functions of a latent world."""
 
@@ -132,8 +124,35 @@ class RSSM(NamedTuple):
         return self.config.deterministic + self.latents.size
 
     def network(self, outputs: int) -> MLP:
-        """One of the networks but the recurrence, with as many outputs."""
+        """One of the dense networks, with as many outputs."""
         return MLP(self.config.hidden, outputs, self.config.activation, layer_norm=True)
+
+    @property
+    def encoder(self) -> MLP | ConvolutionalEncoder:
+        """Maps observations [..., D] to codes [..., C]."""
+        config = self.config
+        if config.encoder == "convolutional":
+            return ConvolutionalEncoder(self._patches(), config.channels, config.hidden[-1], config.activation)
+        return self.network(config.hidden[-1])
+
+    @property
+    def decoder(self) -> MLP | ConvolutionalDecoder:
+        """Maps features [..., F] to observations [..., D]."""
+        if self.config.encoder == "convolutional":
+            return ConvolutionalDecoder(self._patches(), self.config.channels, self.config.activation)
+        return self.network(self.spec.observation_size)
+
+    def _patches(self) -> Patches:
+        return patches_of(self.spec, self.config.channels, self.config.patch)
+
+    def check(self) -> None:
+        """Refuse an encoder that does not fit the task.
+
+        Raises:
+          ConfigError: convolutions are asked for where observations are no images, or more of them than an image has room for.
+
+        """
+        _ = self.encoder
 
     def init(self, key: Array) -> RSSMParams:
         """Fresh parameters."""
@@ -146,11 +165,11 @@ class RSSM(NamedTuple):
             return self.network(outputs).init(keys[place], jnp.zeros((1, inputs)))
 
         return RSSMParams(
-            encoder=fresh(0, spec.observation_size, code),
+            encoder=self.encoder.init(keys[0], jnp.zeros((1, spec.observation_size))),
             recurrence=GRU(size).init(keys[1], jnp.zeros((1, size)), jnp.zeros((1, self.latents.size + actions))),
             prior=fresh(2, size, self.latents.parameters),
             posterior=fresh(3, size + code, self.latents.parameters),
-            decoder=fresh(4, state, spec.observation_size),
+            decoder=self.decoder.init(keys[4], jnp.zeros((1, state))),
             reward=fresh(5, state, 1),
             termination=fresh(6, state, 1),
         )
@@ -190,7 +209,7 @@ class RSSM(NamedTuple):
 
     def encode(self, params: RSSMParams, observation: Array) -> Array:
         """[..., C] codes of observations [..., D]."""
-        return jnp.asarray(self.network(self.config.hidden[-1]).apply(params.encoder, self.seen(observation)))
+        return jnp.asarray(self.encoder.apply(params.encoder, self.seen(observation)))
 
     def seen(self, observation: Array) -> Array:
         """Observations [..., D] as the encoder sees them and the decoder predicts them."""
@@ -200,7 +219,7 @@ class RSSM(NamedTuple):
 
     def decode(self, params: RSSMParams, features: Array) -> Array:
         """[..., D] predicted observations, as :meth:`seen` has them."""
-        return jnp.asarray(self.network(self.spec.observation_size).apply(params.decoder, features))
+        return jnp.asarray(self.decoder.apply(params.decoder, features))
 
     def observation(self, params: RSSMParams, features: Array) -> Array:
         """[..., D] predicted observations in the task's own units."""
@@ -256,6 +275,14 @@ class RSSM(NamedTuple):
             return begun
         after = self.filter(params, belief, action, code, drawn)[0]
         return jax.tree.map(partial(jnp.where, first[..., None]), begun, after)
+
+    def surprise(self, params: RSSMParams, belief: Belief, observation: Array, first: Array) -> Array:
+        """[...] nats, the divergence of beliefs [...] by the last observations [..., D] from what was expected before them; where
+        ``first`` [...] holds nothing was, and it is 0.
+        """
+        posterior = self.posterior(params, belief.deterministic, self.encode(params, observation))
+        divergence = self.latents.divergence(posterior, self.prior(params, belief.deterministic))
+        return jnp.where(first, 0.0, divergence)
 
     def step(self, params: RSSMParams, belief: Belief, action: Array, drawn: StepDraws | None) -> Imagined:
         """One imagined step of rollouts [...], leaves [...]; without draws the most likely one."""

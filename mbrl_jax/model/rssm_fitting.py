@@ -202,9 +202,10 @@ def world_of(rssm: RSSM, replay: Replay, *, first_rows: int) -> WorldModel:
       first_rows: transitions that the first fit is made to.
 
     Raises:
-      ConfigError: they do not hold a sequence to learn from and one to measure errors on.
+      ConfigError: they do not hold a sequence to learn from and one to measure errors on, or the encoder does not fit the task.
 
     """
+    rssm.check()
     config, length = rssm.config, rssm.config.sequence
     held = max(1, first_rows // HELD_OUT // length)
     if first_rows < (held + 1) * length:

@@ -31,7 +31,8 @@ def section(entries: Sequence[Entry], figures: Figures) -> str:
         if not entry.has_model:
             parts.append(markup.paragraph(f"{entry.label} learns without a model."))
         if entry.latent:
-            parts += [markup.heading(entry.label), markup.side_by_side(*latent.fits(entry, figures))]
+            drawn = [*latent.fits(entry, figures), *latent.followed(entry, figures)]
+            parts += [markup.heading(entry.label), markup.side_by_side(*drawn)]
     if modelled:
         parts += [markup.paragraph(text) for text in _meaning(modelled)]
     for entry in modelled:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
 from unittest import mock
 
+import guests
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms.memories import cue
 from algorithms.stages import stages_of
 
 import mbrl_jax
@@ -28,7 +29,7 @@ from mbrl_jax.config import (
     save,
     to_dict,
 )
-from mbrl_jax.environments import Environment, EnvironmentSpec, EnvironmentState, Transition, make_environment, restart
+from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.horizon import controller_settings, make_controller
 from mbrl_jax.model.rssm import RSSM, Belief, RSSMConfig
@@ -57,37 +58,6 @@ CONFIG = DreamerConfig(
     agent=PolicyGradientConfig(hidden=(16,), learning_rate=3e-3, critic_learning_rate=1e-2, discount=0.9, entropy_weight=0.03),
     evaluation=EvaluationConfig(episodes=20, curve_episodes=4),
 )
-
-
-class Inner(NamedTuple):
-    cue: jax.Array
-    time: jax.Array
-
-
-def cue(limit=30):
-    """An episode of two steps: a sign is shown, then it is hidden, and an action earns +1 if it fits the sign and -1 if not."""
-    spec = EnvironmentSpec("a cue", observation_size=2, action_count=2, time_limit=limit, observation_scale=(1.0, 1.0))
-
-    def draw_resets(key, shape):
-        sign = jnp.where(jax.random.bernoulli(key, 0.5, shape), 1.0, -1.0)
-        return EnvironmentState(Inner(sign, jnp.zeros(shape, jnp.int32)), jnp.stack([sign, jnp.zeros(shape)], axis=-1))
-
-    def step(state, action, fresh):
-        time = state.inner.time + 1
-        observation = jnp.stack([jnp.zeros(()), time.astype(jnp.float32)])
-        earned = state.inner.cue * (2 * action - 1).astype(jnp.float32)
-        transition = Transition(
-            observation=state.observation,
-            action=action,
-            reward=jnp.where(time == 2, earned, 0.0),
-            next_observation=observation,
-            terminated=time == 2,
-            truncated=time >= limit,
-            elapsed=state.inner.time,
-        )
-        return restart(EnvironmentState(Inner(state.inner.cue, time), observation), fresh, time >= 2), transition
-
-    return Environment(spec, draw_resets, step)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +107,36 @@ def test_a_real_step_is_stored_as_it_was_made_and_remembered(trained):
     np.testing.assert_array_equal(state.memory.first[0], second[-1])
     assert state.memory.action[0] == action[-1]
     assert state.time == CONFIG.steps
+
+
+@pytest.mark.parametrize(
+    "task", [guests.dots(EnvironmentConfig()), make_environment(EnvironmentConfig(name="pixels/CartPole-v1"))]
+)
+def test_images_go_through_convolutions(task):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, encoder="convolutional", channels=(2, 3)))
+    algorithm = dreamer.make_train(config, environment=task)
+    state, _ = jax.eval_shape(algorithm.init, jax.random.key(0))
+    encoder = state.model.params.encoder["params"]
+    assert {name: leaf["kernel"].shape for name, leaf in encoder.items() if "Dense" in name} == {
+        "Dense_0": (4, 2),
+        "Dense_1": (8, 3),
+        "Dense_2": (task.spec.observation_size // 16 * 3, 16),
+    }
+    policy, params = dreamer.policy_of(config, task), dreamer.params_of(config, task)
+    memory = jax.eval_shape(lambda params: policy.begin(params, jax.random.key(0), 3), params)
+    after, action = jax.eval_shape(policy.act, params, memory, jnp.zeros((3, task.spec.observation_size)))
+    assert action.shape == (3, *task.spec.action_shape)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), memory
+    )
+
+
+def test_convolutions_of_what_is_no_image_are_refused():
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, encoder="convolutional"))
+    with pytest.raises(
+        ConfigError, match="model.encoder: 'convolutional' does not fit; observations of 'a cue' are vectors of 2"
+    ):
+        dreamer.make_train(config, environment=cue())
 
 
 def test_lanes_begin_at_beliefs_in_which_an_episode_goes_on():
@@ -243,6 +243,7 @@ POSITIONS = {
     },
     "imagination": {"lanes": 3, "steps": 2, "cap": 2, "restart": "per_step", "controller": {"kind": "fixed", "length": 2}},
     "agent": {"hidden": [4], "estimator": "pathwise"},
+    "random_actions": {"rule": "surprise", "share": 0.3},
     "evaluation": {"episodes": 2, "curve_episodes": 2},
 }
 
@@ -262,6 +263,7 @@ def test_a_run_is_saved_stopped_resumed_read_played_and_reported(tmp_path, capsy
     for one, other in zip(read.result.metrics, whole.result.metrics, strict=True):
         jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(one), jax.tree.leaves(other))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), read.result.fit, whole.result.fit)
+    assert (read.result.metrics.random_actions.mark > 0).all()
     policy = mbrl_jax.load_policy(folder)
     assert policy(np.zeros((2, 3, 2), np.float32)).shape == (2, 3, 1)
     playing_ = policy.play(3, seed=1)

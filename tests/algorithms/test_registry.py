@@ -14,6 +14,7 @@ ONE_OF_EACH = (
     "cartpole_mpc",
     "pendulum_dmo",
     "cartpole_positions",
+    "cartpole_positions_model_free",
 )
 
 

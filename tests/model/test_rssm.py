@@ -110,6 +110,15 @@ def test_a_policys_filter_has_the_beliefs_that_the_model_learned_from(unrolled, 
         action = ROWS.action[step]
 
 
+def test_a_policys_surprise_is_that_of_the_transition_that_led_to_what_it_sees(unrolled):
+    rssm = GAUSSIAN
+    told, params = unrolled(rssm, ROWS, FIRST, drawn(rssm)), fresh(GAUSSIAN)
+    expected = np.concatenate([np.zeros((1, B)), np.asarray(rssm.latents.divergence(told.posterior, told.prior))[:-1]])
+    found = jax.jit(rssm.surprise)(params, told.before, ROWS.observation, FIRST)
+    np.testing.assert_allclose(found, np.where(FIRST, 0, expected), rtol=1e-3, atol=1e-4)
+    assert (expected[~np.asarray(FIRST)] > 0.01).all()
+
+
 def losses_of(rssm, **weights):
     config = dataclasses.replace(rssm.config, **weights)
     return lambda params: rssm_fitting.loss(RSSM(config, SPEC), params, ROWS, FIRST, drawn(rssm))[0]

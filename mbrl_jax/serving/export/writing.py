@@ -12,7 +12,7 @@ import numpy as np
 from mbrl_jax import packages
 from mbrl_jax.agents.protocol import Policy, without_memory
 from mbrl_jax.algorithms.registry import algorithm_of
-from mbrl_jax.config import ConfigError, DreamerConfig, MPCConfig, algorithm_name, to_dict
+from mbrl_jax.config import ConfigError, DreamerConfig, algorithm_name, to_dict
 from mbrl_jax.environments import Environment
 from mbrl_jax.runs import results
 from mbrl_jax.runs.callbacks import require
@@ -70,7 +70,7 @@ def export(
     _check(asked, out)
     source = open_source(folder, asked.seed, asked.best, asked.ensemble, environment)
     latent = isinstance(source.config, DreamerConfig)
-    remembers = latent or isinstance(source.config, MPCConfig)
+    remembers = algorithm_of(source.config).remembers
     _check_memory(asked, remembers)
     if asked.what == "model" and source.model is None:
         raise ConfigError(f"what: 'model' does not fit; {algorithm_name(source.config)!r} has learned no model")
