@@ -81,8 +81,8 @@ COLOURS = {
     "adaptive": "#2a2a2a",
     "host": "#7a9e9f",
     "pg": "#8d6a9f",
-    "sac": "#d1495b",
-    "ppo": "#66a182",
+    "sac": "#2d7dd2",
+    "ppo": "#97ab16",
 }
 ELSEWHERE = {("swingup", "sac"): "swingup_sac", ("hopper", "sac"): "hopper_sac"}  # arms of the study of continuous control
 
@@ -225,10 +225,15 @@ def stage_table(out: Path) -> None:
             pairs = arm not in ("decoupled", *OTHERS) and len(base) == len(returns)
             paired = str(statistics.estimate(returns - base)) if pairs else ""
             table.add_row(*cells, "never" if np.isnan(first) else f"{first:,.0f}", paired)
-            figures.draw_band(ax, np.asarray(told["steps"]) / 1e3, np.asarray(told["curves"]), arm, COLOURS[arm])
+            steps = np.asarray(told["steps"]) / 1e3
+            if steps[0] == steps[-1]:  # all of whose real steps were taken before it learned
+                ax.plot(steps[-1:], [statistics.interquartile_mean(returns)], "D", markersize=4, label=arm, color=COLOURS[arm])
+            else:
+                figures.draw_band(ax, steps, np.asarray(told["curves"]), arm, COLOURS[arm])
         Console(width=140).print(table)
         ax.axhline(mark, color="black", linewidth=0.6, linestyle=":")
         ax.set_title(task, fontsize=9)
+        ax.set_xscale("log")
         ax.set_xlabel("steps of the simulators, thousands")
         ax.set_ylabel("return, IQM over seeds")
         ax.legend(frameon=False, fontsize=7)
