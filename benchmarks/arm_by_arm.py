@@ -1,13 +1,19 @@
-"""The arms of a study: trained one after another, each written to a file of its own, and none that is on file trained again."""
+"""The arms of a study: trained one after another, each written to a file of its own, and none that is on file trained again; and
+rounds of an arm to be timed.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax import packages, statistics, strict_json
+from mbrl_jax.algorithms.registry import algorithm_of
+from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import RunConfig, to_dict
 from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
@@ -68,3 +74,17 @@ def train(
             strict_json.write(place, kept_of(run, task, arm, keep(run)), indent=indent)
             told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
             print(f"{place.stem}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def rounds_of(config: RunConfig, seeds: int) -> tuple[Callable[[], None], int]:
+    """What trains ``seeds`` agents for one more round, and the steps of the simulators that this takes."""
+    train = algorithm_of(config).make_train(config)
+    axes = train.axes
+    held: list[Any] = [jax.jit(jax.vmap(train.init, out_axes=(axes, 0)))(keys_of(0, jnp.arange(seeds)))[0]]
+    held[0], _ = jax.jit(jax.vmap(train.fit, in_axes=(axes, None), out_axes=(axes, 0)))(held[0], config)
+    advance = jax.jit(jax.vmap(train.advance, in_axes=(axes, None), out_axes=(axes, 0)))
+
+    def go_on() -> None:
+        held[0], _ = jax.block_until_ready(advance(held[0], config))
+
+    return go_on, seeds * config.round_steps * config.environment.action_repeat

@@ -43,20 +43,16 @@ import importlib.util
 import statistics as numbers
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import arm_by_arm
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from mbrl_jax import packages, statistics, strict_json
-from mbrl_jax.algorithms.registry import algorithm_of
-from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import RunConfig, load
 from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.report import figures
@@ -142,26 +138,12 @@ def first_at(told: dict[str, Any], mark: float) -> float:
     return next((step for step, now in zip(told["steps"], value, strict=True) if now >= mark), float("nan"))
 
 
-def rounds_of(config: RunConfig, seeds: int) -> tuple[Callable[[], None], int]:
-    """What trains ``seeds`` agents for one more round, and the steps of the simulators that this takes."""
-    train = algorithm_of(config).make_train(config)
-    axes = train.axes
-    held: list[Any] = [jax.jit(jax.vmap(train.init, out_axes=(axes, 0)))(keys_of(0, jnp.arange(seeds)))[0]]
-    held[0], _ = jax.jit(jax.vmap(train.fit, in_axes=(axes, None), out_axes=(axes, 0)))(held[0], config)
-    advance = jax.jit(jax.vmap(train.advance, in_axes=(axes, None), out_axes=(axes, 0)))
-
-    def go_on() -> None:
-        held[0], _ = jax.block_until_ready(advance(held[0], config))
-
-    return go_on, seeds * config.round_steps * config.environment.action_repeat
-
-
 def stage_speed(out: Path, seeds: int) -> None:
     """Time rounds of every method on the swing-up."""
     execution.use_compilation_cache()
     configs: dict[str, RunConfig] = {name: arms("swingup")[name] for name in GRADIENTS}
     configs |= {name: load(ROOT / "configs" / f"swingup_{name}.yaml") for name in ("sac", "mbpo")}
-    ready = {name: rounds_of(config, seeds) for name, config in configs.items()}
+    ready = {name: arm_by_arm.rounds_of(config, seeds) for name, config in configs.items()}
     if importlib.util.find_spec("rejax") is not None:
         sys.path.append(str(Path(__file__).parent / "rivals"))
         import rejax_ppo

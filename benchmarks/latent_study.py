@@ -4,6 +4,7 @@
     python benchmarks/latent_study.py train cartpole --arms dreamer --seeds 16
     python benchmarks/latent_study.py train pixels --seeds 8
     python benchmarks/latent_study.py gpu --seeds 8             # MinAtar, for a GPU
+    python benchmarks/latent_study.py throughput                # real steps a second by seeds, in one quiet run
     python benchmarks/latent_study.py table
 
 An arm is trained, written to benchmarks/results/latent/TASK_ARM.json, and not trained again; so a call that is cut off goes on
@@ -18,6 +19,9 @@ where it stopped. `dreamer` is the preset TASK_positions, or, of `pixels`, the p
 
 `gpu` trains breakout_pixels on gymnax's Breakout and SpaceInvaders of MinAtar, 500,000 real steps of each, or `--steps`.
 
+`throughput` times rounds of 250 real steps of cartpole_positions, 50 updates and the learning curve's episodes included: medians
+of three after one that warms up, of all numbers of seeds in turn. It writes throughput.json.
+
 Returns are means of 50 greedy episodes of the last policy; for the ensembles those of the policy that imagination chose stand
 beside them. `table` also prints differences of arms that share seeds and real steps, with their 95 % intervals. The presets'
 settings were tuned on base seed 7,000, the arms run on base seed 0.
@@ -25,6 +29,8 @@ settings were tuned on base seed 7,000, the arms run on base seed 0.
 
 import argparse
 import itertools
+import statistics as numbers
+import time
 import typing
 from collections.abc import Sequence
 from functools import partial
@@ -36,9 +42,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbrl_jax import statistics, strict_json, trees
-from mbrl_jax.config import RunConfig, load, with_settings
-from mbrl_jax.runs import results
+from mbrl_jax import packages, statistics, strict_json, trees
+from mbrl_jax.config import RunConfig, load, to_dict, with_settings
+from mbrl_jax.runs import execution, results
 from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +54,7 @@ PRESETS = {"cartpole": "cartpole_positions", "pendulum": "pendulum_positions", "
 MINATAR = {"breakout": "Breakout-MinAtar", "space_invaders": "SpaceInvaders-MinAtar"}
 RECURRENT = {"cartpole": "cartpole_positions_model_free"}
 PAIRED = (("recurrent", "dreamer"), ("explore_surprise", "explore_uniform"), ("explore_surprise", "dreamer"))
+SEEDS = (1, 4, 16, 64)  # of `throughput`
 WITHOUT_MEMORY = {"cartpole": "cartpole_interactive", "pendulum": "pendulum_pg"}
 
 
@@ -124,10 +131,41 @@ def table(out: Path) -> None:
         Console(width=140).print(each)
 
 
+def throughput(out: Path) -> None:
+    """Time rounds by seeds."""
+    execution.use_compilation_cache()
+    config = with_settings(
+        load(ROOT / "configs" / "cartpole_positions.yaml"), {"steps": 1_000, "round_steps": 250, "metric_steps": 50}
+    )
+    ready = {seeds: arm_by_arm.rounds_of(config, seeds) for seeds in SEEDS}
+    seconds: dict[int, list[float]] = {seeds: [] for seeds in SEEDS}
+    for repetition in range(4):
+        for seeds, (go_on, _) in ready.items():
+            start = time.perf_counter()
+            go_on()
+            if repetition:  # the first one compiles
+                seconds[seeds].append(time.perf_counter() - start)
+    medians = {seeds: numbers.median(each) for seeds, each in seconds.items()}
+    shown = Table("seeds", "seconds of 250 real steps", "real steps a second, all seeds", "times one seed")
+    for seeds, each in medians.items():
+        shown.add_row(str(seeds), f"{each:.2f}", f"{ready[seeds][1] / each:,.0f}", f"{each / medians[SEEDS[0]]:.1f}")
+    Console().print(shown)
+    content = {
+        "config": to_dict(config),
+        "seconds_of_rounds": {str(seeds): [round(x, 4) for x in each] for seeds, each in seconds.items()},
+        "steps_a_second": {str(seeds): round(ready[seeds][1] / each, 1) for seeds, each in medians.items()},
+        "versions": packages.versions(execution.PACKAGES),
+        "device": execution.device(),
+        "precision": "float32, matrix products default",
+        "git": packages.git_revision(),
+    }
+    strict_json.write(out / "throughput.json", content)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("train", "gpu", "table"))
+    parser.add_argument("command", choices=("train", "gpu", "throughput", "table"))
     parser.add_argument("tasks", nargs="*", help=f"of {', '.join(MARKS)}, or of {', '.join(MINATAR)} (gpu); none is all")
     parser.add_argument("--arms", nargs="*", default=())
     parser.add_argument("--seeds", type=int, default=16)
@@ -138,6 +176,9 @@ def main(words: Sequence[str] | None = None) -> None:
     known = MINATAR if asked.command == "gpu" else MARKS
     if unknown := set(asked.tasks) - set(known):
         raise SystemExit(f"tasks: {sorted(unknown)} are not known; they must be of {', '.join(known)}")
+    if asked.command == "throughput":
+        throughput(asked.out)
+        return
     if asked.command != "table":
         studies = minatar(asked.steps) if asked.command == "gpu" else {task: arms(task) for task in MARKS}
         studies = {task: studies[task] for task in asked.tasks or studies}

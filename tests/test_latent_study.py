@@ -61,3 +61,25 @@ def test_arms_are_compared_where_they_share_seeds_and_real_steps(tmp_path, capsy
     write("recurrent", [60.0, 160.0, 440.0], steps=(10, 30))
     latent_study.table(tmp_path)
     assert "recurrent - dreamer" not in capsys.readouterr().out
+
+
+def test_rounds_are_timed_by_seeds_in_turn_and_the_first_is_left_out(tmp_path, monkeypatch, capsys):
+    turns, now = {}, iter(0.5 * i for i in range(1_000))
+
+    def rounds_of(config, seeds):
+        check(config, type(config))
+        turns[seeds] = 0
+
+        def go_on():
+            turns[seeds] += 1
+
+        return go_on, seeds * config.round_steps
+
+    monkeypatch.setattr(latent_study.arm_by_arm, "rounds_of", rounds_of)
+    monkeypatch.setattr(latent_study.time, "perf_counter", lambda: next(now))
+    latent_study.main(["throughput", "--out", str(tmp_path)])
+    assert turns == {1: 4, 4: 4, 16: 4, 64: 4}
+    told = json.loads((tmp_path / "throughput.json").read_text())
+    assert told["steps_a_second"] == {"1": 500.0, "4": 2_000.0, "16": 8_000.0, "64": 32_000.0}
+    assert all(len(each) == 3 for each in told["seconds_of_rounds"].values())
+    assert "32,000" in capsys.readouterr().out
