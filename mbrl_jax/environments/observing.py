@@ -92,6 +92,14 @@ def delayed(environment: Environment, steps: int) -> Environment:
     )
 
 
+def beneath(state: EnvironmentState) -> Array:
+    """[..., D'] the whole observation of a running episode, of which wrappers hide some, delay it, draw it, or add to it."""
+    inner = (
+        state.inner[0] if type(state.inner) is tuple and state.inner else state.inner
+    )  # a wrapper's own state stands beside it
+    return beneath(inner) if isinstance(inner, EnvironmentState) else state.observation
+
+
 def _spec_of(spec: EnvironmentSpec, axes: tuple[int, ...]) -> EnvironmentSpec:
     """The spec of the axes that are seen."""
     place = {axis: number for number, axis in enumerate(axes)}

@@ -3,6 +3,7 @@
 The random numbers are fixed, so that the same runs give the same report.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +14,11 @@ from jax import Array
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import real_rows, seed_keys
 from mbrl_jax.config import RunConfig
-from mbrl_jax.environments import make_environment
+from mbrl_jax.environments import EnvironmentSpec, make_environment
 from mbrl_jax.imagination import drift
 from mbrl_jax.model.rssm import RSSM
 from mbrl_jax.networks import Params
-from mbrl_jax.report.rollouts import BASE_SEED, play_on
+from mbrl_jax.report.rollouts import BASE_SEED, play_beneath
 
 SEEDS = 8  # that are asked, of those that there are
 LANES = 4  # that each of them plays, half to measure the others by
@@ -36,6 +37,15 @@ class Frames(NamedTuple):
     valid: np.ndarray  # [n] bool, the episode has gone on so far
 
 
+class Places(NamedTuple):
+    """Where open loops drift: two coordinates of the true state, also of what the task hides, and what was measured there."""
+
+    names: tuple[str, str]
+    states: np.ndarray  # [N, 2]
+    novelty: np.ndarray  # [N]
+    error: np.ndarray  # [N]
+
+
 class Beliefs(NamedTuple):
     """How models follow the episodes of their own policies; means over open loops whose episode goes on, NaN where none does."""
 
@@ -46,6 +56,7 @@ class Beliefs(NamedTuple):
     marks: np.ndarray  # [seeds] what the share RATE of the steps of the other lanes exceeds
     exceeded: np.ndarray  # [seeds] share of the steps of these lanes over the mark
     frames: Frames | None  # of the first seed, where observations are images
+    places: Places | None  # of all seeds, where the true state has two coordinates
 
 
 def ask(config: RunConfig, policies: Params, models: Any) -> Beliefs:
@@ -68,7 +79,8 @@ def ask(config: RunConfig, policies: Params, models: Any) -> Beliefs:
         return pieces.reshape(length, -1, *leaf.shape[2:])
 
     def one(params: Params, model: Any, key: Array) -> dict[str, Any]:
-        played = jax.vmap(lambda key: play_on(task, policy, params, key, STEPS))(jax.random.split(key, LANES))
+        lanes = jax.random.split(key, LANES)
+        played, whole = jax.vmap(lambda key: play_beneath(task, policy, params, key, STEPS))(lanes)
         rows = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), real_rows(played))
         first = rows.depth == 0
         known, judged = (jax.tree.map(lambda leaf, half=half: leaf[:, half], (rows, first)) for half in _HALVES)
@@ -93,6 +105,7 @@ def ask(config: RunConfig, policies: Params, models: Any) -> Beliefs:
         ]
         return {
             "told": told._asdict(),
+            "whole": cut(whole.swapaxes(0, 1)[:, _HALVES[1]])[WARM:],
             "closed": closed,
             "surprise": surprises[:, -1],
             "begins": first[:, -1],
@@ -105,6 +118,8 @@ def ask(config: RunConfig, policies: Params, models: Any) -> Beliefs:
     few = jax.tree.map(lambda leaf: jnp.asarray(leaf[:SEEDS]), (policies, models))
     found = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(*few, seed_keys(BASE_SEED, len(jax.tree.leaves(few)[0]))))
     valid = found["told"].pop("valid")
+    names, states = coordinates(_whole_spec(config), found["whole"])
+    there = Places(names, states[valid], *(found["told"][name][valid] for name in ("novelty", "error"))) if names else None
     shape, frames = task.spec.observation_shape, None
     if len(shape) == 3:
         truth, filtered, dreamt = (each[0].reshape(-1, *shape).mean(-1) for each in found["frames"])
@@ -117,7 +132,33 @@ def ask(config: RunConfig, policies: Params, models: Any) -> Beliefs:
         marks=found["mark"],
         exceeded=found["exceeded"],
         frames=frames,
+        places=there,
     )
+
+
+def coordinates(spec: EnvironmentSpec, whole: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Names of the last two coordinates of states, and these [..., 2] of whole observations [..., D].
+
+    A cosine and a sine count as the one angle that they are of. Names are () where there are fewer than two coordinates.
+    """
+    named: list[tuple[str, np.ndarray]] = []
+    angles, sines = dict(spec.angles), {sine for _, sine in spec.angles}
+    for place in range(whole.shape[-1]):
+        if place in angles:
+            named.append(("angle", np.arctan2(whole[..., angles[place]], whole[..., place])))
+        elif place not in sines:
+            named.append((spec.axes[place] if spec.axes else f"number {place + 1} of the state", whole[..., place]))
+    if len(named) < 2:
+        return (), whole
+    (one, x), (two, y) = named[-2:]
+    return (one, two), np.stack([x, y], axis=-1)
+
+
+def _whole_spec(config: RunConfig) -> EnvironmentSpec:
+    """Of the task beneath what hides its state."""
+    shown = config.environment
+    name = shown.name.removeprefix("pixels/")
+    return make_environment(dataclasses.replace(shown, name=name, observed=None, delay=0, distractors=0)).spec
 
 
 _HALVES = (slice(None, LANES // 2), slice(LANES // 2, None))

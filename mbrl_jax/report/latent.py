@@ -24,6 +24,7 @@ MEASURES = {
     "round_trip": ("round trip of the latents", "#e08e45"),
     "divergence": ("divergence, nats", SURPRISE),
 }
+BINS = 24  # a side of the map over the true state
 OPEN, CLOSED = "#b0413e", "#0b6e4f"
 
 
@@ -77,6 +78,8 @@ def followed(entry: Entry, figures: Figures) -> list[str]:
         return [markup.paragraph(f"No open loop of {entry.label} has a finite error, so there is nothing to draw.")]
     about = f"{kept.sum()} seeds, IQM with its 95 % bootstrap interval.{left_out(kept)}"
     drawn = [_errors(entry, told, kept, reached, about, figures), _drift(entry, told, kept, reached, about, figures)]
+    if told.places is not None:
+        drawn.append(_map(entry, told.places, figures))
     drawn.append(_alarm(entry, told, figures))
     if told.frames is not None:
         drawn.append(_frames(entry, told.frames, figures))
@@ -121,6 +124,33 @@ def _drift(entry: Entry, told: Beliefs, kept: np.ndarray, reached: np.ndarray, a
         "imagined terminations; "
         f"{about}",
     )
+
+
+def _map(entry: Entry, places: beliefs.Places, figures: Figures) -> str:
+    figure, axes = new_axes(5.2, rows=2, sharex=True)
+    ends = [np.quantile(each, (0.01, 0.99)) for each in places.states.T]
+    edges = [np.linspace(low, max(high, low + 1e-6), BINS + 1) for low, high in ends]
+    for ax, values, label in ((axes[0], places.novelty, "novelty"), (axes[1], places.error, "squared error")):
+        image = ax.pcolormesh(*edges, binned(places.states, values, edges).T, cmap="magma_r")
+        figure.colorbar(image, ax=ax, label=label)
+        ax.set_ylabel(places.names[1])
+    axes[1].set_xlabel(places.names[0])
+    return figures.add(
+        figure,
+        f"Where the beliefs of {entry.label} drift, over the true state",
+        f"Open loops of all depths up to {beliefs.DEPTH} along the actions of the last policies: mean distance of the belief "
+        "from real ones, and mean squared error of the decoded observation, by two coordinates of the true state, which the "
+        "policy need not see. White: no open loop was there. States beyond the 1 % and 99 % quantiles are left out.",
+    )
+
+
+def binned(states: np.ndarray, values: np.ndarray, edges: list[np.ndarray]) -> np.ndarray:
+    """[n, m] means of finite values [N] by bins of states [N, 2] with n + 1 and m + 1 edges; NaN where there is none."""
+    finite = np.isfinite(values)
+    (x, y), weights = states[finite].T, np.asarray(values, np.float64)[finite]
+    count = np.histogram2d(x, y, bins=edges)[0]
+    total = np.histogram2d(x, y, bins=edges, weights=weights)[0]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def going_on(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from mbrl_jax.config import ConfigError, RunConfig
 from mbrl_jax.environments import Environment, Transition, make_environment
 from mbrl_jax.environments.episodes import Episodes, record
 from mbrl_jax.environments.host import Host
+from mbrl_jax.environments.observing import beneath
 from mbrl_jax.model.protocol import WorldModel, belief_at
 from mbrl_jax.networks import Params
 
@@ -110,15 +111,21 @@ def episode(config: RunConfig, params: Params, model: Any) -> Episode:
 
 def play_on(task: Environment, policy: Policy, params: Params, key: Array, steps: int) -> Transition:
     """[steps] transitions of a policy in the real environment, one episode after another."""
+    return play_beneath(task, policy, params, key, steps)[0]
+
+
+def play_beneath(task: Environment, policy: Policy, params: Params, key: Array, steps: int) -> tuple[Transition, Array]:
+    """The same, with the whole observations [steps, D'] of the states before the transitions, of what a task hides too."""
     key_first, key_resets = jax.random.split(key)
     fresh_memory = policy.begin(params, key, 1)
 
-    def step(carry: Any, fresh: Any) -> tuple[Any, Transition]:
+    def step(carry: Any, fresh: Any) -> tuple[Any, tuple[Transition, Array]]:
         state, memory = carry
+        whole = beneath(state)
         memory, action = policy.act(params, memory, state.observation[None])
         state, transition = task.step(state, action[0], fresh)
         ended = transition.terminated | transition.truncated
-        return (state, _where(ended, fresh_memory, memory)), transition
+        return (state, _where(ended, fresh_memory, memory)), (transition, whole)
 
     start = task.draw_resets(key_first, ()), fresh_memory
     return jax.lax.scan(step, start, task.draw_resets(key_resets, (steps,)))[1]

@@ -146,3 +146,12 @@ def test_a_file_names_positions_or_numbers():
         from_dict({"algorithm": "dyna_q", "environment": {"observed": x}}).environment.observed for x in ("positions", [2, 0])
     ]
     assert observed == ["positions", (2, 0)]
+
+
+def test_beneath_whatever_hides_a_state_is_the_whole_observation():
+    key = jax.random.key(4)
+    expected = make().draw_resets(key, (2,)).observation
+    hidden = {"observed": "positions", "delay": 2, "distractors": 3}
+    for changes in ({}, *({name: value} for name, value in hidden.items()), hidden):
+        state = make(**changes).draw_resets(key, (2,))
+        np.testing.assert_array_equal(observing.beneath(state), expected)

@@ -9,10 +9,11 @@ from mbrl_jax.algorithms import dreamer
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import from_dict
 from mbrl_jax.environments import make_environment
+from mbrl_jax.environments.pixels import draw_pendulum
 from mbrl_jax.imagination.lanes import DEPTH_EDGES
 from mbrl_jax.model.rssm import RSSM
 from mbrl_jax.report import beliefs, latent
-from mbrl_jax.report.rollouts import BASE_SEED, play_on
+from mbrl_jax.report.rollouts import BASE_SEED, play_beneath, play_on
 
 CONFIG = from_dict(
     {
@@ -81,6 +82,36 @@ def test_loops_are_along_the_policys_own_episodes_and_the_filter_begins_with_eac
     assert np.abs(told.frames.dreamt - told.frames.filtered).max() > 1e-3
     assert told.frames.valid.all()
     np.testing.assert_array_equal(told.begins, rows.elapsed[-1] == 0)
+
+
+def test_the_map_has_the_true_state_of_every_open_loop_step_though_pictures_hide_the_velocity(asked):
+    told, _, policies = asked
+    task = make_environment(CONFIG.environment)
+    policy = dreamer.policy_of(CONFIG, task)
+    key = jax.random.split(seed_keys(BASE_SEED, 2)[0], beliefs.LANES)[2]
+    params = jax.tree.map(lambda leaf: leaf[0], policies)
+    rows, whole = jax.device_get(jax.jit(lambda: play_beneath(task, policy, params, key, beliefs.STEPS))())
+    assert whole.shape == (beliefs.STEPS, 3)
+    drawn = np.stack([draw_pendulum(jnp.asarray(each)) for each in whole[::40]])
+    np.testing.assert_allclose(rows.observation[::40], drawn.reshape(len(drawn), -1), atol=1e-5)  # the state that was drawn
+    assert told.places.names == ("angle", "number 3 of the state")
+    states = told.places.states
+    assert len(states) == len(told.places.novelty) == len(told.places.error)
+    one = (np.arctan2(whole[beliefs.WARM, 1], whole[beliefs.WARM, 0]), whole[beliefs.WARM, 2])
+    assert np.abs(states - one).max(axis=1).min() < 1e-5
+
+
+def test_coordinates_are_the_last_two_and_an_angle_is_one():
+    spec = make_environment(CONFIG.environment).spec._replace(angles=((0, 1),), axes=("cosine", "sine", "speed"))
+    names, states = beliefs.coordinates(spec, np.array([[0.0, 1.0, 5.0]]))
+    assert names == ("angle", "speed")
+    np.testing.assert_allclose(states, [[np.pi / 2, 5.0]])
+    assert beliefs.coordinates(spec, np.array([[0.0, 1.0]]))[0] == ()
+
+
+def test_a_map_has_the_mean_of_each_bin_and_nothing_where_no_state_was():
+    states, values = np.array([[0.5, 0.5], [0.6, 0.4], [1.5, 0.5], [0.5, 1.5]]), np.array([1.0, 3.0, 7.0, np.nan])
+    np.testing.assert_array_equal(latent.binned(states, values, [np.arange(3.0)] * 2), [[2.0, np.nan], [7.0, np.nan]])
 
 
 def test_every_measure_is_told_at_every_depth_and_a_mark_is_exceeded_as_often_as_it_is_set_for(asked):
