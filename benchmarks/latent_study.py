@@ -15,7 +15,8 @@ where it stopped. `dreamer` is the preset TASK_positions, or, of `pixels`, the p
 * `recurrent`: the preset TASK_positions_model_free, a soft actor-critic with a recurrent memory and without a model, on as many
   real steps as `dreamer`;
 * `explore_surprise`: `dreamer` with one action in ten random, where the filter is surprised; `explore_uniform`: with as many
-  random actions anywhere.
+  random actions anywhere;
+* `halted`: `dreamer` whose imagined rollouts end where the belief is further from real ones than 99 % of these from each other.
 
 `gpu` trains breakout_pixels on gymnax's Breakout and SpaceInvaders of MinAtar, 500,000 real steps of each, or `--steps`.
 
@@ -28,6 +29,7 @@ settings were tuned on base seed 7,000, the arms run on base seed 0.
 """
 
 import argparse
+import dataclasses
 import itertools
 import statistics as numbers
 import time
@@ -44,6 +46,7 @@ from rich.table import Table
 
 from mbrl_jax import packages, statistics, strict_json, trees
 from mbrl_jax.config import RunConfig, load, to_dict, with_settings
+from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.runs import execution, results
 from mbrl_jax.runs.run import Run
 
@@ -53,14 +56,19 @@ MARKS = {"cartpole": 475.0, "pendulum": -250.0, "pixels": 195.0}  # IQMs that ar
 PRESETS = {"cartpole": "cartpole_positions", "pendulum": "pendulum_positions", "pixels": "cartpole_pixels"}
 MINATAR = {"breakout": "Breakout-MinAtar", "space_invaders": "SpaceInvaders-MinAtar"}
 RECURRENT = {"cartpole": "cartpole_positions_model_free"}
-PAIRED = (("recurrent", "dreamer"), ("explore_surprise", "explore_uniform"), ("explore_surprise", "dreamer"))
+PAIRED = (
+    ("recurrent", "dreamer"),
+    ("explore_surprise", "explore_uniform"),
+    ("explore_surprise", "dreamer"),
+    ("halted", "dreamer"),
+)
 SEEDS = (1, 4, 16, 64)  # of `throughput`
 WITHOUT_MEMORY = {"cartpole": "cartpole_interactive", "pendulum": "pendulum_pg"}
 
 
 def arms(task: str) -> dict[str, RunConfig]:
     """The configs of a task's arms."""
-    dreamer = load(ROOT / "configs" / f"{PRESETS[task]}.yaml")
+    dreamer: Any = load(ROOT / "configs" / f"{PRESETS[task]}.yaml")
     if task not in WITHOUT_MEMORY:
         return {"dreamer": dreamer}
     full = load(ROOT / "configs" / f"{WITHOUT_MEMORY[task]}.yaml")
@@ -68,6 +76,8 @@ def arms(task: str) -> dict[str, RunConfig]:
     found = {"dreamer": dreamer, "full": full, "masked": masked}
     if task in RECURRENT:
         found["recurrent"] = load(ROOT / "configs" / f"{RECURRENT[task]}.yaml")
+        halting = dataclasses.replace(dreamer.imagination, controller=controller_settings("drift", quantile=0.99))
+        found["halted"] = dataclasses.replace(dreamer, imagination=halting)
         found |= {f"explore_{rule}": with_settings(dreamer, {"random_actions.rule": rule}) for rule in ("uniform", "surprise")}
     if full.protocol == "interactive":
         steps = dreamer.real_transitions - full.random_transitions

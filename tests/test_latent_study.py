@@ -16,12 +16,13 @@ import latent_study
 
 def test_every_arm_has_settings_that_work():
     arms = latent_study.arms("cartpole")
-    assert set(arms) == {"dreamer", "recurrent", "full", "masked", "masked_long", "explore_uniform", "explore_surprise"}
+    assert set(arms) == {"dreamer", "recurrent", "full", "masked", "masked_long", "explore_uniform", "explore_surprise", "halted"}
     assert set(latent_study.arms("pixels")) == {"dreamer"}
     for config in (*arms.values(), *latent_study.arms("pixels").values()):
         check(config, type(config))
     steps = {name: arms[name].real_transitions for name in arms}
-    assert steps["recurrent"] == steps["masked_long"] == steps["explore_surprise"] == steps["dreamer"]
+    assert steps["recurrent"] == steps["masked_long"] == steps["explore_surprise"] == steps["halted"] == steps["dreamer"]
+    assert arms["halted"].imagination.controller.kind == "drift"
     assert arms["explore_surprise"].random_actions.share == arms["explore_uniform"].random_actions.share
 
 
