@@ -22,6 +22,7 @@ from mbrl_jax.config.schema import (
     QLearningConfig,
     RecurrentSACConfig,
     RunConfig,
+    SequencesConfig,
 )
 
 WINDOWED = ("fixed", "schedule", "gradient_error")
@@ -459,7 +460,7 @@ def _check_dreamer(config: DreamerConfig, problems: _Problems) -> None:
     require(imagination.sampling == "ts1", "imagination.sampling", imagination.sampling, right)
 
 
-def _check_acting(config: DreamerConfig | RecurrentSACConfig, problems: _Problems) -> None:
+def _check_acting(config: SequencesConfig, problems: _Problems) -> None:
     """Check the real steps between updates."""
     require = problems.require
     require(config.protocol == "interactive", "protocol", config.protocol, "it acts, so it must be 'interactive'")

@@ -617,13 +617,13 @@ class RandomActionsConfig:
 
 
 @settings
-class DreamerConfig(ModelBasedConfig):
-    """An actor and a critic that learn in the latent world of a recurrent state-space model (Dreamer)."""
+class SequencesConfig(RunConfig):
+    """What a run has that acts by a memory and learns from sequences of real transitions."""
 
     protocol: Literal["batch", "interactive"] = static("interactive")
     """It acts, so it must be interactive."""
     random_transitions: int = static(1_000, minimum=2)
-    """Real transitions collected by the uniform random policy, to which the model is first fitted."""
+    """Real transitions collected by the uniform random policy; a model is first fitted to them."""
     steps: int = static(19_000, minimum=1)
     """Steps of the main loop; each of them is one more real transition."""
     round_steps: int = static(1_000, minimum=1)
@@ -631,17 +631,23 @@ class DreamerConfig(ModelBasedConfig):
     metric_steps: int = static(100, minimum=1)
     """Steps over which the logged losses are averaged."""
     update_steps: int = static(5, minimum=1)
-    """Real steps between two updates; each is one of the model, of the actor and of the critic."""
-    random_actions: RandomActionsConfig = group(RandomActionsConfig)
-    model: Any = kinds(MODELS, _rssm)
-    imagination: LanesConfig = group(_latent_lanes)
-    """Imagined rollouts of every update, which begin at the beliefs of its minibatch."""
-    agent: Any = kinds(AGENTS, PolicyGradientConfig)
+    """Real steps between two updates; each is one of all that is learned."""
 
     @property
     def updates(self) -> int:
         """The agent's updates in all."""
         return self.steps // self.update_steps
+
+
+@settings
+class DreamerConfig(SequencesConfig, ModelBasedConfig):
+    """An actor and a critic that learn in the latent world of a recurrent state-space model (Dreamer)."""
+
+    random_actions: RandomActionsConfig = group(RandomActionsConfig)
+    model: Any = kinds(MODELS, _rssm)
+    imagination: LanesConfig = group(_latent_lanes)
+    """Imagined rollouts of every update, which begin at the beliefs of its minibatch."""
+    agent: Any = kinds(AGENTS, PolicyGradientConfig)
 
     @property
     def imagined_per_step(self) -> int:
@@ -682,27 +688,10 @@ class RecurrentConfig:
 
 
 @settings
-class RecurrentSACConfig(RunConfig):
+class RecurrentSACConfig(SequencesConfig):
     """Soft actor-critic with a recurrent memory, from sequences of real transitions alone."""
 
-    protocol: Literal["batch", "interactive"] = static("interactive")
-    """It acts, so it must be interactive."""
-    random_transitions: int = static(1_000, minimum=2)
-    """Real transitions collected by the uniform random policy."""
-    steps: int = static(19_000, minimum=1)
-    """Steps of the main loop; each of them is one more real transition."""
-    round_steps: int = static(1_000, minimum=1)
-    """Steps of a round; a round ends with an evaluation."""
-    metric_steps: int = static(100, minimum=1)
-    """Steps over which the logged losses are averaged."""
-    update_steps: int = static(5, minimum=1)
-    """Real steps between two updates; each is one of the critics and of the actor."""
     agent: RecurrentConfig = group(RecurrentConfig)
-
-    @property
-    def updates(self) -> int:
-        """The agent's updates in all."""
-        return self.steps // self.update_steps
 
 
 ALGORITHMS: dict[str, type[RunConfig]] = {
