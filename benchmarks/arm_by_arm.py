@@ -5,7 +5,7 @@ rounds of an arm to be timed.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from mbrl_jax.runs import execution, results, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.run import Run
 
+Key = TypeVar("Key", int, str)
 Keep = Callable[[Run], dict[str, Any]]  # what a study keeps of an arm besides `kept_of`
 
 
@@ -88,3 +89,15 @@ def rounds_of(config: RunConfig, seeds: int) -> tuple[Callable[[], None], int]:
         held[0], _ = jax.block_until_ready(advance(held[0], config))
 
     return go_on, seeds * config.round_steps * config.environment.action_repeat
+
+
+def timed(calls: Mapping[Key, Callable[[], None]], repetitions: int = 3) -> dict[Key, list[float]]:
+    """Seconds [repetitions] of each call, all of them in turn, after one round of calls that compile."""
+    seconds: dict[Key, list[float]] = {key: [] for key in calls}
+    for repetition in range(1 + repetitions):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repetition:
+                seconds[key].append(time.perf_counter() - start)
+    return seconds

@@ -42,7 +42,6 @@ import dataclasses
 import importlib.util
 import statistics as numbers
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,13 +148,7 @@ def stage_speed(out: Path, seeds: int) -> None:
         import rejax_ppo
 
         ready["ppo"] = rejax_ppo.iterations_of("swingup", seeds)
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for repetition in range(4):
-        for name, (go_on, _) in ready.items():
-            start = time.perf_counter()
-            go_on()
-            if repetition:  # the first one compiles
-                seconds[name].append(time.perf_counter() - start)
+    seconds = arm_by_arm.timed({name: go_on for name, (go_on, _) in ready.items()})
     speed = {name: ready[name][1] / numbers.median(each) for name, each in seconds.items()}
     found = {told["arm"]: told for told in on_file(out) if told["task"] == "swingup"}
     found["mbpo"] = strict_json.loads((CONTROL / "swingup_mbpo.json").read_text(encoding="utf-8"))

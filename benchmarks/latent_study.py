@@ -32,7 +32,6 @@ import argparse
 import dataclasses
 import itertools
 import statistics as numbers
-import time
 import typing
 from collections.abc import Sequence
 from functools import partial
@@ -148,13 +147,7 @@ def throughput(out: Path) -> None:
         load(ROOT / "configs" / "cartpole_positions.yaml"), {"steps": 1_000, "round_steps": 250, "metric_steps": 50}
     )
     ready = {seeds: arm_by_arm.rounds_of(config, seeds) for seeds in SEEDS}
-    seconds: dict[int, list[float]] = {seeds: [] for seeds in SEEDS}
-    for repetition in range(4):
-        for seeds, (go_on, _) in ready.items():
-            start = time.perf_counter()
-            go_on()
-            if repetition:  # the first one compiles
-                seconds[seeds].append(time.perf_counter() - start)
+    seconds = arm_by_arm.timed({seeds: go_on for seeds, (go_on, _) in ready.items()})
     medians = {seeds: numbers.median(each) for seeds, each in seconds.items()}
     shown = Table("seeds", "seconds of 250 real steps", "real steps a second, all seeds", "times one seed")
     for seeds, each in medians.items():

@@ -73,7 +73,7 @@ def test_speeds_are_medians_of_rounds_in_turn_without_the_first_and_told_as_seco
 
     monkeypatch.setattr(decoupled.arm_by_arm, "rounds_of", rounds_of)
     monkeypatch.setattr(decoupled.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(decoupled.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(decoupled.arm_by_arm.time, "perf_counter", lambda: next(now))
     told = {"task": "swingup", "arm": "true", "steps": [4_000, 8_000], "curves": [[10.0, 900.0]] * 4, "returns": [900.0] * 4}
     strict_json.write(tmp_path / "swingup_true.json", told)
     decoupled.stage_speed(tmp_path, 4)

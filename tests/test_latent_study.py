@@ -77,7 +77,7 @@ def test_rounds_are_timed_by_seeds_in_turn_and_the_first_is_left_out(tmp_path, m
         return go_on, seeds * config.round_steps
 
     monkeypatch.setattr(latent_study.arm_by_arm, "rounds_of", rounds_of)
-    monkeypatch.setattr(latent_study.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(latent_study.arm_by_arm.time, "perf_counter", lambda: next(now))
     latent_study.main(["throughput", "--out", str(tmp_path)])
     assert turns == {1: 4, 4: 4, 16: 4, 64: 4}
     told = json.loads((tmp_path / "throughput.json").read_text())
