@@ -18,10 +18,6 @@ Other methods in the same simulator: `sac` is soft actor-critic without a model,
 gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
 (benchmarks/control_study.py) it is read from there. A PPO of another library is written by benchmarks/rivals/rejax_ppo.py.
 
-Other methods in the same simulator: `sac` is soft actor-critic without a model, one update for each action, and `pg` the policy
-gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
-(benchmarks/control_study.py) it is read from there. A PPO of another library is written by benchmarks/rivals/rejax_ppo.py.
-
 `speed` times whole rounds of 16 seeds, refits and the learning curve's episodes included, in turn: medians of three, after one
 that warms up. Of PPO, where rejax is installed, it is iterations without an evaluation. It writes speed.json.
 

@@ -35,12 +35,18 @@ def test_arms_differ_by_what_their_name_says():
     assert fixed["mixing"] == {**rule["mixing"], "least": 0.75, "most": 0.75}
     assert {**fixed, "mixing": rule["mixing"]} == rule
     assert shares["distracted_both"].imagination.controller.kind == "model_share"
-    swingup, fewer = study.arms("swingup"), study.arms("swingup4")
-    assert [arms["squared"].environment.distractors for arms in (swingup, fewer)] == [16, 4]
-    one, other = to_dict(swingup["squared"]), to_dict(swingup["adaptive"])
+    for config in (losses["narrow_16_itervaml"], losses["narrow_4_squared"], shares["distracted_both"]):
+        algorithm_of(config).make_train(config)
+
+
+@pytest.mark.parametrize(("name", "distractors"), [("swingup", 16), ("swingup4", 4), ("hopper", 4)])
+def test_arms_of_mbpo_spend_the_same_and_differ_by_what_their_name_says(name, distractors):
+    arms = study.arms(name)
+    assert {config.environment.distractors for config in arms.values()} == {distractors}
+    one, other = to_dict(arms["squared"]), to_dict(arms["adaptive"])
     assert other == {**one, "mixing": {**one["mixing"], "least": 0.05, "most": 0.95}}
-    assert len({(config.real_transitions, config.updates, config.imagined_per_step) for config in swingup.values()}) == 1
-    for config in (*swingup.values(), losses["narrow_16_itervaml"], losses["narrow_4_squared"], shares["distracted_both"]):
+    assert len({(config.real_transitions, config.updates, config.imagined_per_step) for config in arms.values()}) == 1
+    for config in arms.values():
         algorithm_of(config).make_train(config)
 
 
@@ -62,7 +68,7 @@ def test_the_tables_tell_differences_from_the_likelihood_and_from_the_best_and_t
 
     for loss, raised in (("likelihood", 0), ("squared", 0), ("vagram", 20), ("itervaml", -20)):
         write(f"losses_narrow_16_{loss}", raised, 0.5)
-    for raised, arm in enumerate(study.SWINGUP):
+    for raised, arm in enumerate(study.MBPO):
         write(f"swingup_{arm}", 10 * raised, 0.1 * raised)
     for share, raised in zip((*study.FIXED, *study.RULES), (0, 10, 30, 20, 5, 25, 15, 35), strict=True):
         write(f"shares_plain_{share}", raised, raised / 100)
