@@ -1,18 +1,19 @@
 """The three gradients of decoupled backpropagation side by side: norm, variance, bias, growth of errors, seconds and memory.
 
     python benchmarks/decoupled_gradients.py pendulum swingup
+    python benchmarks/decoupled_gradients.py hopper --seeds 2 --estimates 32
 
-Policies are saved along the training of the presets pendulum_dmo and swingup_dmo. At each of them a gradient is estimated from N
-simulators and H steps, begun in states of the policy's own episodes, with the critic's value at the end: decoupled, along
-imagined paths, and through the simulator (true). Estimates of the same number have the same states and the same random numbers,
-so that what differs between them is where states and Jacobians come from.
+Policies are saved along the training of the presets pendulum_dmo, swingup_dmo and hopper_dmo. At each of them a gradient is
+estimated from N simulators and H steps, begun in states of the policy's own episodes, with the critic's value at the end:
+decoupled, along imagined paths, and through the simulator (true). Estimates of the same number have the same states and the same
+random numbers, so that what differs between them is where states and Jacobians come from.
 
 Of M estimates: the norm of their mean, their total variance over its square, the squared bias of their mean against the true
 gradient of the same H over that gradient's square, without what the variance adds to it, and the cosine of their mean to it. The
 true one is the mean of 2 M others. Biases are corrected for noise, and so can come out below 0 where there is nothing to see.
 
 By depth: the relative error of the model's Jacobian products ds[t]/ds[0] along paths of the simulator, in the task's units and
-along the directions that states can take.
+along the directions that states can take. Of the hopper, whose dynamics are no function of the observation, there is none.
 
 Seconds are of the compiled gradient of one window, medians of repetitions that go round all of them; memory is what XLA sets
 aside for it.
@@ -133,7 +134,7 @@ def estimator(config: DMOConfig, task: Environment, gradient: Any, horizon: int)
 def growth(config: DMOConfig, task: Environment, subject: Subject, key: Array) -> Array:
     """[H] the mean relative error of the model's Jacobian products along paths of the simulator, by depth."""
     learner, world, dynamics = PolicyGradient(config.agent, task.spec), world_of(config, task), task.dynamics
-    assert dynamics is not None, "both tasks know theirs"
+    assert dynamics is not None, f"{task.spec.name}: dynamics are known"
     size, spec = task.spec.observation_size, task.spec
     keys = jax.random.split(key, 3)
     count = jax.tree.leaves(subject.visited)[0].shape[0]
@@ -201,9 +202,9 @@ def measure(task_name: str, seeds: int, count: int) -> dict[str, Any]:
     points, depths = [], []
     grow = jax.jit(partial(growth, config, task))
     for share, seed, subject in found:
-        depths.append(
-            {"share": share, "seed": seed, "error": np.round(np.asarray(grow(subject, keys[0]), np.float64), 5).tolist()}
-        )
+        if task.dynamics is not None:
+            error = np.round(np.asarray(grow(subject, keys[0]), np.float64), 5).tolist()
+            depths.append({"share": share, "seed": seed, "error": error})
         for horizon in HORIZONS:
             where = {"share": share, "seed": seed, "horizon": horizon}
             other = np.stack([np.asarray(programs["true", horizon](subject, key)) for key in keys[count:]])
@@ -228,7 +229,7 @@ def measure(task_name: str, seeds: int, count: int) -> dict[str, Any]:
         "points": points,
         "growth": depths,
         "costs": costs,
-        "versions": packages.versions(("jax", "gymnax")),
+        "versions": packages.versions(("jax", "gymnax", "brax")),
         "device": jax.devices()[0].device_kind,
         "precision": config.precision,
         "git": packages.git_revision(),
@@ -261,7 +262,7 @@ def table_of(task_name: str, told: dict[str, Any]) -> Table:
 
 def draw(told: dict[str, Any], path: Path) -> None:
     """Measures against H, and the error of the model's products against depth."""
-    figure, axes = figures.new_figure(4)
+    figure, axes = figures.new_figure(4 if told["growth"] else 3)
     for ax, name, label in zip(axes[:3], NAMES[1:], ("variance / norm²", "bias² / |true|²", "cosine to true"), strict=True):
         for gradient in GRADIENTS:
             quartiles = [np.percentile(column(told, name, gradient=gradient, horizon=h), (25, 50, 75)) for h in HORIZONS]
@@ -275,13 +276,14 @@ def draw(told: dict[str, Any], path: Path) -> None:
         ax.set_ylabel(label)
         if name == "relative_variance":
             ax.set_yscale("log")
-    for share, shade in zip(SHARES, ("0.7", "0.4", "0.0"), strict=True):
-        errors = np.median([each["error"] for each in told["growth"] if each["share"] == share], axis=0)
-        axes[3].plot(np.arange(1, len(errors) + 1), errors, color=shade, label=f"{share:.0%} of training")
-    axes[3].set_yscale("log")
-    axes[3].set_xlabel("depth")
-    axes[3].set_ylabel("relative error of ds[t]/ds[0]")
-    for ax in (axes[0], axes[3]):
+    axes[0].legend(frameon=False, fontsize=7)
+    for ax in axes[3:]:
+        for share, shade in zip(SHARES, ("0.7", "0.4", "0.0"), strict=True):
+            errors = np.median([each["error"] for each in told["growth"] if each["share"] == share], axis=0)
+            ax.plot(np.arange(1, len(errors) + 1), errors, color=shade, label=f"{share:.0%} of training")
+        ax.set_yscale("log")
+        ax.set_xlabel("depth")
+        ax.set_ylabel("relative error of ds[t]/ds[0]")
         ax.legend(frameon=False, fontsize=7)
     figure.suptitle(f"{told['preset']}: medians over policies, with quartiles", fontsize=9)
     figure.savefig(path, dpi=100)
@@ -289,7 +291,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+", choices=("pendulum", "swingup"))
+    parser.add_argument("tasks", nargs="+", choices=("pendulum", "swingup", "hopper"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--estimates", type=int, default=128, help="M, of each kind")
     parser.add_argument("--out", type=Path, default=OUT)

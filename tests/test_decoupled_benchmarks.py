@@ -110,6 +110,24 @@ def test_norm_variance_bias_and_cosine_of_made_up_gradients():
     assert found["cosine"] == pytest.approx(5 / 29**0.5, rel=0.01)
 
 
+@pytest.mark.parametrize(("known", "panels"), [(True, 4), (False, 3)])
+def test_gradients_are_drawn_with_the_growth_of_errors_where_the_dynamics_are_known(known, panels, tmp_path, monkeypatch):
+    new_figure, asked = decoupled_gradients.figures.new_figure, []
+    monkeypatch.setattr(decoupled_gradients.figures, "new_figure", lambda count: (asked.append(count), new_figure(count))[1])
+    places = [
+        {"share": share, "seed": 0, "horizon": horizon, "gradient": gradient}
+        for share in decoupled_gradients.SHARES
+        for horizon in decoupled_gradients.HORIZONS
+        for gradient in decoupled_gradients.GRADIENTS
+    ]
+    points = [{**place, **dict.fromkeys(decoupled_gradients.NAMES, 0.5)} for place in places]
+    growth = [{"share": share, "seed": 0, "error": [0.1] * 32} for share in decoupled_gradients.SHARES]
+    told = {"preset": "some_dmo", "seeds": 1, "points": points, "growth": growth if known else []}
+    decoupled_gradients.draw(told, tmp_path / "drawn.png")
+    assert asked == [panels]
+    assert (tmp_path / "drawn.png").stat().st_size > 1_000
+
+
 # ---------------------------------------------------------------------------------------------------------------- transfer
 
 
