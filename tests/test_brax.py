@@ -1,5 +1,6 @@
 """Brax's tasks, step by step against brax's own functions; all five in both physics in `benchmarks/brax_returns.py`."""
 
+import dataclasses
 import functools
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from mbrl_jax import environments as env
 from mbrl_jax.agents.sac import SACConfig
 from mbrl_jax.algorithms import model_free_q
-from mbrl_jax.config import ConfigError, EnvironmentConfig, ModelFreeQConfig
+from mbrl_jax.config import ConfigError, EnvironmentConfig, ModelFreeQConfig, PhysicsConfig
 from mbrl_jax.environments import brax as ours
 
 pytest.importorskip("brax", reason="pip install 'mbrl-jax[brax]'")
@@ -108,6 +109,62 @@ def test_every_task_fits_the_protocol_and_leaves_to_the_model_what_no_observatio
     assert (task.spec.time_limit, task.spec.action_count, task.spec.name) == (1_000, 0, name)
     assert (task.terminated is not None) == knows_the_end
     assert (task.reward is not None) == ("pendulum" in name)
+
+
+def test_factors_scale_what_a_step_of_the_spring_physics_does_to_the_hopper():
+    with ours._physics():
+        from brax.spring import pipeline
+
+        system = ours._simulator("brax/hopper", "hopper", "spring").sys
+        position = np.asarray(system.init_q, np.float32) + np.float32([0, 1, 0, 0.1, -0.2, 0.3])  # in the air, joints bent
+        still, turning = np.zeros(6, np.float32), np.float32([0, 0, 0, 1, -2, 0.5])
+
+        @functools.partial(jax.jit, compiler_options=OPTIONS)
+        def gained(factors, act, velocity):
+            """[6] what a step adds to the velocity of each degree of freedom."""
+            body = ours._scaled(system, PhysicsConfig(**factors), "spring")
+            return pipeline.step(body, pipeline.init(body, position, velocity), act).qd - velocity
+
+        def of(act=0.0, velocity=still, **factors):
+            scaled = {name: np.float32(factors.get(name, 1.0)) for name in ours.FACTORS}
+            return np.asarray(gained(scaled, np.full(3, act, np.float32), velocity), np.float64)
+
+        push = of(act=0.5) - of()
+        np.testing.assert_allclose(of(act=0.5, force=2.0) - of(force=2.0), 2 * push, rtol=0.02, atol=2e-3)
+        np.testing.assert_allclose(of(act=0.5, mass=2.0) - of(mass=2.0), push / 2, rtol=0.02, atol=2e-3)
+        fall = [of(gravity=factor)[1] for factor in (0.0, 1.0, 2.0)]
+        assert fall[2] - fall[1] == pytest.approx(fall[1] - fall[0], rel=1e-3)
+        drag = [of(velocity=turning, damping=factor)[3:] for factor in (0.0, 1.0, 2.0)]
+        np.testing.assert_allclose(drag[2] - drag[1], drag[1] - drag[0], rtol=0.02, atol=1e-3)
+        for differences in (push, fall[1] - fall[0], drag[1] - drag[0]):
+            assert np.abs(differences).max() > 0.01
+
+
+def test_factors_scale_the_numbers_of_the_generalised_physics():
+    with ours._physics():
+        system = ours._simulator("brax/hopper-generalized", "hopper", "generalized").sys
+        scaled = ours._scaled(system, PhysicsConfig(mass=2.0, damping=3.0, gravity=0.5, force=5.0), "generalized")
+    for of, factor in (
+        (lambda each: each.link.inertia.mass, 2),
+        (lambda each: each.link.inertia.i, 2),
+        (lambda each: each.dof.damping, 3),
+        (lambda each: each.gravity, 0.5),
+        (lambda each: each.actuator.gear, 5),
+    ):
+        np.testing.assert_allclose(of(scaled), factor * np.asarray(of(system)), rtol=1e-6)
+
+
+def test_a_task_is_made_with_the_body_that_its_settings_name_and_lengths_are_refused():
+    config = EnvironmentConfig(name="brax/inverted_pendulum")
+    sped = {}
+    for mass in (1.0, 2.0):
+        task = env.make_environment(dataclasses.replace(config, physics=PhysicsConfig(mass=mass)))
+        state = jax.jit(task.draw_resets, static_argnums=1, compiler_options=OPTIONS)(jax.random.key(0), ())
+        row = jax.jit(task.step, compiler_options=OPTIONS)(state, jnp.ones(1), state)[1]
+        sped[mass] = float(row.next_observation[2])
+    assert sped[1.0] > 1.5 * sped[2.0] > 0
+    with pytest.raises(ConfigError, match=r"environment.physics.length: 2.0 does not fit; 'brax/inverted_pendulum' cannot"):
+        env.make_environment(dataclasses.replace(config, physics=PhysicsConfig(length=2.0)))
 
 
 def test_the_physics_has_full_precision_whatever_the_run_has():

@@ -238,10 +238,13 @@ def test_a_simulator_steps_the_body_that_its_settings_name():
 def test_factors_are_refused_where_they_would_do_nothing():
     physics = PhysicsConfig(length=2.0)
     for name in ("Pendulum-v1", "gymnasium/Pendulum-v1"):
-        with pytest.raises(ConfigError, match=rf"environment.physics.length: 2.0 does not fit; the physics of '{name}' cannot"):
+        with pytest.raises(ConfigError, match=rf"environment.physics.length: 2.0 does not fit; '{name}' cannot scale it"):
             env.make_environment(EnvironmentConfig(name=name, physics=physics))
-    with pytest.raises(ConfigError, match=r"that of control/cartpole-swingup, control/pendulum-swingup can"):
+    with pytest.raises(ConfigError, match=r"must be 1.0; control/cartpole-swingup, control/pendulum-swingup can"):
         env.environment_of(EnvironmentConfig(physics=physics), make(NAMES[0]))
+    for wrong in (("mass", "width"), "mass"):
+        with pytest.raises(ConfigError, match=r"physics: .* does not fit; it must be a tuple of names out of mass, length"):
+            env.register("mine/body", make, physics=wrong)
     content = {"algorithm": "dmo", "environment": {"name": NAMES[0], "physics": {"pole_mass": 2.0}}}
     with pytest.raises(ConfigError, match=r"environment.physics.pole_mass: there is no such setting; there are mass, length"):
         from_dict(content)

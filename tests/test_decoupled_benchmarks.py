@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithms import linear
@@ -17,13 +18,14 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks" / "rivals"))
 
 import decoupled
 import decoupled_gradients
+import hopper_transfer as hopper
 import rejax_ppo
 import surrogate_transfer as transfer
 
 from mbrl_jax import strict_json
 from mbrl_jax.agents.registry import make_agent
 from mbrl_jax.algorithms.phases import world_of
-from mbrl_jax.config import PhysicsConfig, check
+from mbrl_jax.config import PhysicsConfig, check, to_dict
 from mbrl_jax.environments import make_environment
 
 
@@ -225,3 +227,55 @@ def test_the_true_model_s_gradients_have_no_error_and_those_of_another_body_have
         found[factor] = [float(each) for each in measure(actor, key)]
     np.testing.assert_allclose(found[2.0], 0, atol=1e-4)
     assert min(found[1.0]) > 2e-3
+
+
+# ------------------------------------------------------------------------------------------------------------------- hopper
+
+
+def test_arms_of_the_hopper_differ_by_their_body_and_what_fits_change_alone():
+    own = to_dict(hopper.config_of(hopper.SOURCE))
+    for arm in hopper.ARMS:
+        body, _, start = arm.rpartition("_")
+        physics = {**own["environment"]["physics"], **hopper.BODIES[body]}
+        fits = {"new": "all", "frozen": "none"}[start]
+        expected = {**own, "environment": {**own["environment"], "physics": physics}, "model": {**own["model"], "fits": fits}}
+        assert to_dict(hopper.config_of(arm)) == expected
+    with pytest.raises(SystemExit, match="train own_new first"):
+        hopper.stage_errors(Path("nowhere"), Path("nowhere"))
+
+
+def test_a_jacobian_twice_as_large_is_off_by_its_own_size_and_points_the_same_way():
+    true = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3, 2)), jnp.float32)
+    assert [float(each) for each in hopper.alike(2 * true, true)] == pytest.approx([1.0, 1.0], rel=1e-5)
+    assert [float(each) for each in hopper.alike(-true, true)] == pytest.approx([2.0, -1.0], rel=1e-5)
+
+
+def test_the_true_model_s_jacobians_along_actions_are_the_simulators(monkeypatch):
+    config = transfer.config_of(transfer.arm_of("task_1_none_new"))
+    agent = dataclasses.replace(config.agent, hidden=(4,))
+    environment = dataclasses.replace(config.environment, action_repeat=1, time_limit=34)
+    config, task = dataclasses.replace(config, environment=environment, agent=agent), make_environment(environment)
+    monkeypatch.setattr(hopper, "ROWS", 8)
+    monkeypatch.setattr(hopper, "world_of", lambda config, task: linear.true_world(task))
+    learner, key = make_agent(agent, task.spec), jax.random.key(0)
+    actor = learner.judged(learner.init(key))
+    found, true = jax.jit(lambda key: hopper.action_jacobians(config, task, actor, None, key))(key)
+    assert found.shape == (8, 5, 1)
+    np.testing.assert_allclose(found, true, atol=1e-6)
+    assert np.abs(true).max() > 1e-3
+
+
+def test_the_table_of_the_hopper_tells_frozen_less_new_and_errors(tmp_path, capsys, monkeypatch):
+    for arm, more in (("mass_2_new", 0.0), ("mass_2_frozen", 30.0)):
+        returns = [100.0 + more + i for i in range(8)]
+        strict_json.write(tmp_path / f"{arm}.json", {"returns": returns, "curves": [[each, each] for each in returns]})
+    strict_json.write(tmp_path / "errors.json", {"errors": {"mass_2": [[1.0, 0.9]] * 4}})
+    monkeypatch.setattr(sys, "argv", ["hopper_transfer.py", "table", "--out", str(tmp_path)])
+    hopper.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "30.0 [30.0, 30.0] │ 30.0 [30.0, 30.0]" in printed
+    assert "100.0 [100.0, 100.0] │ 90.0 [90.0, 90.0]" in printed
+    monkeypatch.setattr(sys, "argv", ["hopper_transfer.py", "train", "mass_3_new"])
+    with pytest.raises(SystemExit):
+        hopper.main()
+    assert "arm: 'mass_3_new' is not known; it must be one of own_new" in capsys.readouterr().err

@@ -6,9 +6,15 @@ Matrix products within the physics have full precision, whatever the run has.
 
 Names are ``brax/hopper``, of the spring backend, and ``brax/hopper-generalized``. The two are different physics: returns compare
 within one only.
+
+Bodies take the factors of ``environment.physics`` but ``length``, as their shapes are brax's own. ``mass`` scales the masses and
+inertias that the physics computes with. The spring backend's are not the body's own, but ``mass ** (1 - spring_mass_scale)``,
+which is 1 for every link of the hopper. ``damping`` scales what joints are damped by: in the spring backend the damping of
+their angular springs, else that of their degrees of freedom.
 """
 
 import contextlib
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,13 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mbrl_jax.config import ConfigError, EnvironmentConfig
+from mbrl_jax.config import ConfigError, EnvironmentConfig, PhysicsConfig
 from mbrl_jax.environments.protocol import Environment, EnvironmentSpec, EnvironmentState, Transition, restart
 from mbrl_jax.environments.registry import register
 from mbrl_jax.environments.simulators import lenient, like, strong
 
 TIME_LIMIT = 1_000  # steps, as brax's own
 BACKENDS = ("spring", "generalized")
+FACTORS = ("mass", "damping", "gravity", "force")
 PENDULUM_ANGLE = 0.2  # radians from upright, beyond which an inverted pendulum has fallen
 
 
@@ -76,6 +83,8 @@ def make(config: EnvironmentConfig) -> Environment:
     task_name, _, backend = config.name.removeprefix("brax/").partition("-")
     task = TASKS[task_name]
     simulator = _simulator(config.name, task_name, backend or BACKENDS[0])
+    if any(value != 1.0 for value in dataclasses.asdict(config.physics).values()):
+        simulator.sys = _scaled(simulator.sys, config.physics, backend or BACKENDS[0])
     limit = TIME_LIMIT if config.time_limit is None else config.time_limit
     spec = EnvironmentSpec(
         name=config.name,
@@ -139,6 +148,26 @@ def _simulator(name: str, task: str, backend: str) -> Any:
             return envs.get_environment(task, backend=backend)
 
 
+def _scaled(system: Any, physics: PhysicsConfig, backend: str) -> Any:
+    """A system of brax with its numbers times the factors of ``physics``."""
+    link, inertia = system.link, system.link.inertia
+    mass, moments = inertia.mass, inertia.i  # [links] kg, [links, 3, 3] kg m²
+    if backend == "spring":  # the masses that it computes with, as they are; it takes of the moments their diagonal alone
+        mass = mass ** (1 - system.spring_mass_scale)
+        diagonal = jnp.diagonal(moments, axis1=-2, axis2=-1) ** (1 - system.spring_inertia_scale)
+        moments = jax.vmap(jnp.diag)(diagonal)
+        system = system.replace(spring_mass_scale=0.0, spring_inertia_scale=0.0)
+    return system.replace(
+        link=link.replace(
+            inertia=inertia.replace(mass=mass * physics.mass, i=moments * physics.mass),
+            constraint_ang_damping=link.constraint_ang_damping * physics.damping,
+        ),
+        dof=system.dof.replace(damping=system.dof.damping * physics.damping),
+        gravity=system.gravity * physics.gravity,
+        actuator=system.actuator.replace(gear=system.actuator.gear * physics.force),
+    )
+
+
 @contextlib.contextmanager
 def _quiet_mujoco() -> Iterator[None]:
     """Keep MuJoCo from writing its warnings about brax's models to a file in the working directory."""
@@ -154,4 +183,4 @@ def _quiet_mujoco() -> Iterator[None]:
 
 for _name in TASKS:
     for _backend in BACKENDS:
-        register(f"brax/{_name}" + ("" if _backend == BACKENDS[0] else f"-{_backend}"), make)
+        register(f"brax/{_name}" + ("" if _backend == BACKENDS[0] else f"-{_backend}"), make, physics=FACTORS)

@@ -4,6 +4,7 @@ They move by :mod:`mbrl_jax.environments.mechanics`, so that a step agrees with 
 1,000 steps, with one simulator step for each action (no action repeat).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -190,5 +191,6 @@ _VIEWS = {
     ),
 }
 _MARKS = {"control/cartpole-swingup": (800.0,), "control/pendulum-swingup": (700.0,)}  # about what model-free methods end at
+_FACTORS = tuple(field.name for field in dataclasses.fields(PhysicsConfig))  # all there are
 for _name in _TASKS:
-    register(_name, _make, marks=_MARKS[_name], view=_VIEWS[_name], physics=True)
+    register(_name, _make, marks=_MARKS[_name], view=_VIEWS[_name], physics=_FACTORS)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from mbrl_jax.config import ConfigError, EnvironmentConfig
+from mbrl_jax.config import ConfigError, EnvironmentConfig, PhysicsConfig
 from mbrl_jax.environments import distracting, host, observing
 from mbrl_jax.environments.protocol import Environment, check_environment
 from mbrl_jax.environments.repeating import repeated
@@ -38,7 +38,7 @@ class Registered(NamedTuple):
     make: Make
     marks: tuple[float, ...]  # returns that count as success
     view: TaskView | None
-    physics: bool  # whether it takes the factors of ``environment.physics``
+    physics: tuple[str, ...]  # the factors of ``environment.physics`` that it takes
 
 
 class Suite(NamedTuple):
@@ -54,7 +54,7 @@ _SUITES: dict[str, Suite] = {}
 
 
 def register(
-    name: str, make: Make, *, marks: tuple[float, ...] = (), view: TaskView | None = None, physics: bool = False
+    name: str, make: Make, *, marks: tuple[float, ...] = (), view: TaskView | None = None, physics: tuple[str, ...] = ()
 ) -> None:
     """Let presets and commands name an environment.
 
@@ -63,14 +63,17 @@ def register(
       make: from the settings of the environment to it; it takes ``time_limit`` from there if that is given.
       marks: returns that count as success.
       view: how reports show it; none shows its axes.
-      physics: whether it takes the factors of ``environment.physics``.
+      physics: the factors of ``environment.physics`` that it takes; others must be 1.
 
     Raises:
-      ConfigError: the name is taken.
+      ConfigError: the name is taken, or there is no such factor.
 
     """
     if name in _REGISTERED:
         raise ConfigError(f"name: {name!r} is registered already; name another")
+    known = [field.name for field in dataclasses.fields(PhysicsConfig)]
+    if isinstance(physics, str) or not set(physics) <= set(known):
+        raise ConfigError(f"physics: {physics!r} does not fit; it must be a tuple of names out of {', '.join(known)}")
     _REGISTERED[name] = Registered(make, marks, view, physics)
 
 
@@ -100,8 +103,8 @@ def make_environment(config: EnvironmentConfig) -> Environment:
             f"environment: {config!r} does not fit; it must be an EnvironmentConfig, as a config has under that name"
         )
     suite = _suite_of(config.name)
-    if suite is not None or (config.name in _REGISTERED and not _REGISTERED[config.name].physics):
-        _check_unscaled(config)
+    if suite is not None or config.name in _REGISTERED:
+        _check_unscaled(config, () if suite is not None else _REGISTERED[config.name].physics)
     if config.name in _REGISTERED:
         made = _REGISTERED[config.name].make(config)
     else:
@@ -124,7 +127,7 @@ def environment_of(config: EnvironmentConfig, environment: Any) -> Environment:
     """
     if environment is None:
         return make_environment(config)
-    _check_unscaled(config)
+    _check_unscaled(config, ())
     given = environment if isinstance(environment, Environment) else host.of_simulator(environment, config)
     return _wrapped(_check_host(check_environment(given), config), config)
 
@@ -153,13 +156,13 @@ def _axes_of(environment: Environment, config: EnvironmentConfig) -> tuple[int, 
     return known.view.places
 
 
-def _check_unscaled(config: EnvironmentConfig) -> None:
-    """Refuse factors of the physics of an environment that does not take them."""
+def _check_unscaled(config: EnvironmentConfig, takes: tuple[str, ...]) -> None:
+    """Refuse factors of the physics of an environment that takes others or none."""
     for field in dataclasses.fields(config.physics):
         value = getattr(config.physics, field.name)
-        if value != 1.0:
-            takes = ", ".join(name for name, each in _REGISTERED.items() if each.physics)
-            told = f"the physics of {config.name!r} cannot be scaled, so it must be 1.0; that of {takes} can"
+        if field.name not in takes and value != 1.0:
+            others = ", ".join(name for name, each in _REGISTERED.items() if field.name in each.physics)
+            told = f"{config.name!r} cannot scale it, so it must be 1.0; {others} can"
             raise ConfigError(f"environment.physics.{field.name}: {value!r} does not fit; {told}")
 
 
