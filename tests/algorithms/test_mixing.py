@@ -78,6 +78,20 @@ def test_the_share_is_measured_after_every_fit_and_keeps_some_of_the_one_before(
     assert float(after.lanes.controller) == round(1 + 3 * (1 - expected))
 
 
+def test_a_round_mixes_by_the_share_that_was_measured_before_it(config):
+    algorithm = dyna_q.make_train(config)
+    fitted = jax.jit(lambda key: algorithm.fit(algorithm.init(key)[0], config)[0])(seed_keys(0, 1)[0])
+    advance = jax.jit(algorithm.advance)
+
+    def learned(measured, hyper=config):
+        after, _ = advance(fitted._replace(model_share=jnp.asarray(measured)), hyper)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(after.agent.online)])
+
+    fixed = replace(config, mixing=replace(config.mixing, least=0.25, most=0.25))
+    np.testing.assert_array_equal(learned(0.25), learned(0.9, fixed))
+    assert np.abs(learned(0.25) - learned(0.9)).max() > 1e-6
+
+
 @pytest.mark.parametrize("follows", ["mixing", "controller"])
 def test_what_cannot_be_measured_is_refused(config, follows):
     if follows == "mixing":
