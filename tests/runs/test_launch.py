@@ -123,6 +123,9 @@ def test_of_jobs_of_submitit_one_that_is_killed_is_submitted_again_and_the_run_i
     assert "is finished already" in capsys.readouterr().out
 
 
+PLACE = {"num_cpus": 1, "object_store_memory": 80_000_000}  # of a node: for one job, and bytes
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of Ray on this machine, with one place for a job each."""
@@ -133,8 +136,8 @@ def cluster():
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
-        nodes.add_node(num_cpus=1, object_store_memory=80_000_000)
+        nodes = Cluster(initialize_head=True, head_node_args={**PLACE, "include_dashboard": False})
+        nodes.add_node(**PLACE)
         assert len(nodes.list_all_nodes()) == 2
         patch.setenv("RAY_ADDRESS", nodes.address)
         yield nodes
