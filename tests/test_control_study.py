@@ -61,16 +61,17 @@ def test_the_table_tells_means_and_differences_of_what_is_on_file(tmp_path, caps
     assert study.at(told, 16_000).tolist() == [100, 200, 300, 400]
 
 
-def test_the_two_horizons_are_compared_on_other_seeds_and_on_all(tmp_path, capsys, monkeypatch):
+def test_the_best_horizons_are_compared_on_other_seeds_and_on_all(tmp_path, capsys, monkeypatch):
     (tmp_path / "again").mkdir()
     for folder, ahead in (("", 10.0), ("again", 30.0)):
-        for arm, more in zip(study.AGAIN, (ahead, 0.0), strict=True):
+        for arm, more in zip(study.AGAIN, (ahead, 2 * ahead, 0.0), strict=True):
             strict_json.write(tmp_path / folder / f"swingup_{arm}.json", {"returns": [100.0 + more + i for i in range(8)]})
     study.table_of_other_seeds(tmp_path)
     printed = capsys.readouterr().out
     assert "other seeds: infoprop 133.5" in printed
     assert "other seeds (8): infoprop less fixed_5: 30.0 [30.0, 30.0], p 0.00781" in printed
     assert "all seeds (16): infoprop less fixed_5: 20.0" in printed
+    assert "other seeds (8): schedule less fixed_5: 60.0 [60.0, 60.0], p 0.00781" in printed
     asked = []
     monkeypatch.setattr(study, "stage_train", lambda *told: asked.append(told))
     monkeypatch.setattr(sys, "argv", ["control_study.py", "again", "--out", str(tmp_path)])
