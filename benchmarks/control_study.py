@@ -30,8 +30,8 @@ The arms of the pendulum and of Hopper ran on 2026-11-29, when those of the swin
 expected of them too, and their steps were chosen before: 24,000, where the preset's curve is steep, and 5,000, where it bends.
 On that day too, before its runs:
 
-(e) On the same 16 other seeds of the swing-up `schedule`, from 1 to 10 steps over the run, is ahead of `fixed_5`. (On the first 16
-    it was by 69 [8, 145], the only one of nine rules whose interval does not hold 0.)
+(e) On the same 16 other seeds of the swing-up `schedule`, from 1 to 10 steps over the run, is ahead of `fixed_5`. (On the first
+    16 it was by 69 [8, 145], the only one of nine rules whose interval does not hold 0.)
 """
 
 import argparse
@@ -57,11 +57,7 @@ TASKS = {"swingup": "swingup", "pendulum": "pendulum_swingup", "hopper": "hopper
 LENGTHS = (1, 2, 5, 10)
 SHORT = {"swingup": 3_500, "pendulum": 5_000, "hopper": 4_000}  # decisions after the random ones, of all arms but the presets
 PRESETS = ("mbpo", "mpc", "sac")
-AGAIN = (
-    "infoprop",
-    "schedule",
-    "fixed_5",
-)  # on cartpole-swingup, in a folder of their own; the last is what others are held against
+AGAIN = ("infoprop", "schedule", "fixed_5")  # on cartpole-swingup, in a folder of their own; all are held against the last
 OTHER_SEEDS = range(16, 32)
 GPU_ARMS = ("mbpo", "mpc", "sac", "fixed_1", "fixed_5", "threshold_quantile", "infoprop", "fault_neither", "fault_both", "twin")
 PUBLISHED: dict[str, dict[str, int]] = {  # at 100,000 steps; of brax's own hopper nothing is published at as few
