@@ -270,9 +270,8 @@ def test_a_batch_of_real_rows_only_is_unmoved_by_the_world_model(batch):
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, mixed), strict=True)) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["Acrobot-v1", "MountainCar-v0"])
-def test_other_tasks_run(tiny, name):
-    config = replace(tiny, environment=EnvironmentConfig(name=name, time_limit=40))
+def test_another_task_runs(tiny):
+    config = replace(tiny, environment=EnvironmentConfig(name="Acrobot-v1", time_limit=40))
     result = jax.jit(dyna_q.make_train(config).train)(seed_keys(0, 1)[0])
     returns = np.asarray(result.outcome.returns_last)
     assert ((returns >= -40) & (returns <= 0)).all()
