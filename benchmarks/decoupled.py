@@ -12,7 +12,8 @@ spring physics, and differ by the gradient alone: seed i has the same random num
 `decoupled` with paths of 4 and of 8 steps within the same windows of 16, and in `adaptive` their length follows the spread of the
 members' Jacobians (`gradient_error`), between 1 and 16. `host` is `decoupled` in simulators that the host steps, Gymnasium's own
 pendulum: its reward is learned, the scale of its observations is another, and fewer seeds are enough to see that it learns
-(`--seeds 4`).
+(`--seeds 4`). `wide` is `decoupled` on the hopper with members of 128 units a layer in place of 64, and twice the minibatches of
+each refit.
 
 Other methods in the same simulator: `sac` is soft actor-critic without a model, one update for each action, and `pg` the policy
 gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
@@ -31,6 +32,8 @@ Written down before the runs, on 2026-11-28:
 (b) At paths of 16 steps decoupled gradients end higher than imagined ones, whose states drift away from the simulator's.
 (c) Shorter paths end lower: the critic has to tell what the gradient no longer does.
 (d) Paths whose length follows the error of the model's gradient end higher than the best fixed length.
+(e) On the hopper `wide` ends higher than `decoupled`, and its members' Jacobians are closer to each other. (Written down on
+    2026-11-29, after the three gradients of the hopper.)
 """
 
 import argparse
@@ -61,6 +64,7 @@ MARKS = {"pendulum": -160.0, "swingup": 800.0, "hopper": 400.0}
 GRADIENTS = ("decoupled", "imagined", "true")
 SHORTER = (4, 8)
 HOSTED = {"pendulum": "gymnasium/Pendulum-v1"}
+WIDER = {"hopper": {"hidden": (128, 128), "refit_batches": 240}}
 ERRORS = {"pendulum": (0.004, 0.008), "swingup": (0.025, 0.045)}  # marks of `adaptive`, within the range seen while tuning
 OTHERS = ("pg", "sac", "ppo")  # methods that share no random numbers with the three gradients
 COLOURS = {
@@ -71,6 +75,7 @@ COLOURS = {
     "window_8": "#c9a227",
     "adaptive": "#2a2a2a",
     "host": "#7a9e9f",
+    "wide": "#7b4b94",
     "pg": "#8d6a9f",
     "sac": "#2d7dd2",
     "ppo": "#97ab16",
@@ -88,6 +93,8 @@ def arms(task: str) -> dict[str, RunConfig]:
         low, high = ERRORS[task]
         adaptive = controller_settings("gradient_error", low=low, high=high, first=8, limit=16)
         found["adaptive"] = dataclasses.replace(base, controller=adaptive)
+    if task in WIDER:
+        found["wide"] = dataclasses.replace(base, model=dataclasses.replace(base.model, **WIDER[task]))
     if task in HOSTED:
         found["host"] = dataclasses.replace(base, environment=dataclasses.replace(base.environment, name=HOSTED[task]))
     if task == "pendulum":

@@ -30,10 +30,11 @@ from mbrl_jax.environments import make_environment
 
 
 @pytest.mark.parametrize("task", decoupled.MARKS)
-def test_the_arms_are_one_preset_and_differ_by_the_gradient_or_the_length_of_paths_alone(task):
+def test_the_arms_are_one_preset_and_differ_by_what_their_name_says(task):
     arms = decoupled.arms(task)
-    fewer = {"pendulum": {"ppo"}, "swingup": {"ppo", "host", "pg", "sac"}, "hopper": {"ppo", "host", "pg", "sac", "adaptive"}}
-    assert set(arms) == set(decoupled.COLOURS) - fewer[task]
+    alone = {"pendulum": {"host", "pg", "sac", "adaptive"}, "swingup": {"adaptive"}, "hopper": {"wide"}}
+    everywhere = {*decoupled.GRADIENTS, "window_4", "window_8"}
+    assert set(arms) == everywhere | alone[task] <= set(decoupled.COLOURS)
     for name, config in arms.items():
         check(config)
         if name in decoupled.OTHERS:
@@ -43,6 +44,9 @@ def test_the_arms_are_one_preset_and_differ_by_the_gradient_or_the_length_of_pat
         if name == "host":
             assert config.environment.name == "gymnasium/Pendulum-v1"
             same = dataclasses.replace(same, environment=arms["decoupled"].environment)
+        if name == "wide":
+            assert (config.model.hidden, config.model.refit_batches) == ((128, 128), 240)
+            same = dataclasses.replace(same, model=arms["decoupled"].model)
         assert same == arms["decoupled"]
         assert (config.gradient == name) == (name in decoupled.GRADIENTS)
         assert config.window_steps == 16
