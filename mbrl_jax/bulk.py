@@ -166,10 +166,16 @@ def _is_hash(operation: core.JaxprEqn) -> bool:
     key: Any = operation.invars[0].aval if operation.primitive in HASHES else None
     return (
         key is not None
-        and key.dtype == jax.random.key(0, impl="threefry2x32").dtype
+        and key.dtype == _threefry()
         and operation.params.get("bit_width", 32) == 32
         and 0 < _size(operation) < 2**32
     )
+
+
+@functools.cache
+def _threefry() -> Any:
+    """The type of its keys."""
+    return jax.random.key(0, impl="threefry2x32").dtype
 
 
 def _size(operation: core.JaxprEqn) -> int:
@@ -212,12 +218,13 @@ def _hash_all(hashes: list[tuple[core.JaxprEqn, list[Any]]]) -> list[Array]:
 def _asked(operation: core.JaxprEqn, inputs: list[Any]) -> tuple[Array, Array, Array]:
     """The two words of the key [n] and the counter [n] of each number of a hash."""
     shape = _shape(operation)
-    keys, own = jax.random.key_data(inputs[0]), inputs[0].ndim  # [..., 2]
+    data, own = jax.random.key_data(inputs[0]), inputs[0].ndim  # [..., 2]
+    key = [jax.lax.index_in_dim(data, word, axis=-1, keepdims=False) for word in range(2)]
     if operation.primitive is random_fold_in_p:
         counters = jnp.asarray(inputs[1], jnp.uint32)
-        words = [jnp.broadcast_to(each, shape).reshape(-1) for each in (keys[..., 0], keys[..., 1], counters)]
+        words = [jnp.broadcast_to(each, shape).reshape(-1) for each in (*key, counters)]
         return words[0], words[1], words[2]
     each = math.prod(shape[own:])
-    left, right = (jnp.broadcast_to(word[..., None], (*shape[:own], each)).reshape(-1) for word in (keys[..., 0], keys[..., 1]))
+    left, right = (jnp.broadcast_to(word[..., None], (*shape[:own], each)).reshape(-1) for word in key)
     counters = jnp.broadcast_to(jnp.arange(each, dtype=jnp.uint32), (math.prod(shape[:own]), each)).reshape(-1)
     return left, right, counters
