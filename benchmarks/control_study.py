@@ -27,7 +27,7 @@ Written down before the runs, on 2026-11-28:
     threshold and Infoprop, which was 62 [-5, 164] ahead on the first 16.)
 
 The arms of the pendulum and of Hopper ran on 2026-11-29, when those of the swing-up were on file. (a) and (b) are what was
-expected of them too, and their steps were chosen before: 24,000, where the preset's curve is steep, and 5,000, where it bends.
+expected of them too, and their steps were chosen before: 22,000, where the preset's curve is steep, and 5,000, where it bends.
 On that day too, before its runs:
 
 (e) On the same 16 other seeds of the swing-up `schedule`, from 1 to 10 steps over the run, is ahead of `fixed_5`. (On the first

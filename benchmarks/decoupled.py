@@ -13,7 +13,7 @@ spring physics, and differ by the gradient alone: seed i has the same random num
 members' Jacobians (`gradient_error`), between 1 and 16. `host` is `decoupled` in simulators that the host steps, Gymnasium's own
 pendulum: its reward is learned, the scale of its observations is another, and fewer seeds are enough to see that it learns
 (`--seeds 4`). `wide` is `decoupled` on the hopper with members of 128 units a layer in place of 64, and twice the minibatches of
-each refit.
+each refit, `imagined_wide` the same with imagined gradients.
 
 Other methods in the same simulator: `sac` is soft actor-critic without a model, one update for each action, and `pg` the policy
 gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
@@ -34,6 +34,7 @@ Written down before the runs, on 2026-11-28:
 (d) Paths whose length follows the error of the model's gradient end higher than the best fixed length.
 (e) On the hopper `wide` ends higher than `decoupled`, and its members' Jacobians are closer to each other. (Written down on
     2026-11-29, after the three gradients of the hopper.)
+(f) With such members decoupled gradients end higher than imagined ones. (Written down when `wide` was on file.)
 """
 
 import argparse
@@ -76,6 +77,7 @@ COLOURS = {
     "adaptive": "#2a2a2a",
     "host": "#7a9e9f",
     "wide": "#7b4b94",
+    "imagined_wide": "#d1495b",
     "pg": "#8d6a9f",
     "sac": "#2d7dd2",
     "ppo": "#97ab16",
@@ -95,6 +97,7 @@ def arms(task: str) -> dict[str, RunConfig]:
         found["adaptive"] = dataclasses.replace(base, controller=adaptive)
     if task in WIDER:
         found["wide"] = dataclasses.replace(base, model=dataclasses.replace(base.model, **WIDER[task]))
+        found["imagined_wide"] = dataclasses.replace(found["wide"], gradient="imagined")
     if task in HOSTED:
         found["host"] = dataclasses.replace(base, environment=dataclasses.replace(base.environment, name=HOSTED[task]))
     if task == "pendulum":

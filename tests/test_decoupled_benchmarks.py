@@ -32,7 +32,7 @@ from mbrl_jax.environments import make_environment
 @pytest.mark.parametrize("task", decoupled.MARKS)
 def test_the_arms_are_one_preset_and_differ_by_what_their_name_says(task):
     arms = decoupled.arms(task)
-    alone = {"pendulum": {"host", "pg", "sac", "adaptive"}, "swingup": {"adaptive"}, "hopper": {"wide"}}
+    alone = {"pendulum": {"host", "pg", "sac", "adaptive"}, "swingup": {"adaptive"}, "hopper": {"wide", "imagined_wide"}}
     everywhere = {*decoupled.GRADIENTS, "window_4", "window_8"}
     assert set(arms) == everywhere | alone[task] <= set(decoupled.COLOURS)
     for name, config in arms.items():
@@ -44,7 +44,8 @@ def test_the_arms_are_one_preset_and_differ_by_what_their_name_says(task):
         if name == "host":
             assert config.environment.name == "gymnasium/Pendulum-v1"
             same = dataclasses.replace(same, environment=arms["decoupled"].environment)
-        if name == "wide":
+        if name.endswith("wide"):
+            assert config.gradient == {"wide": "decoupled", "imagined_wide": "imagined"}[name]
             assert (config.model.hidden, config.model.refit_batches) == ((128, 128), 240)
             same = dataclasses.replace(same, model=arms["decoupled"].model)
         assert same == arms["decoupled"]
