@@ -57,6 +57,7 @@ TASKS = {"swingup": "swingup", "pendulum": "pendulum_swingup", "hopper": "hopper
 LENGTHS = (1, 2, 5, 10)
 SHORT = {"swingup": 3_500, "pendulum": 5_000, "hopper": 4_000}  # decisions after the random ones, of all arms but the presets
 PRESETS = ("mbpo", "mpc", "sac")
+COLOURS = {"mbpo": "#0b6e4f", "mpc": "#e08e45", "sac": "#2d7dd2", "twin": "#b0413e", "fault_both": "#8d6a9f"}  # of what is drawn
 AGAIN = ("infoprop", "schedule", "fixed_5")  # on cartpole-swingup, in a folder of their own; all are held against the last
 OTHER_SEEDS = range(16, 32)
 GPU_ARMS = ("mbpo", "mpc", "sac", "fixed_1", "fixed_5", "threshold_quantile", "infoprop", "fault_neither", "fault_both", "twin")
@@ -201,12 +202,12 @@ def stage_table(out: Path) -> None:
             for name in others:
                 difference = np.asarray(here[name]["returns"]) - np.asarray(here[best]["returns"])
                 print(f"{task}: {name} less {best}: {statistics.estimate(difference)}")
-        for arm in (*PRESETS, "twin", "fault_both"):
+        for arm, colour in COLOURS.items():
             if arm in here:
                 curves = np.asarray(here[arm]["curves"])
                 low, middle, high = (np.percentile(curves, q, axis=0) for q in (25, 50, 75))
-                (line,) = ax.plot(here[arm]["steps"], middle, label=arm, linewidth=1.5)
-                ax.fill_between(here[arm]["steps"], low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+                ax.plot(here[arm]["steps"], middle, label=arm, color=colour, linewidth=1.5)
+                ax.fill_between(here[arm]["steps"], low, high, color=colour, alpha=0.15, linewidth=0)
         for name, value in PUBLISHED[task].items():
             ax.plot([100_000], [value], "k^" if name == "SAC" else "ks", markersize=5, label=f"{name}, published")
         ax.set_title(TASKS[task], fontsize=9)
