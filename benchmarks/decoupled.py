@@ -96,8 +96,8 @@ def arms(task: str) -> dict[str, RunConfig]:
         adaptive = controller_settings("gradient_error", low=low, high=high, first=8, limit=16)
         found["adaptive"] = dataclasses.replace(base, controller=adaptive)
     if task in WIDER:
-        found["wide"] = dataclasses.replace(base, model=dataclasses.replace(base.model, **WIDER[task]))
-        found["imagined_wide"] = dataclasses.replace(found["wide"], gradient="imagined")
+        wider = dataclasses.replace(base, model=dataclasses.replace(base.model, **WIDER[task]))
+        found["wide"], found["imagined_wide"] = wider, dataclasses.replace(wider, gradient="imagined")
     if task in HOSTED:
         found["host"] = dataclasses.replace(base, environment=dataclasses.replace(base.environment, name=HOSTED[task]))
     if task == "pendulum":
