@@ -61,7 +61,7 @@ SIZES = {
     "planning": {"candidates": 8, "horizon": 3, "particles": 3, "elites": 2},
 }
 NUMBERS = {
-    "README.md": {"--seeds 24": "--seeds 4", "seeds=64": "seeds=4", "cartpole_batch.yaml": "smoke.yaml"},
+    "README.md": {"--seeds 24": "--seeds 4", "seeds=64": "seeds=4"},
     "docs/train.md": {"--seeds 64": "--seeds 4", "--episodes 50": "--episodes 2", "seeds=64": "seeds=4"},
     "docs/compare.md": {"--seeds 64": "--seeds 4"},
     "docs/sweep.md": {"--seeds 64": "--seeds 1", "cells, seeds=64": "cells, seeds=1", "seeds=64": "seeds=2"},

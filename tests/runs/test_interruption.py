@@ -85,6 +85,7 @@ def test_a_signal_while_the_package_is_imported_ends_the_command_in_one_line(num
 @pytest.mark.parametrize(
     ("number", "after", "words"),
     [
+        (signal.SIGINT, 0, ["train", "smoke"]),
         (signal.SIGTERM, 4, ["train", "smoke", "--resume"]),
         (signal.SIGINT, 2, ["compare", "--protocol", "batch"]),
         (signal.SIGTERM, 1, ["sweep", "smoke", "--grid", "agent.discount=0.9,0.8"]),

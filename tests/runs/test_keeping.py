@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -130,15 +131,17 @@ def test_runs_that_share_a_cache_are_each_like_the_run_without_one(free, tmp_pat
 
     def train(folder, **surroundings):
         start = ["train", str(tmp_path / "short.yaml"), "--seeds", "1"]
-        changes = [["--agent.batch-size", "16"], ["--random-transitions", "120"]]
+        changes = [["--agent.batch-size", "16"], ["--agent.batch-size", "8"], ["--random-transitions", "120"]]
         commands = [[*start, *change, "--out", str(folder / str(i))] for i, change in enumerate(changes)]
+        grid = ["sweep", *start[1:], "--grid", "random_transitions=100,140", "--out", str(folder / "sweep")]
         told = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         environment = os.environ | told | surroundings
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        words = ["|".join(command) for command in commands]
+        words = ["|".join(command) for command in (*commands, grid)]
         done = subprocess.run([sys.executable, "-c", CACHED, *words], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return [arrays(folder / place) for place in ("0", "1")]
+        assert {entry["state"] for entry in json.loads((folder / "sweep" / "sweep.json").read_text())} == {"finished"}
+        return [arrays(folder / place) for place in ("0", "1", "2", "sweep/0", "sweep/1")]
 
     first = train(tmp_path / "first")
     assert any((tmp_path / "cache").rglob("*")), "nothing was cached"

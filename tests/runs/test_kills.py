@@ -19,7 +19,7 @@ from mbrl_jax.runs import checkpoint, command_line, execution
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure"])
-KILLS = 8
+KILLS = 12
 RESULTS = {"config.yaml", "metrics.parquet", "policies.npz", "outcome.npz", "curves.png"}
 OTHERS = {"run.json", "metrics.jsonl", "summary.json"}
 
@@ -100,7 +100,7 @@ def model_free(tiny, tmp_path_factory):
     return make_runs(replace(free, protocol="interactive", steps=400), tmp_path_factory.mktemp("model_free"))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one(model_free):
+def test_a_run_that_is_killed_12_times_ends_as_the_unbroken_one(model_free):
     runs = model_free
     process = runs.start(runs.folder / "unbroken")
     process.join()
