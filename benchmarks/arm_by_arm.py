@@ -15,8 +15,9 @@ from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import RunConfig, to_dict
-from mbrl_jax.runs import execution, results, runner
+from mbrl_jax.runs import execution, keeping, results, runner
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.folder import Asked, is_finished
 from mbrl_jax.runs.run import Run
 
 Key = TypeVar("Key", int, str)
@@ -75,6 +76,24 @@ def train(
             strict_json.write(place, kept_of(run, task, arm, keep(run)), indent=indent)
             told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
             print(f"{place.stem}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def kept_in(folder: Path, config: RunConfig, seeds: int, start: Path | None, script: str) -> Run:
+    """The run of an arm that has a folder of its own: read there if it is finished, else trained, or gone on with after a kill.
+
+    Args:
+      folder: the run's.
+      config: its settings.
+      seeds: how many.
+      start: the folder of a finished run whose world models it begins with.
+      script: the name of the study.
+
+    """
+    if is_finished(folder):  # killed between a run's end and its file
+        return results.read(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Display.standard(folder.name) as display:
+        return keeping.keep(Asked(config, seeds, 0, False), folder, keeping.Keeping(resume=True, start=start), script, display)
 
 
 def rounds_of(config: RunConfig, seeds: int) -> tuple[Callable[[], None], int]:

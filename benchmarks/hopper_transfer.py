@@ -28,7 +28,6 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ import decoupled_gradients
 import jax
 import jax.numpy as jnp
 import numpy as np
+import surrogate_transfer
 from jax import Array
 from rich.console import Console
 from rich.table import Table
@@ -45,12 +45,10 @@ from mbrl_jax import packages, statistics, strict_json
 from mbrl_jax.agents.policy_gradient import PolicyGradient
 from mbrl_jax.algorithms import windows
 from mbrl_jax.algorithms.phases import world_of
-from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import DMOConfig, PhysicsConfig, load
 from mbrl_jax.environments import Environment, draw_actions, make_environment
-from mbrl_jax.runs import execution, keeping, results
-from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.folder import Asked, is_finished
+from mbrl_jax.runs import execution, results
+from mbrl_jax.runs.folder import is_finished
 from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +119,7 @@ def errors_on(config: DMOConfig, body: Factors, run: Run) -> list[list[float]]:
     physics: Any = PhysicsConfig
     task = make_environment(dataclasses.replace(config.environment, physics=physics(**body)))
     seeds, told = len(run.result.outcome.returns_last), []
-    keys = jax.vmap(partial(jax.random.fold_in, data=1))(keys_of(run.base_seed, run.first_seed + jnp.arange(seeds)))
+    keys = surrogate_transfer.path_keys(run, seeds)
     measure = jax.jit(lambda actor, model, key: alike(*action_jacobians(config, task, actor, model, key)))
     for seed in range(seeds):
         pair = jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf)[seed], (run.result.outcome.last, run.result.outcome.model))
@@ -141,15 +139,8 @@ def stage_train(arms: Sequence[str], seeds: int, out: Path, work: Path) -> None:
 
 
 def _train(arm: str, seeds: int, out: Path, work: Path) -> None:
-    began, folder = time.perf_counter(), work / arm
-    asked = Asked(config_of(arm), seeds, 0, False)
-    if is_finished(folder):  # killed between a run's end and its file
-        run = results.read(folder)
-    else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        start = work / SOURCE if arm.endswith("_frozen") else None
-        with Display.standard(arm) as display:
-            run = keeping.keep(asked, folder, keeping.Keeping(resume=True, start=start), "hopper_transfer.py", display)
+    began, start = time.perf_counter(), work / SOURCE if arm.endswith("_frozen") else None
+    run = arm_by_arm.kept_in(work / arm, config_of(arm), seeds, start, "hopper_transfer.py")
     strict_json.write(out / f"{arm}.json", arm_by_arm.kept_of(run, "hopper", arm, {}), indent=None)
     told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))
     print(f"{arm}: IQM {told}, {time.perf_counter() - began:.0f} s", flush=True)

@@ -79,9 +79,8 @@ from mbrl_jax.config import DMOConfig, PhysicsConfig, load
 from mbrl_jax.environments import draw_actions, make_environment
 from mbrl_jax.model import jacobians
 from mbrl_jax.report import figures
-from mbrl_jax.runs import execution, keeping, results
-from mbrl_jax.runs.display import Display
-from mbrl_jax.runs.folder import Asked, is_finished
+from mbrl_jax.runs import execution, results
+from mbrl_jax.runs.folder import is_finished
 from mbrl_jax.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -236,15 +235,8 @@ def stage_train(arms: Sequence[Arm], seeds: int, out: Path, work: Path) -> None:
 
 
 def _train(arm: Arm, seeds: int, out: Path, work: Path) -> None:
-    began, folder = time.perf_counter(), work / arm.name
-    start = None if arm.source is None else work / arm.source.name
-    asked = Asked(config_of(arm), seeds, 0, False)
-    if is_finished(folder):  # killed between a run's end and its file
-        run = results.read(folder)
-    else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with Display.standard(arm.name) as display:
-            run = keeping.keep(asked, folder, keeping.Keeping(resume=True, start=start), "surrogate_transfer.py", display)
+    began, start = time.perf_counter(), None if arm.source is None else work / arm.source.name
+    run = arm_by_arm.kept_in(work / arm.name, config_of(arm), seeds, start, "surrogate_transfer.py")
     more = {**arm._asdict(), **keep(seeds, run)}
     strict_json.write(out / f"{arm.name}.json", arm_by_arm.kept_of(run, "swingup", arm.name, more), indent=None)
     told = statistics.estimate(results.per_seed(run.result.outcome.returns_last))

@@ -6,6 +6,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -284,3 +285,17 @@ def test_the_table_of_the_hopper_tells_frozen_less_new_and_errors(tmp_path, caps
     with pytest.raises(SystemExit):
         hopper.main()
     assert "arm: 'mass_3_new' is not known; it must be one of own_new" in capsys.readouterr().err
+
+
+def test_a_frozen_surrogate_is_that_of_the_hopper_itself_which_is_learned_before_it(tmp_path, monkeypatch):
+    asked, trained = [], SimpleNamespace(result=SimpleNamespace(outcome=SimpleNamespace(returns_last=np.zeros((2, 3)))))
+
+    def kept_in(folder, config, seeds, start, script):
+        asked.append((folder.name, start))
+        return trained
+
+    monkeypatch.setattr(hopper.arm_by_arm, "kept_in", kept_in)
+    monkeypatch.setattr(hopper.arm_by_arm, "kept_of", lambda run, task, arm, more: {"arm": arm})
+    monkeypatch.setattr(hopper, "is_finished", lambda folder: folder.name in dict(asked))
+    hopper.stage_train(["mass_2_frozen", "mass_2_new"], 2, tmp_path / "out", tmp_path)
+    assert asked == [(hopper.SOURCE, None), ("mass_2_frozen", tmp_path / hopper.SOURCE), ("mass_2_new", None)]

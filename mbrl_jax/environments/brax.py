@@ -80,11 +80,12 @@ TASKS = {
 
 def make(config: EnvironmentConfig) -> Environment:
     """The task of brax that ``config`` names. Raises ConfigError: brax is not installed."""
-    task_name, _, backend = config.name.removeprefix("brax/").partition("-")
+    task_name, _, other = config.name.removeprefix("brax/").partition("-")
+    backend = other or BACKENDS[0]
     task = TASKS[task_name]
-    simulator = _simulator(config.name, task_name, backend or BACKENDS[0])
+    simulator = _simulator(config.name, task_name, backend)
     if any(value != 1.0 for value in dataclasses.asdict(config.physics).values()):
-        simulator.sys = _scaled(simulator.sys, config.physics, backend or BACKENDS[0])
+        simulator.sys = _scaled(simulator.sys, config.physics, backend)
     limit = TIME_LIMIT if config.time_limit is None else config.time_limit
     spec = EnvironmentSpec(
         name=config.name,
