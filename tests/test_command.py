@@ -2,17 +2,15 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import subprocess
 import sys
 
 import pytest
+from processes import FORKS
 
 from mbrl_jax.runs import command_line
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line"])
 COMMANDS = ("train", "join", "sweep", "compare", "runs", "report", "evaluate", "reference")
 NOBODY = """
 import os, pwd, sys
@@ -43,7 +41,7 @@ def started(words, **settings):
 def test_help_whose_reader_has_left_ends_in_silence(tmp_path, command):
     preset = ["smoke"] if command in ("train", "sweep", "reference") else []
     words = [*([] if command is None else [command]), *preset, "--help"]
-    process = CONTEXT.Process(target=without_a_reader, args=(words, tmp_path / "errors"))
+    process = FORKS.Process(target=without_a_reader, args=(words, tmp_path / "errors"))
     process.start()
     process.join()
     assert process.exitcode == 141, (tmp_path / "errors").read_text()

@@ -1,6 +1,5 @@
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from processes import compile_as_tests_do, environment
+from processes import FORKS, compile_as_tests_do, environment
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import presets, read_preset
@@ -52,10 +51,6 @@ def fails(capsys, *words):
     return capsys.readouterr().err
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure"])
-
-
 def work(words: Sequence[str], told: dict[str, str], folder: Path, cache: str, output: Path, errors: Path) -> None:
     """``mbrl-jax`` in a process that has imported it already and begins here, ``told`` by the environment."""
     os.chdir(folder)
@@ -79,7 +74,7 @@ def command(tmp_path_factory):
         return subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=settings)
 
     def at_once(words, told):
-        process = CONTEXT.Process(target=work, args=(words, told, folder, cache, said / "output", said / "errors"))
+        process = FORKS.Process(target=work, args=(words, told, folder, cache, said / "output", said / "errors"))
         process.start()
         process.join()
         texts = (said / "output").read_text(), (said / "errors").read_text()

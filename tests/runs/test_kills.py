@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -12,13 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import compile_as_tests_do
+from processes import FORKS, compile_as_tests_do
 
 from mbrl_jax.config import save
 from mbrl_jax.runs import checkpoint, command_line, execution
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure"])
 KILLS = 12
 RESULTS = {"config.yaml", "metrics.parquet", "policies.npz", "outcome.npz", "curves.png"}
 OTHERS = {"run.json", "metrics.jsonl", "summary.json"}
@@ -58,7 +55,7 @@ class Runs:
 
     def start(self, out: Path, *flags: str, largest_file: int = -1, output: Path | None = None):
         where = self.output if output is None else output
-        process = CONTEXT.Process(target=work, args=(self.words(out, *flags), where, self.cache, largest_file))
+        process = FORKS.Process(target=work, args=(self.words(out, *flags), where, self.cache, largest_file))
         process.start()
         return process
 
@@ -181,7 +178,7 @@ def test_a_run_that_goes_on_and_still_compiles_is_stopped_at_once_and_keeps_its_
     os.kill(process.pid, signal.SIGINT)
     process.join()
     before, text = checkpoint.rounds(out / "checkpoints"), len(runs.output.read_text())
-    process = CONTEXT.Process(target=work, args=(runs.words(out, "--resume"), runs.output, str(tmp_path / "empty"), -1))
+    process = FORKS.Process(target=work, args=(runs.words(out, "--resume"), runs.output, str(tmp_path / "empty"), -1))
     process.start()
     while process.is_alive() and "compiling" not in runs.output.read_text()[text:]:
         time.sleep(0.002)
@@ -243,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours").chmod(0o555)
     words = ["train", "smoke", "--seeds", "1", "--out", str(tmp_path / "ours" / "run")]
-    process = CONTEXT.Process(target=work_as_nobody, args=(words, output))
+    process = FORKS.Process(target=work_as_nobody, args=(words, output))
     process.start()
     process.join()
     assert process.exitcode == 2
