@@ -18,7 +18,20 @@ import tyro
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError, RunConfig, expand, grid, presets, read_preset
 from mbrl_jax.environments import data, success_marks
-from mbrl_jax.runs import execution, folder, interruption, keeping, launch, results, runner, shards, sweep, terminal, transitions
+from mbrl_jax.runs import (
+    engines,
+    execution,
+    folder,
+    interruption,
+    keeping,
+    launch,
+    results,
+    runner,
+    shards,
+    sweep,
+    terminal,
+    transitions,
+)
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
@@ -35,7 +48,7 @@ MACHINE: tuple[tuple[str, Any, Any], ...] = (  # flags
     ("retries", int, 3),
     ("launcher_option", MANY, ()),
 )
-ENGINE: tuple[str, Any, Any] = ("engine", Literal["auto", "xla", "cuda"], "xla")
+ENGINE: tuple[str, Any, Any] = ("engine", engines.Named, "xla")
 USAGE = """usage: mbrl-jax COMMAND …
 
   train CONFIG --seeds N --out DIR [--seed BASE] [--diagnose] [--any.setting VALUE …]
@@ -55,9 +68,10 @@ USAGE = """usage: mbrl-jax COMMAND …
       train an agent for every seed at every combination of values of some settings, in as few compiled programs as can be;
       --resume trains what an earlier call has left undone
   tune CONFIG --space FILE --trials N --seeds N --out DIR [--batch 64] [--rungs 2] [--factor 3] [--measure final|curve]
-      [--sampler tpe|random] [--storage URL --study NAME] [--resume] [--devices all|N] [--memory GB] [--any.setting VALUE …]
+      [--sampler tpe|random] [--storage URL --study NAME] [--resume] [--engine auto|xla|cuda] [--devices all|N] [--memory GB]
+      [--any.setting VALUE …]
       search for the best settings: trials in batches of one compiled program, pruned on their learning curves (extra `tune`)
-  compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume]
+  compare --protocol batch|interactive --seeds N --out DIR [--seed BASE] [--resume] [--engine auto|xla|cuda]
       train the model-based and the model-free arm on the same real data, and set them side by side
   runs DIR
       list the runs below a folder: how far they are, in which settings they differ, and what they reached
@@ -338,6 +352,7 @@ def _tune(words: list[str]) -> None:
         ("storage", str | None, None),
         ("study", str, "tune"),
         ("resume", bool, False),
+        ENGINE,
         *MACHINE[:2],
     )
     memory, devices = _memory_and_devices(given)
@@ -357,6 +372,7 @@ def _tune(words: list[str]) -> None:
             display=display,
             devices=devices,
             memory=memory,
+            engine=given.engine,
         )
     terminal.show(search.as_table(summary), f"{time.perf_counter() - started:.0f} s; written to {given.out}")
     if summary["best"] is None:
@@ -406,6 +422,7 @@ def _compare(words: list[str]) -> None:
         model_based: str | None = None,
         model_free: str | None = None,
         resume: bool = False,
+        engine: engines.Named = "xla",
     ) -> None:
         """Train both arms on the same real data and set them side by side.
 
@@ -417,6 +434,7 @@ def _compare(words: list[str]) -> None:
             model_based: a preset for the model-based arm in place of cartpole_PROTOCOL
             model_free: a preset for the other arm in place of cartpole_PROTOCOL_model_free
             resume: go on with a comparison that was stopped
+            engine: what trains the model-based arm; XLA trains the other
 
         """
         ours = read_preset(model_based or f"cartpole_{protocol}")
@@ -424,7 +442,9 @@ def _compare(words: list[str]) -> None:
         for config in (ours, theirs):
             if config.protocol != protocol:
                 raise ConfigError(f"protocol: {config.protocol!r} in a preset does not fit --protocol {protocol}")
-        compare(ours, theirs, seeds, expand(out), seed, Keeping(resume), shlex.join(["mbrl-jax", "compare", *words]))
+        compare(
+            ours, theirs, seeds, expand(out), seed, Keeping(resume, engine=engine), shlex.join(["mbrl-jax", "compare", *words])
+        )
 
     tyro.cli(flags, args=words, prog="mbrl-jax compare")
 
@@ -440,6 +460,8 @@ def compare(
 ) -> None:
     """Train both arms, or what is left of them, and write a folder for each, the table and the figure.
 
+    XLA trains the model-free arm, whichever engine trains the other.
+
     Raises ConfigError: the arms do not compare, cannot work, or the folder cannot be used.
     """
     from mbrl_jax.report import comparison, figures
@@ -447,14 +469,17 @@ def compare(
     comparison.check_arms(model_based, model_free)
     for config in (model_based, model_free):
         settings.check(config)
+    arms = {"model_based": (model_based, keeping), "model_free": (model_free, keeping._replace(engine="xla"))}
     runner.seed_numbers(seeds, seed)
     execution.use_all_cores()
     execution.check_jax()
+    for config, own in arms.values():
+        runner.check([config], engine=own.engine)
     runs: list[Run] = []
     with claimed(out, keeping.resume):
-        for name, config in (("model_based", model_based), ("model_free", model_free)):
+        for name, (config, own) in arms.items():
             with Display.standard(name) as display:
-                run = _kept(Asked(config, seeds, seed, False), out / name, keeping, command, display)
+                run = _kept(Asked(config, seeds, seed, False), out / name, own, command, display)
                 if run is None:
                     display.say("is finished already")
                 runs.append(results.read(out / name) if run is None else run)

@@ -8,8 +8,10 @@ from mbrl_jax.algorithms.training import Train
 from mbrl_jax.config import ConfigError, RunConfig, algorithm_name
 from mbrl_jax.engine import PLAIN, Engine, MakeEngine
 
-Asked = Literal["auto", "xla", "cuda"] | MakeEngine
-"""``auto`` takes the CUDA kernels where they cover the configuration on the GPU of this process; or an engine of one's own."""
+Named = Literal["auto", "xla", "cuda"]
+"""``auto`` takes the CUDA kernels where they cover the configuration on the GPU of this process."""
+Asked = Named | MakeEngine
+"""One of these, or an engine of one's own."""
 
 
 def make_with(engine: Asked, config: RunConfig, make: Callable[..., Train]) -> Train:

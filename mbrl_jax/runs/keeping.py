@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from mbrl_jax import config as settings
 from mbrl_jax.config import ConfigError, expand
-from mbrl_jax.runs import folder, interruption, results, runner, shards, transitions, warm_start
+from mbrl_jax.runs import engines, folder, interruption, results, runner, shards, transitions, warm_start
 from mbrl_jax.runs.callbacks import Callback, TensorBoard, WeightsAndBiases, require
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
@@ -32,7 +32,7 @@ class Keeping(NamedTuple):
     wandb: str | None = None  # the project
     memory: int | None = None  # bytes that may be used, in place of what the devices have
     devices: int | None = None  # how many; none uses all
-    engine: Literal["auto", "xla", "cuda"] = "xla"
+    engine: engines.Named = "xla"
     record: transitions.Wish = "auto"  # whether the run leaves its own real transitions
     start: Path | None = None  # the folder of a finished run whose world models this one begins with
 

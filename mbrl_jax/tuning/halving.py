@@ -15,7 +15,7 @@ import numpy as np
 
 from mbrl_jax.algorithms.training import keys_of
 from mbrl_jax.config import ConfigError, RunConfig
-from mbrl_jax.runs import execution, runner
+from mbrl_jax.runs import engines, execution, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.program import FUNCTIONS, Batch, Program, split
 from mbrl_jax.runs.results import per_seed
@@ -71,10 +71,22 @@ class Ended(NamedTuple):
 class Places(Program):
     """A program whose places any agents can take: of any config that has the same static settings."""
 
-    def __init__(self, config: RunConfig, varied: Collection[str], base_seed: int, show: Display, devices: int | None, size: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        varied: Collection[str],
+        base_seed: int,
+        show: Display,
+        devices: int | None,
+        size: int,
+        engine: engines.Asked = "xla",
+    ):
         """For ``size`` agents whose configs differ in the traced settings ``varied`` alone; nothing is compiled yet."""
         self._varied = frozenset(varied)
-        super().__init__(runner.make_train(config), [config], range(1), base_seed, show, devices, size)
+        algorithm = runner.make_train(config, engine=engine)
+        if engine != "xla":
+            show.say(engines.describe(algorithm.engine))
+        super().__init__(algorithm, [config], range(1), base_seed, show, devices, size)
 
     def turn_to(self, batch: Batch) -> None:
         """Seat copies of the first agent, whose shapes are those of all."""
@@ -133,14 +145,16 @@ class Machine:
         show: Display,
         devices: int | None = None,
         memory: int | None = None,
+        engine: engines.Asked = "xla",
     ):
         """Train every trial with ``seeds``; trials of one program differ in the traced settings ``varied`` alone.
 
-        Without ``devices`` all local ones are used, without ``memory`` (bytes) all that they have.
+        Without ``devices`` all local ones are used, without ``memory`` (bytes) all that they have. ``engine`` trains them.
 
         Raises ConfigError: there are fewer devices.
         """
         self.seeds, self.base_seed, self.varied, self.show, self.devices = seeds, base_seed, varied, show, devices
+        self.engine = engine
         layout = execution.choose_layout(2**31 - 1, devices)
         self.cores = layout.mesh.size if layout.mesh.devices.flat[0].platform == "cpu" else None
         self.available = execution.memory(layout) if memory is None else memory
@@ -163,7 +177,7 @@ class Machine:
         while True:
             made = self._programs.get((kind, size))
             if made is None:
-                made = Places(config, self.varied, self.base_seed, self.show, self.devices, size)
+                made = Places(config, self.varied, self.base_seed, self.show, self.devices, size, self.engine)
             needed = max(each.bytes for each in made.compile(names, chunk)) * made.layout.mesh.size
             if needed <= self.available:
                 self._programs[kind, size] = made

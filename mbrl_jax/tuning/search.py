@@ -26,7 +26,7 @@ from rich.table import Table
 from mbrl_jax import statistics, strict_json
 from mbrl_jax.config import ConfigError, RunConfig, save, with_settings
 from mbrl_jax.config.grid import text_of
-from mbrl_jax.runs import checkpoint, interruption, results, runner, terminal
+from mbrl_jax.runs import checkpoint, engines, interruption, results, runner, terminal
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.interruption import Interrupted
@@ -52,6 +52,7 @@ def search(
     display: Display | None = None,
     devices: int | None = None,
     memory: int | None = None,
+    engine: engines.Asked = "xla",
 ) -> dict[str, Any]:
     """Search until the study has ``trials`` trials; return the content of ``tune.json``.
 
@@ -66,17 +67,19 @@ def search(
       display: shows progress; none is silent.
       devices: as of :func:`mbrl_jax.run`.
       memory: as there.
+      engine: as there; where it covers a trial's settings is said once for each program.
 
     Raises:
       ConfigError: what was asked for cannot work, the study there is of something else, or the folder cannot be used.
       SystemExit: a signal asked for an end; the study and the batch at its last rung are kept.
 
     """
-    study.check(asked, trials, batch)
+    study.check(asked, trials, batch, engine)
     show = Display.silent() if display is None else display
     with claimed(out, resume) as begun:
         worker = _worker(out, asked) if begun else uuid.uuid4().hex
-        machine = Machine(asked.seeds, asked.base_seed, spaces.traced(asked.config, asked.space), show, devices, memory)
+        varied = spaces.traced(asked.config, asked.space)
+        machine = Machine(asked.seeds, asked.base_seed, varied, show, devices, memory, engine)
         one = Search(asked, out, machine, Study(asked, out, worker, storage, name), worker)
         one.write()
         with interruption.watch(
@@ -182,7 +185,7 @@ class Search:
         for number in numbers:
             try:
                 configs[number] = with_settings(self.asked.config, self.study.settings(every[number]))
-                runner.check([configs[number]])
+                runner.check([configs[number]], engine=self.machine.engine)
             except ConfigError as error:
                 configs.pop(number, None)
                 self.study.fail([number], error)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError, RunConfig, to_dict
-from mbrl_jax.runs import runner
+from mbrl_jax.runs import engines, runner
 from mbrl_jax.tuning import halving
 from mbrl_jax.tuning import space as spaces
 from mbrl_jax.tuning.space import Range, Space
@@ -49,7 +49,7 @@ class Asked(NamedTuple):
         return content
 
 
-def check(asked: Asked, trials: int, batch: int) -> None:
+def check(asked: Asked, trials: int, batch: int, engine: engines.Asked = "xla") -> None:
     """Refuse a search that cannot work.
 
     Raises:
@@ -66,7 +66,7 @@ def check(asked: Asked, trials: int, batch: int) -> None:
     if not (math.isfinite(asked.factor) and asked.factor > 1):
         raise ConfigError(f"factor: {asked.factor!r} is out of range; it must be above 1")
     runner.seed_numbers(asked.seeds, asked.base_seed)
-    runner.check([asked.config])
+    runner.check([asked.config], engine=engine)
     halving.rungs(asked.config.steps // asked.config.round_steps, asked.rungs, asked.factor)
 
 

@@ -221,6 +221,13 @@ def test_saved_policies_are_the_trained_ones(trained):
     assert kernel.shape == (3, 4, config.agent.hidden[0])
 
 
+def test_an_engine_that_does_not_cover_an_arm_is_refused_before_a_folder_is_made(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("compare", "--protocol", "batch", "--seeds", "1", "--out", str(out), "--engine", "cuda")
+    assert "engine: 'cuda' does not fit; it needs NVIDIA GPUs" in fails(capsys, *words)
+    assert not out.exists()
+
+
 def test_compare_trains_both_arms_and_prints_one_table(command):
     arms = []
     for name, algorithm in (("ours", "dyna_q"), ("theirs", "model_free_q")):
@@ -233,7 +240,10 @@ def test_compare_trains_both_arms_and_prints_one_table(command):
         settings.save(settings.from_dict(content), arms[-1])
     out = command.folder / "compared"
     arguments = ("--protocol", "interactive", "--seeds", 2, "--out", out, "--model-based", arms[0], "--model-free", arms[1])
-    done = command("compare", *arguments)
+    done = command("compare", *arguments, "--engine", "auto")
+    assert done.stderr.count("engine xla; not cuda") == 1  # of the arm that has a model
+    engines = [results.read_summary(out / arm)["engine"]["notes"] for arm in ("model_based", "model_free")]
+    assert (len(engines[0]), engines[1]) == (1, [])
     for word in ("mean", "median", "IQM", ">= 195", ">= 475", "difference", "seconds", "model-based, chosen", "model-free, last"):
         assert word in done.stdout
     figures = json.loads((out / "comparison.json").read_text())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
+from mbrl_jax.engine import Engine
 from mbrl_jax.runs import execution, runner
 from mbrl_jax.runs.display import Display
 from mbrl_jax.tuning import halving
@@ -96,6 +97,16 @@ def test_trials_with_other_static_settings_have_a_program_of_their_own(free):
     machine = halving.Machine(range(1), 0, (), Display.silent())
     configs = {0: free, 1: with_agent(free, hidden=(4,)), 2: with_agent(free, discount=0.5)}
     assert [list(group.configs) for group in halving.groups(machine, configs)] == [[0, 2], [1]]
+
+
+def test_trials_are_trained_by_the_engine_that_was_asked_for_which_is_told(tiny):
+    told, display = [], Display.silent()
+    display.say = told.append
+    machine = halving.Machine(range(1), 0, (), display, devices=1, engine=lambda config, task: Engine("mine"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halving.Places, "compile", lambda *_: [execution.Compiled(None, 0.0, 0, 0, None)])
+        assert machine.program(tiny, 1, 1).algorithm.engine.name == "mine"
+    assert told == ["engine mine"]
 
 
 def test_the_state_of_another_program_is_refused(free):

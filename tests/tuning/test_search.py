@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import yaml
 
 from mbrl_jax import strict_json
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, load, with_settings
+from mbrl_jax.engine import Engine
 from mbrl_jax.runs import checkpoint, command_line
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.tuning import halving, search, study
@@ -233,6 +235,35 @@ def test_two_folders_may_share_a_study_and_train_their_own_trials(tmp_path):
     with pytest.raises(ConfigError, match=r"factor: 2.0 does not fit; the study 'both' in .* has 3.0"):
         search.search(asked(factor=2.0), tmp_path / "three", 12, storage=url, name="both")
     assert not (tmp_path / "three").exists()
+
+
+def test_a_trial_that_the_engine_does_not_cover_fails_and_costs_no_other_one(tmp_path, tiny):
+    def engine(config, task):
+        if config.agent.hidden == (4,):
+            raise ConfigError("agent.hidden: (4,) does not fit; it must be (8,)")
+        return Engine("mine")
+
+    machines = []
+
+    class Seen(Formula):
+        def __init__(self, machine, configs, found=None):
+            machines.append(machine)
+            super().__init__(machine, configs, found)
+
+    config = replace(tiny, steps=20, round_steps=1, metric_steps=1)
+    what = Asked(config, spaces.parse(SPACE, config), range(3))
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, Seen)
+        search.search(what, tmp_path / "out", 12, batch=12, engine=engine)
+    assert {row["state"] for row in rows(tmp_path / "out") if row["agent.hidden"] == "[4]"} == {"fail"}
+    assert "complete" in {row["state"] for row in rows(tmp_path / "out") if row["agent.hidden"] == "[8]"}
+    assert {machine.engine for machine in machines} == {engine}
+
+
+def test_an_engine_that_does_not_cover_the_search_is_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="engine: 'cuda' does not fit the algorithm 'model_free_q'"):
+        search.search(asked(), tmp_path / "out", 2, engine="cuda")
+    assert not (tmp_path / "out").exists()
 
 
 def test_settings_that_cannot_work_together_fail_and_cost_no_other_trial(tmp_path, monkeypatch):
