@@ -22,6 +22,10 @@ Written down before the runs, on 2026-11-29:
 (a) A frozen surrogate ends lower than a new one at half and at twice the masses, and not at half and at twice the damping.
 (b) At twice the masses a frozen surrogate's Jacobian is off by about its own size, as a force moves a mass of 2 half as far, and
     its cosine stays what it is on the hopper itself.
+
+Written down on 2026-11-29, when half the masses and twice the damping were on file, where frozen surrogates were ahead:
+
+(c) On the hopper itself a frozen surrogate ends higher than a new one. It does not change while the policy and the critic learn.
 """
 
 import argparse
