@@ -9,45 +9,38 @@ object is both what ``make_train`` closes over and the ``hyper`` argument of ``t
 mapped by ``jax.vmap`` over that leaf. Bad values are refused by :func:`check`, with their path, before anything compiles.
 """
 
-from mbrl_jax.config.checks import check, check_kind, check_seeds, check_whole, holdout_stride
-from mbrl_jax.config.dotted import flat_settings, setting, traced_settings, with_settings
-from mbrl_jax.config.fields import ConfigError, Limits, settings, static, traced
-from mbrl_jax.config.files import from_dict, load, save, to_dict
-from mbrl_jax.config.kinds import AGENTS, CONTROLLERS, MODELS, Kind, Kinds
-from mbrl_jax.config.paths import expand
-from mbrl_jax.config.presets import presets, read_preset
-from mbrl_jax.config.schema import (
-    ALGORITHMS,
+from mbrl_jax.config.agents import (
     AgentConfig,
-    ControllerConfig,
-    DMOConfig,
-    DreamerConfig,
-    DynaQConfig,
-    EnvironmentConfig,
-    EvaluationConfig,
     ExplorationConfig,
-    ImaginationConfig,
-    ImaginedPGConfig,
-    ImaginingConfig,
-    LanesConfig,
-    MixingConfig,
-    ModelBasedConfig,
-    ModelConfig,
-    ModelFreePGConfig,
-    ModelFreeQConfig,
-    MPCConfig,
-    PhysicsConfig,
-    PlanningConfig,
     PolicyGradientConfig,
     QLearningConfig,
     RandomActionsConfig,
     RecurrentConfig,
+)
+from mbrl_jax.config.algorithms import (
+    ALGORITHMS,
+    DMOConfig,
+    DreamerConfig,
+    DynaQConfig,
+    ImaginedPGConfig,
+    MixingConfig,
+    ModelFreePGConfig,
+    ModelFreeQConfig,
+    MPCConfig,
     RecurrentSACConfig,
-    RunConfig,
-    SelectionConfig,
-    WorldConfig,
     algorithm_name,
 )
+from mbrl_jax.config.checks import check, check_kind, check_seeds, check_whole
+from mbrl_jax.config.dotted import flat_settings, setting, traced_settings, with_settings
+from mbrl_jax.config.environment import EnvironmentConfig, PhysicsConfig
+from mbrl_jax.config.fields import ConfigError, Limits, settings, static, traced
+from mbrl_jax.config.files import from_dict, load, save, to_dict
+from mbrl_jax.config.imagination import ControllerConfig, ImaginationConfig, LanesConfig, PlanningConfig, SelectionConfig
+from mbrl_jax.config.kinds import AGENTS, CONTROLLERS, MODELS, Kind, Kinds
+from mbrl_jax.config.model import ModelConfig, WorldConfig
+from mbrl_jax.config.paths import expand
+from mbrl_jax.config.presets import presets, read_preset
+from mbrl_jax.config.run import EvaluationConfig, ImaginingConfig, ModelBasedConfig, RunConfig, holdout_stride
 
 __all__ = [
     "AGENTS",

@@ -8,7 +8,7 @@ import jax
 from mbrl_jax.config.checks import check
 from mbrl_jax.config.fields import ConfigError
 from mbrl_jax.config.files import from_dict, to_dict
-from mbrl_jax.config.schema import RunConfig
+from mbrl_jax.config.run import RunConfig
 
 
 def flat_settings(config: RunConfig) -> dict[str, Any]:

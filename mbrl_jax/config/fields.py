@@ -38,6 +38,15 @@ class Limits(typing.NamedTuple):
         return " and ".join(part for part in (*parts, "finite") if part)
 
 
+class Problems(list[str]):
+    """What is wrong with settings that do not fit together."""
+
+    def require(self, holds: bool, path: str, value: Any, right: str) -> None:
+        """Note that ``value`` does not fit unless it holds that it does."""
+        if not holds:
+            self.append(f"{path}: {value!r} does not fit; {right}")
+
+
 def static(default: Any, **limits: float) -> Any:
     """A setting that changes shapes or the graph."""
     return dataclasses.field(default=default, metadata={"traced": False, "limits": Limits(**limits)})

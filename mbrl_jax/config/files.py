@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
+from mbrl_jax.config.algorithms import ALGORITHMS, algorithm_name
 from mbrl_jax.config.checks import check, check_kind
 from mbrl_jax.config.fields import ConfigError, convert
 from mbrl_jax.config.kinds import Kind, Kinds
 from mbrl_jax.config.paths import expand
-from mbrl_jax.config.schema import ALGORITHMS, RunConfig, algorithm_name
+from mbrl_jax.config.run import RunConfig
 
 
 class RepeatedKeyError(yaml.YAMLError):

@@ -11,7 +11,7 @@ from mbrl_jax.config import files
 from mbrl_jax.config.dotted import flat_settings, setting, traced_settings, with_settings
 from mbrl_jax.config.fields import ConfigError
 from mbrl_jax.config.files import RepeatedKeyError, to_dict
-from mbrl_jax.config.schema import RunConfig
+from mbrl_jax.config.run import RunConfig
 
 
 class Cell(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 from mbrl_jax.config.fields import ConfigError
 from mbrl_jax.config.files import load
 from mbrl_jax.config.paths import expand
-from mbrl_jax.config.schema import RunConfig
+from mbrl_jax.config.run import RunConfig
 
 
 def presets() -> dict[str, Path]:
