@@ -10,9 +10,9 @@ from pathlib import Path
 
 PUBLIC = "__init__"  # how "" is shown
 # From the top. A room may import from its own floor and from those below, and no two rooms may import each other.
-# The longest prefix decides: `runs.command_line` is a room of its own. "" is the package's `__init__`, the public names.
+# The longest prefix decides. "" is the package's `__init__`, the public names.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("command", "runs.command_line", "runs.data_command"),
+    ("command", "command_line"),
     ("",),
     ("report", "serving", "reference_run", "tuning"),
     ("runs",),

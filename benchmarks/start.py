@@ -27,7 +27,8 @@ OUT = ROOT / "benchmarks" / "results" / "speed" / "start.json"
 GET_READY = """
 import sys, time
 from mbrl_jax.config import read_preset
-from mbrl_jax.runs import command_line, execution, runner
+from mbrl_jax import command_line
+from mbrl_jax.runs import execution, runner
 execution.use_all_cores()
 execution.use_compilation_cache()
 imported = time.perf_counter()

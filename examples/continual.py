@@ -16,7 +16,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-from mbrl_jax.runs import command_line
+from mbrl_jax import command_line
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config", default="configs/cartpole_best.yaml")

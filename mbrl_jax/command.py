@@ -12,7 +12,7 @@ def main() -> None:
         _serve(sys.argv[2:])
         return
     with interruption.at_once():
-        from mbrl_jax.runs import command_line
+        from mbrl_jax import command_line
 
         command_line.main()
 

@@ -8,7 +8,7 @@ import jax
 # Processes that begin where a command has been imported, and what training imports later. Of gymnax that is what it takes long
 # to import: gymnax itself starts JAX's devices, whose threads a process that is forked would be without.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["mbrl_jax.runs.command_line", "gymnasium", "matplotlib.figure", "seaborn"])
+FORKS.set_forkserver_preload(["mbrl_jax.command_line", "gymnasium", "matplotlib.figure", "seaborn"])
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from processes import FORKS
 
-from mbrl_jax.runs import command_line
+from mbrl_jax import command_line
 
 COMMANDS = ("train", "join", "sweep", "compare", "runs", "report", "evaluate", "reference")
 NOBODY = """

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import mbrl_jax
+from mbrl_jax import command_line
 from mbrl_jax import config as settings
 from mbrl_jax.algorithms import columns
 from mbrl_jax.config import presets
@@ -26,7 +27,7 @@ from mbrl_jax.environments.logged.writing import write_parquet
 from mbrl_jax.imagination.horizon import CONTROLLERS
 from mbrl_jax.model import losses
 from mbrl_jax.report import listing
-from mbrl_jax.runs import command_line, runner
+from mbrl_jax.runs import runner
 from mbrl_jax.serving import playing
 
 ROOT = Path(__file__).parent.parent
@@ -260,7 +261,8 @@ class Reached(BaseException):
 def only_parsed(tmp_path, monkeypatch):
     """Where commands stop once they know what to do, with the presets as they are and the files that the pages write."""
     from mbrl_jax import reference_run, report
-    from mbrl_jax.runs import data_command, launch, shards
+    from mbrl_jax.command_line import data as data_command
+    from mbrl_jax.runs import launch, shards
     from mbrl_jax.serving.export import command as export_command
     from mbrl_jax.serving.server import command as serve_command
     from mbrl_jax.tuning import search

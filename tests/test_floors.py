@@ -64,7 +64,7 @@ def test_an_upward_arrow_is_found_however_it_is_written(violations, source):
 
 
 def test_the_public_names_are_above_every_room_but_the_command_line(violations):
-    assert violations(runs__runner="import mbrl_jax", runs__command_line="import mbrl_jax") == [
+    assert violations(runs__runner="import mbrl_jax", command_line__main="import mbrl_jax") == [
         "runs.runner imports __init__, which is above it"
     ]
 

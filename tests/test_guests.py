@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import mbrl_jax
+from mbrl_jax import command_line
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import ConfigError, from_dict, load, save
 from mbrl_jax.environments import check_environment, make_environment
 from mbrl_jax.imagination.horizon import controller_settings
 from mbrl_jax.report import comparison, horizon_figures
-from mbrl_jax.runs import command_line, results
+from mbrl_jax.runs import results
 from mbrl_jax.serving import playing
 
 ROOT = Path(__file__).parents[1]

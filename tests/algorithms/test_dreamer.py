@@ -13,6 +13,7 @@ from algorithms.memories import cue
 from algorithms.stages import stages_of
 
 import mbrl_jax
+from mbrl_jax import command_line
 from mbrl_jax.algorithms import dreamer, phases
 from mbrl_jax.algorithms.training import seed_keys
 from mbrl_jax.config import (
@@ -33,7 +34,7 @@ from mbrl_jax.environments import make_environment
 from mbrl_jax.imagination import lanes as lanes_
 from mbrl_jax.imagination.horizon import controller_settings, make_controller
 from mbrl_jax.model.rssm import RSSM, Belief, RSSMConfig
-from mbrl_jax.runs import command_line, results
+from mbrl_jax.runs import results
 from mbrl_jax.serving import playing
 
 LANES = LanesConfig(lanes=32, steps=3, cap=3, restart="per_step", controller=controller_settings("fixed", length=3))

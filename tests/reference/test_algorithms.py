@@ -150,6 +150,6 @@ def test_settings_that_the_reference_does_not_have_are_named(
 
 
 def test_the_jax_side_never_imports_torch() -> None:
-    rooms = "mbrl_jax, mbrl_jax.runs.command_line, mbrl_jax.reference_run, mbrl_jax.report.figures"
+    rooms = "mbrl_jax, mbrl_jax.command_line, mbrl_jax.reference_run, mbrl_jax.report.figures"
     program = f"import sys, {rooms}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

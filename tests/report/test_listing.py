@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from mbrl_jax import command_line
 from mbrl_jax.config import ConfigError, ModelFreeQConfig
 from mbrl_jax.report import listing
-from mbrl_jax.runs import command_line, results, runner
 from mbrl_jax.runs import folder as run_folder
+from mbrl_jax.runs import results, runner
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.interruption import Interrupted, Interruption
 from mbrl_jax.runs.program import Batch

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from processes import compile_as_tests_do
 
+from mbrl_jax import command_line
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
 from mbrl_jax.report import listing
-from mbrl_jax.runs import command_line, execution, folder, keeping, results, runner, shards
+from mbrl_jax.runs import execution, folder, keeping, results, runner, shards
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.program import Batch, split
 

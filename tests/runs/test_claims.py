@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from mbrl_jax import command_line
 from mbrl_jax.config import ConfigError
-from mbrl_jax.runs import claims, command_line, interruption
+from mbrl_jax.runs import claims, interruption
 from mbrl_jax.runs.claims import InUseError, claimed
 
 

@@ -8,6 +8,7 @@ import pytest
 import mbrl_jax
 from mbrl_jax.algorithms.hosted import block_of
 from mbrl_jax.algorithms.training import Stream
+from mbrl_jax.command_line import main
 from mbrl_jax.config import (
     ConfigError,
     DynaQConfig,
@@ -27,7 +28,6 @@ from mbrl_jax.config import (
 from mbrl_jax.replay import make_replay
 from mbrl_jax.runs import results, runner
 from mbrl_jax.runs.callbacks import Callback
-from mbrl_jax.runs.command_line import main
 from mbrl_jax.runs.program import Batch
 from mbrl_jax.runs.training import train
 from mbrl_jax.serving.playing import load_policies, play_policies

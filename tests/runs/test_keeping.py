@@ -119,7 +119,7 @@ def test_a_figure_that_cannot_be_drawn_does_not_end_a_run(free, tmp_path, unbrok
 
 CACHED = """
 import sys
-from mbrl_jax.runs import command_line
+from mbrl_jax import command_line
 for command in sys.argv[1:]:
     command_line.main(command.split("|"))
 """

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from processes import FORKS, compile_as_tests_do
 
+from mbrl_jax import command_line
 from mbrl_jax.config import save
-from mbrl_jax.runs import checkpoint, command_line, execution
+from mbrl_jax.runs import checkpoint, execution
 
 KILLS = 12
 RESULTS = {"config.yaml", "metrics.parquet", "policies.npz", "outcome.npz", "curves.png"}

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
+from mbrl_jax import command_line
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
-from mbrl_jax.runs import checkpoint, command_line, folder, launch, results, runner, sweep
+from mbrl_jax.runs import checkpoint, folder, launch, results, runner, sweep
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.launch import Job, Launcher
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from mbrl_jax import command_line
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, save
 from mbrl_jax.report import listing
-from mbrl_jax.runs import command_line, execution, folder, results, runner, shards
+from mbrl_jax.runs import execution, folder, results, runner, shards
 
 SEEDS = 5
 

@@ -11,6 +11,7 @@ import pytest
 from mbrl_jax import environments as env
 from mbrl_jax import load
 from mbrl_jax.algorithms.training import Stream, seed_keys, stream
+from mbrl_jax.command_line import main
 from mbrl_jax.config import (
     ConfigError,
     EnvironmentConfig,
@@ -25,7 +26,6 @@ from mbrl_jax.environments.logged.audit import Audit
 from mbrl_jax.environments.logged.episodes import Logged
 from mbrl_jax.environments.logged.files import open_log
 from mbrl_jax.runs import keeping, runner, transitions
-from mbrl_jax.runs.command_line import main
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping

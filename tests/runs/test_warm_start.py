@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from mbrl_jax import command_line
 from mbrl_jax.config import ConfigError
 from mbrl_jax.model.ensemble import LOG_VARIANCE_BOUNDS
-from mbrl_jax.runs import command_line, keeping, results, runner, warm_start
+from mbrl_jax.runs import keeping, results, runner, warm_start
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping

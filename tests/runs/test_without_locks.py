@@ -11,7 +11,7 @@ WITHOUT = """
 import sys
 sys.modules["fcntl"] = None  # as on Windows, where it cannot be imported
 import mbrl_jax
-from mbrl_jax.runs import command_line
+from mbrl_jax import command_line
 train = ["train", "smoke", "--seeds", "1", "--out", sys.argv[1]]
 compare = ["compare", "--protocol", "batch", "--seeds", "1", "--out", sys.argv[1]]
 for words in (["train", "smoke", "--help"], train, [*train, "--resume"], compare, ["runs", "."]):

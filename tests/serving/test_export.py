@@ -10,11 +10,12 @@ import onnxruntime
 import pytest
 
 import mbrl_jax
+from mbrl_jax import command_line
 from mbrl_jax.algorithms.registry import algorithm_of
 from mbrl_jax.config import ConfigError, read_preset
 from mbrl_jax.environments import environment_of, in_units
 from mbrl_jax.model import ensemble as ens
-from mbrl_jax.runs import command_line, results, runner
+from mbrl_jax.runs import results, runner
 from mbrl_jax.serving import contract
 from mbrl_jax.serving.export import agreement, command, graphs, onnx_files, quantising, rounding, stablehlo, writing
 from mbrl_jax.serving.export.writing import Asked, export

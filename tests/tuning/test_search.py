@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy
 import yaml
 
-from mbrl_jax import strict_json
+from mbrl_jax import command_line, strict_json
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, load, with_settings
 from mbrl_jax.engine import Engine
-from mbrl_jax.runs import checkpoint, command_line
+from mbrl_jax.runs import checkpoint
 from mbrl_jax.runs.interruption import Interrupted
 from mbrl_jax.tuning import halving, search, study
 from mbrl_jax.tuning import space as spaces

@@ -3,14 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mbrl_jax import command_line
 from mbrl_jax.agents.protocol import Policy
+from mbrl_jax.command_line import data as data_command
 from mbrl_jax.config import ConfigError, EnvironmentConfig
 from mbrl_jax.environments import Environment, make_environment
 from mbrl_jax.environments.logged.audit import Audit
 from mbrl_jax.environments.logged.episodes import Episodes, concatenate
 from mbrl_jax.environments.logged.files import open_log
 from mbrl_jax.environments.logged.findings import find
-from mbrl_jax.runs import command_line, data_command
 from mbrl_jax.serving import recording
 
 

@@ -9,9 +9,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from mbrl_jax import command_line
 from mbrl_jax.config import ConfigError, ModelFreeQConfig, grid, save
 from mbrl_jax.report import sweep_figures
-from mbrl_jax.runs import command_line, results, runner, sweep
+from mbrl_jax.runs import results, runner, sweep
 
 LENGTH, RATE = "imagination.controller.length", "agent.learning_rate"
 

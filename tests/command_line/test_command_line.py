@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from processes import FORKS, compile_as_tests_do, environment
 
+from mbrl_jax import command_line
 from mbrl_jax import config as settings
 from mbrl_jax.config import presets, read_preset
-from mbrl_jax.runs import command_line, results
+from mbrl_jax.runs import results
 from mbrl_jax.serving import playing
 
 SUMMARY_FIELDS = {
@@ -70,7 +71,7 @@ def command(tmp_path_factory):
     cache = jax.config.jax_compilation_cache_dir
 
     def as_in_a_shell(words, told):
-        program, settings = [sys.executable, "-m", "mbrl_jax.runs.command_line", *words], environment(COLUMNS="200", **told)
+        program, settings = [sys.executable, "-m", "mbrl_jax.command_line", *words], environment(COLUMNS="200", **told)
         return subprocess.run(program, capture_output=True, text=True, check=False, cwd=folder, env=settings)
 
     def at_once(words, told):
