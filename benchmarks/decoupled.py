@@ -6,14 +6,14 @@
     python benchmarks/decoupled.py speed               # steps a second of the methods on the swing-up, in one quiet run
     python benchmarks/decoupled.py gpu                 # the three gradients, 128 seeds each, for a GPU
 
-An arm is trained, written to benchmarks/results/decoupled/TASK_ARM.json, and not trained again; so a call that is cut off goes on
-where it stopped. `decoupled`, `imagined` and `true` are the presets pendulum_dmo, swingup_dmo, hopper_dmo and ant_dmo, the last
-two of Brax's spring physics, and differ by the gradient alone: seed i has the same random numbers in each. `window_4` and `window_8` are
-`decoupled` with paths of 4 and of 8 steps within the same windows of 16, and in `adaptive` their length follows the spread of the
-members' Jacobians (`gradient_error`), between 1 and 16. `host` is `decoupled` in simulators that the host steps, Gymnasium's own
-pendulum: its reward is learned, the scale of its observations is another, and fewer seeds are enough to see that it learns
-(`--seeds 4`). `wide` is `decoupled` on the hopper with members of 128 units a layer in place of 64, and twice the minibatches of
-each refit, `imagined_wide` the same with imagined gradients.
+An arm is trained, written to benchmarks/results/decoupled/TASK_ARM.json, and not trained again; so a call that is cut off goes
+on where it stopped. `decoupled`, `imagined` and `true` are the presets pendulum_dmo, swingup_dmo, hopper_dmo and ant_dmo, the
+last two of Brax's spring physics, and differ by the gradient alone: seed i has the same random numbers in each. `window_4` and
+`window_8` are `decoupled` with paths of 4 and of 8 steps within the same windows of 16, and in `adaptive` their length follows
+the spread of the members' Jacobians (`gradient_error`), between 1 and 16. `host` is `decoupled` in simulators that the host
+steps, Gymnasium's own pendulum: its reward is learned, the scale of its observations is another, and fewer seeds are enough to
+see that it learns (`--seeds 4`). `wide` is `decoupled` on the hopper with members of 128 units a layer in place of 64, and
+twice the minibatches of each refit, `imagined_wide` the same with imagined gradients.
 
 Other methods in the same simulator: `sac` is soft actor-critic without a model, one update for each action, and `pg` the policy
 gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg. Where another study has an arm on file
@@ -22,8 +22,8 @@ gradient of imagined rollouts from 5,000 random transitions, preset pendulum_pg.
 `speed` times whole rounds of 16 seeds, refits and the learning curve's episodes included, in turn: medians of three, after one
 that warms up. Of PPO, where rejax is installed, it is iterations without an evaluation. It writes speed.json.
 
-Steps are those of the simulators. Settings were tuned with base seed 77 on seeds 1,000 and up, hopper's and the ant's on seeds 7,000 and
-7,001; the arms run with base seed 0, those of the ant with four seeds (`--seeds 4`).
+Steps are those of the simulators. Settings were tuned with base seed 77 on seeds 1,000 and up, hopper's and the ant's on seeds
+7,000 and 7,001; the arms run with base seed 0, those of the ant with four seeds (`--seeds 4`).
 
 Written down before the runs, on 2026-11-28:
 
@@ -50,6 +50,7 @@ from typing import Any
 
 import arm_by_arm
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -217,6 +218,7 @@ def stage_table(out: Path) -> None:
         ax.axhline(mark, color="black", linewidth=0.6, linestyle=":")
         ax.set_title(task, fontsize=9)
         ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("steps of the simulators, thousands")
         ax.set_ylabel("return, IQM over seeds")
         ax.legend(frameon=False, fontsize=7)
