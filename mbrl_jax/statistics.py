@@ -125,18 +125,25 @@ def paired_p_value(ours: ArrayLike, theirs: ArrayLike, *, flips: int = 20_000, s
       seed: of the flips.
 
     Raises:
-      ValueError: the arms do not have the same seeds.
+      ValueError: the arms do not have the same seeds, there are none, or a score is not finite.
 
     """
     difference = _differences(ours, theirs)
+    if not difference.size or not np.all(np.isfinite(difference)):
+        raise ValueError(f"a p-value needs finite scores of one seed at least; the differences are {difference.tolist()}")
     signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), (flips, len(difference)))
     at_least = np.abs(signs @ difference) >= np.abs(np.sum(difference)) * (1 - 1e-12)
     return float((1 + np.sum(at_least)) / (1 + flips))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """[n] p-values corrected for their number by Holm's step-down method (Holm 1979), from p-values [n]."""
+    """[n] p-values corrected for their number by Holm's step-down method (Holm 1979), from p-values [n].
+
+    Raises ValueError: one is not within [0, 1].
+    """
     p = np.asarray(p_values, np.float64)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p-values must be from 0 to 1; got {p.tolist()}")
     order = np.argsort(p)
     stepped = np.minimum(1.0, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
     corrected = np.empty_like(p)

@@ -1,10 +1,19 @@
 """Trees of arrays as nested dictionaries by name, and back: what is stored of them."""
 
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+DAMAGED = (
+    *(EOFError, KeyError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What reading an archive of arrays raises that is damaged."""
 
 
 def named(tree: Any) -> dict[str, Any]:

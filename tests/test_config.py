@@ -533,6 +533,8 @@ def test_the_home_folder_is_put_in_for_a_tilde_at_the_beginning_alone(home):
     assert expand(f"~{pwd.getpwuid(os.getuid()).pw_name}/x") == Path(pwd.getpwuid(os.getuid()).pw_dir, "x")
     with pytest.raises(ConfigError, match="~nobody_of_this_name/x: the home folder is not known"):
         expand("~nobody_of_this_name/x")
+    with pytest.raises(ConfigError, match="out: '' does not fit; it must name a place"):
+        expand("", "out")
 
 
 def test_presets_are_saved_to_the_home_folder_and_loaded_from_there_as_bases_too(home, tiny):

@@ -33,7 +33,12 @@ from mbrl_jax.environments import make_environment
 @pytest.mark.parametrize("task", decoupled.MARKS)
 def test_the_arms_are_one_preset_and_differ_by_what_their_name_says(task):
     arms = decoupled.arms(task)
-    alone = {"pendulum": {"host", "pg", "sac", "adaptive"}, "swingup": {"adaptive"}, "hopper": {"wide", "imagined_wide"}, "ant": set()}
+    alone = {
+        "pendulum": {"host", "pg", "sac", "adaptive"},
+        "swingup": {"adaptive"},
+        "hopper": {"wide", "imagined_wide"},
+        "ant": set(),
+    }
     everywhere = {*decoupled.GRADIENTS, "window_4", "window_8"}
     assert set(arms) == everywhere | alone[task] <= set(decoupled.COLOURS)
     for name, config in arms.items():

@@ -143,6 +143,20 @@ def test_a_paired_p_value_of_other_seeds_is_refused():
         statistics.paired_p_value([1.0, 2.0, 3.0], [1.0, 2.0])
 
 
+@pytest.mark.parametrize("scores", [[np.nan, 100.0, 120.0], [-np.inf, 100.0, 120.0]])
+def test_a_paired_p_value_of_a_score_that_is_not_finite_is_refused(scores):
+    with pytest.raises(ValueError, match="finite scores of one seed at least; the differences are"):
+        statistics.paired_p_value(scores, [99.0, 101.0, 119.0])
+    with pytest.raises(ValueError, match="finite scores of one seed at least"):
+        statistics.paired_p_value([], [])
+
+
+@pytest.mark.parametrize("values", [[0.1, -0.1], [0.1, 2.0], [0.1, np.nan]])
+def test_what_are_no_p_values_are_not_corrected(values):
+    with pytest.raises(ValueError, match="p-values must be from 0 to 1"):
+        statistics.holm(values)
+
+
 def test_holms_correction_steps_down():
     np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(statistics.holm([0.6, 0.7]), [1.0, 1.0])

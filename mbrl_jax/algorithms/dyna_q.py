@@ -137,6 +137,10 @@ def make_train(
     value_errors.check_mismatch(config, task, agent_of(config))
     adaptive = config.mixing.rule == "adaptive"
     measures = mixing.check(config, imagination_of(config).controller, agent_of(config))
+    if engine is not None and not callable(engine):
+        raise ConfigError(
+            f"engine: {engine!r} does not fit; it must be a function that makes one, as mbrl_jax.cuda.engine.engine"
+        )
     if engine is not None and controller is not None:
         raise ConfigError("engine: one does not fit a controller of one's own; leave out one of the two")
     if engine is not None and config.data is not None:

@@ -14,6 +14,7 @@ from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping
+from mbrl_jax.runs.results import RUN
 from mbrl_jax.runs.run import Run
 
 
@@ -82,7 +83,9 @@ def _train(
     for config, own in arms.values():
         runner.check([config], engine=own.engine)
     runs: list[Run] = []
-    with claimed(out, keeping.resume):
+    with claimed(out, keeping.resume) as begun:
+        if begun and (out / RUN).exists():
+            raise ConfigError(f"out: {str(out)!r} holds a run, and no comparison that could go on; name a new folder")
         for name, (config, own) in arms.items():
             with Display.standard(name) as display:
                 run = kept(Asked(config, seeds, seed, False), out / name, own, command, display)

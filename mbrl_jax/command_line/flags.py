@@ -1,6 +1,7 @@
 """The flags that several commands have: CONFIG, a new folder, seeds, any setting, and the machine."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,12 +16,13 @@ from mbrl_jax.runs import engines, execution, runner, shards
 from mbrl_jax.runs.launch import Launcher
 
 MANY = tyro.conf.UseAppendAction[tuple[str, ...]]
+RETRIES = 3
 MACHINE: tuple[tuple[str, Any, Any], ...] = (  # flags
     ("memory", float | None, None),
     ("devices", str, "all"),
     ("launcher", Literal["slurm", "ray"] | None, None),
     ("shards", int | None, None),
-    ("retries", int, 3),
+    ("retries", int, RETRIES),
     ("launcher_option", MANY, ()),
 )
 ENGINE: tuple[str, Any, Any] = ("engine", engines.Named, "xla")
@@ -53,7 +55,7 @@ def parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str,
 def memory_and_devices(given: Any) -> tuple[int | None, int | None]:
     """How many bytes and devices may be used, none for all."""
     memory, devices = given.memory, given.devices
-    if memory is not None and memory <= 0:
+    if memory is not None and not 0 < memory < math.inf:
         raise ConfigError(f"memory: {memory!r} is out of range; it must be a positive number of GB")
     if devices != "all" and not devices.isdecimal():
         raise ConfigError(f"devices: {devices!r} does not fit; it must be all or a number")
@@ -68,4 +70,6 @@ def machine(given: Any, work: Work) -> tuple[int | None, int | None, Launcher | 
         launcher = Launcher(given.launcher, given.shards, work, given.retries, given.launcher_option)
     elif given.launcher is not None or given.shards is not None:
         raise ConfigError("launcher: --launcher and --shards go together; without them this process trains all seeds")
+    elif given.launcher_option or given.retries != RETRIES:
+        raise ConfigError("launcher: --retries and --launcher-option are for jobs, and there is no --launcher")
     return memory, devices, launcher

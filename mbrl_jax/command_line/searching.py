@@ -1,5 +1,6 @@
 """The commands that train many settings: ``sweep`` and ``tune``."""
 
+import math
 import shlex
 import time
 from pathlib import Path
@@ -16,12 +17,13 @@ def sweep(words: list[str], work: Work) -> None:
     options = (("grid", MANY, ()), ("resume", bool, False), ("combinations", str | None, None))
     given = parse("sweep", words, *options, ENGINE, *MACHINE)
     memory, devices, launcher = machine(given, work)
-    only = None
+    only, values = None, grid.parse(given.grid)
     if given.combinations is not None:
+        count = math.prod(map(len, values.values()))
         ranges = map(shards.parse_numbers, given.combinations.split(","))
-        only = [number for numbers in ranges for number in numbers]
+        only = [number for numbers in ranges for number in range(numbers.start, min(numbers.stop, max(numbers.start, count) + 1))]
     execution.check_jax()
-    table = sweeps.Table(given.out, given.config, grid.parse(given.grid), given.seeds, given.seed, only)
+    table = sweeps.Table(given.out, given.config, values, given.seeds, given.seed, only)
     started = time.perf_counter()
     with Display.standard("sweep") as display:
         if launcher is None:

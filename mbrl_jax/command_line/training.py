@@ -1,5 +1,6 @@
 """The commands that make a run: ``train``, ``reference``, and ``join``."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +38,12 @@ def train(words: list[str], work: Work) -> None:
         *MACHINE,
     )
     memory, devices, launcher = machine(given, work)
-    if given.checkpoint_every < 0:
-        raise ConfigError(f"checkpoint_every: {given.checkpoint_every!r} is out of range; it must be at least 0 seconds")
+    if not 0 <= given.checkpoint_every < math.inf:
+        raise ConfigError(
+            f"checkpoint_every: {given.checkpoint_every!r} is out of range; it must be at least 0 seconds, and finite"
+        )
+    if given.wandb == "":
+        raise ConfigError("wandb: '' does not fit; it must be a project's name")
     if given.checkpoints < 1:
         raise ConfigError(f"checkpoints: {given.checkpoints!r} is out of range; it must be at least 1")
     resume = given.resume or given.resume_from is not None

@@ -68,8 +68,8 @@ def check_seeds(seeds: int, base_seed: int, first: int = 0) -> None:
     for name, value in (("seeds", seeds), ("seed", base_seed), ("first", first)):
         check_whole(value, name)
     seeds, base_seed, first = int(seeds), int(base_seed), int(first)  # of numpy's types a sum may overflow
-    if seeds < 1:
-        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be at least 1")
+    if not 1 <= seeds <= 2**31:
+        raise ConfigError(f"seeds: {seeds!r} is out of range; it must be from 1 to 2^31")
     if not 0 <= base_seed < 2**32:
         raise ConfigError(f"seed: {base_seed!r} is out of range; it must be from 0 to 2^32 - 1")
     if not 0 <= first <= 2**31 - seeds:

@@ -108,6 +108,9 @@ def _check_data(config: RunConfig, problems: Problems) -> None:
         problems.append(
             "environment.name: 'none' does not fit; name an environment, or data must name files of logged transitions"
         )
+    right = "it is told of a value that learns in imagined rollouts, as that of 'dyna_q' and 'imagined_pg' does"
+    asks = config.evaluation.mismatch and not isinstance(config, DynaQConfig | ImaginedPGConfig)
+    require(not asks, "evaluation.mismatch", config.evaluation.mismatch, right)
     if config.evaluation.where == "model":
         right = "there is no model in which a policy could be judged; name the environment, or take 'dyna_q' or 'imagined_pg'"
         require(isinstance(config, ImaginingConfig), "evaluation.where", "model", right)

@@ -27,7 +27,7 @@ class EnvironmentConfig:
 
     name: str = static("CartPole-v1")
     """The environment's registered name, or package.module:function."""
-    time_limit: int | None = static(None, minimum=1)
+    time_limit: int | None = static(None, minimum=1, maximum=2**31 - 1)
     """Steps of the simulator until an episode is truncated; none takes the task's own."""
     action_repeat: int = static(1, minimum=1)
     """Steps of the simulator that each action is held for. Transitions, steps and discounts are then counted by decisions, and a

@@ -34,7 +34,8 @@ def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
     if not grid:
         raise ConfigError("grid: it is empty; name at least one setting with its values, as in agent.learning_rate=1e-4,1e-3")
     for path, given in grid.items():
-        if not given:
+        _check_values(path, given)
+        if not len(given):
             raise ConfigError(f"{path}: [] has no values; give at least one")
     made = []
     for values in itertools.product(*grid.values()):
@@ -94,6 +95,7 @@ def vary(config: RunConfig, settings: Mapping[str, Sequence[float]]) -> list[Run
         raise ConfigError("settings: there are none; name at least one traced setting with its values")
     known = traced_settings(config)
     for path, values in settings.items():
+        _check_values(path, values)
         if path not in known:
             listed = f"the traced settings are {', '.join(known)}"
             static = setting(to_dict(config), path, listed)
@@ -105,6 +107,14 @@ def vary(config: RunConfig, settings: Mapping[str, Sequence[float]]) -> list[Run
         raise ConfigError(f"settings: {counted} values; those that vary together must have equally many")
     together = zip(*settings.values(), strict=True)
     return [with_settings(config, dict(zip(settings, values, strict=True))) for values in together]
+
+
+def _check_values(path: Any, values: Any) -> None:
+    """Refuse what are not the values of a setting."""
+    if not isinstance(path, str):
+        raise ConfigError(f"grid: {path!r} does not fit; it must be the path of a setting, as agent.learning_rate")
+    if isinstance(values, str) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        raise ConfigError(f"{path}: {values!r} does not fit; it must be a list of values")
 
 
 def text_of(value: Any) -> str:

@@ -15,6 +15,8 @@ def expand(path: str | os.PathLike[str], name: str = "path") -> Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"{name}: {path!r} does not fit; it must be a path")
+    if path == "":
+        raise ConfigError(f"{name}: '' does not fit; it must name a place")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

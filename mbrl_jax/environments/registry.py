@@ -146,14 +146,15 @@ def _wrapped(environment: Environment, config: EnvironmentConfig) -> Environment
 
 
 def _axes_of(environment: Environment, config: EnvironmentConfig) -> tuple[int, ...]:
-    """The numbers of the axes that are seen."""
+    """The numbers of the axes that are seen: beside positions, distractors."""
     if config.observed != "positions":
         return () if config.observed is None else config.observed
     known = _REGISTERED.get(environment.spec.name)
     if known is None or known.view is None:
         right = "nothing is known of which of its axes are positions; it must be numbers of axes, as [0, 2]"
         raise ConfigError(f"environment.observed: 'positions' does not fit {environment.spec.name!r}; {right}")
-    return known.view.places
+    size = environment.spec.observation_size
+    return (*known.view.places, *range(size - environment.spec.distractors, size))
 
 
 def _check_unscaled(config: EnvironmentConfig, takes: tuple[str, ...]) -> None:

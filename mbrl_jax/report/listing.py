@@ -66,8 +66,8 @@ def _look(root: Path, place: Path) -> Listed:
         if (place / "summary.json").exists():
             return _finished(name, results.read_summary(place))
         return _unfinished(name, place)
-    except (ConfigError, KeyError, ValueError) as error:
-        return Listed(name, {}, "unreadable", None, None, str(error).splitlines()[0])
+    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+        return Listed(name, {}, "unreadable", None, None, str(error).partition("\n")[0])
 
 
 def _finished(name: str, summary: dict[str, Any]) -> Listed:

@@ -9,14 +9,13 @@ import errno
 import hashlib
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from mbrl_jax import strict_json
+from mbrl_jax import strict_json, trees
 from mbrl_jax.config import ConfigError
 from mbrl_jax.packages import version_of
 
@@ -101,9 +100,9 @@ def read(root: Path, number: int) -> Checkpoint:
     folder = root / f"{number:08d}"
     manifest = verify(folder)
     try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as archive:
+        with (folder / ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except trees.DAMAGED as error:
         raise DamagedError(f"{folder / ARRAYS}: it cannot be read: {error}") from error
     for path, expected in manifest["arrays"].items():
         found = arrays.get(path)

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mbrl_jax.config import ConfigError, expand
+from mbrl_jax.config import ConfigError, check_whole, expand
 
 SEEDS = "seeds"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # whose versions a run's figures depend on
@@ -124,6 +124,8 @@ def choose_layout(seeds: int, most: int | None = None) -> Layout:
     Raises ConfigError: there are fewer devices than ``most``.
     """
     there = len(jax.local_devices())
+    if most is not None:
+        check_whole(most, "devices")
     if most is not None and not 1 <= most <= there:
         raise ConfigError(f"devices: {most!r} is out of range; here it must be from 1 to {there}, or all")
     devices = jax.local_devices()[: min(seeds, most or there)]

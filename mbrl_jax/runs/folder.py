@@ -226,6 +226,9 @@ def _find(path: Path, number: int | None) -> Checkpoint | None:
                 f"out: the checkpoints of {str(path)!r} have vanished; one of round {saved} was written to {str(root)!r}; "
                 f"bring them back, or delete {LINES} there to begin the run anew"
             )
+        if results_there := [name for name in ("policies.npz", "outcome.npz") if (path / name).exists()]:
+            told = f"results ({', '.join(results_there)}) and neither summary.json nor a checkpoint"
+            raise ConfigError(f"out: {str(path)!r} holds {told}; bring summary.json back, or name a new folder")
         return None
     try:
         return _read(path, there[-1])

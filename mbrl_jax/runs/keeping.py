@@ -54,7 +54,7 @@ def keep(asked: Asked, out: Path, keeping: Keeping, command: str, display: Displ
     """
     check(asked, keeping)
     start = None if keeping.start is None else warm_start.read(expand(keeping.start, "from"), asked.config)
-    with taken(asked, out, keeping.resume, display) as begun:
+    with taken(asked, out, keeping.resume, display, keeping.resume_from) as begun:
         program = runner.prepare(
             [asked.config],
             asked.numbers,
@@ -94,15 +94,18 @@ def check(asked: Asked, keeping: Keeping) -> None:
 
 
 @contextlib.contextmanager
-def taken(asked: Asked, out: Path, resume: bool, display: Display) -> Iterator[bool]:
+def taken(asked: Asked, out: Path, resume: bool, display: Display, number: int | None = None) -> Iterator[bool]:
     """Work in the run's folder alone; yield whether the run was begun there before.
 
-    Raises ConfigError: as :func:`mbrl_jax.runs.claims.claimed`, or the run there is of something else.
+    Raises ConfigError: as :func:`mbrl_jax.runs.claims.claimed`, the run there is of something else, or there is none of which the
+    round ``number`` could be taken up.
     """
     with claimed(out, resume) as begun:
         if begun:
             folder.check_same(out, asked)
             folder.clear(out)
+        elif number is not None:
+            raise ConfigError(f"resume_from: {number} does not fit; there is no run in {str(out)!r} to go on with")
         elif resume:
             display.say(f"there is no run in {out} yet: one begins")
         yield begun

@@ -18,7 +18,6 @@
 import contextlib
 import os
 import typing
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -233,30 +232,38 @@ def read(folder: str | Path, *, environment: Environment | None = None) -> Run:
     model = diagnosis = held_out = None
     if (folder / "model.npz").exists():
         found = trees.nest(load_arrays(folder / "model.npz"))
-        model = trees.like(model_template(config, task), found)
+        try:
+            model = trees.like(model_template(config, task), found)
+        except ValueError as error:
+            raise ConfigError(f"{folder / 'model.npz'}: {error}; it was written for other settings") from error
     if (folder / "diagnosis.npz").exists():
         found = trees.nest(load_arrays(folder / "diagnosis.npz"))
         diagnosis = Diagnosis(ByDepth(**found["by_depth"]), ErrorMap(**found["map"]))
     if (folder / "held_out.npz").exists():
         found = load_arrays(folder / "held_out.npz")
         held_out = HeldOut(**{name: found.get(name) for name in HeldOut._fields})  # type: ignore[arg-type]
-    packages = tuple(name for name in summary["versions"] if name not in ("python", "mbrl-jax"))
     template = algorithm_of(config).params(config, task)
     last, chosen = (filled(template, arrays["policies"].get(name)) for name in ("last", "chosen"))
     ended: dict[str, Any] = {name: arrays["outcome"].get(name) for name in OUTCOME}
     outcome = Outcome(last=last, chosen=chosen, model=model, held_out=held_out, **ended)
-    return Run(
-        config,
-        summary["base_seed"],
-        Result(outcome, collected, fit, measured),
-        Seconds(summary["seconds"]["compile"], **summary["seconds"]["phases"]),
-        Backend(summary["backend"], summary["device"], summary["precision"], packages, engines.from_json(summary.get("engine"))),
-        summary["bytes_per_seed"]["state"],
-        summary["bytes_per_seed"]["temporary"],
-        diagnosis,
-        summary.get("first_seed", 0),
-        failures={int(number) - summary["first_seed"]: text for number, text in summary.get("failed_simulators", {}).items()},
-    )
+    try:
+        packages = tuple(name for name in summary["versions"] if name not in ("python", "mbrl-jax"))
+        return Run(
+            config,
+            summary["base_seed"],
+            Result(outcome, collected, fit, measured),
+            Seconds(summary["seconds"]["compile"], **summary["seconds"]["phases"]),
+            Backend(
+                summary["backend"], summary["device"], summary["precision"], packages, engines.from_json(summary.get("engine"))
+            ),
+            summary["bytes_per_seed"]["state"],
+            summary["bytes_per_seed"]["temporary"],
+            diagnosis,
+            summary.get("first_seed", 0),
+            failures={int(number) - summary["first_seed"]: text for number, text in summary.get("failed_simulators", {}).items()},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / 'summary.json'}: it is not as a run writes it: {error!r}") from error
 
 
 def written_by(content: Mapping[str, Any]) -> str:
@@ -317,7 +324,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file. Raises ConfigError: it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except trees.DAMAGED as error:
         raise ConfigError(f"{path}: it cannot be read: {error}") from error

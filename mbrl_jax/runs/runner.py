@@ -1,6 +1,7 @@
 """Trains one config or several for many seeds, all at once or in batches, with compilation timed apart."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,9 @@ def run_all(
     The configs may differ in traced settings only. Seed i has the same key for each of them, and each run has its share of the
     program's seconds. Other arguments and errors as of :func:`run`.
     """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"callbacks: {callback!r} does not fit; each must be a mbrl_jax.runs.callbacks.Callback")
     program = prepare(configs, seeds, **options)
     each, pieces, compiling = len(program.seeds), list[Run](), 0.0
     for batch in split(program.total, program.at_once):
@@ -161,7 +165,7 @@ def seed_numbers(seeds: int | range, base_seed: int) -> range:
     Raises ConfigError: there are none, or one is out of range.
     """
     if isinstance(seeds, range) and seeds.step == 1:
-        check_seeds(len(seeds), base_seed, seeds.start)
+        check_seeds(max(0, seeds.stop - seeds.start), base_seed, seeds.start)
         return seeds
     check_seeds(seeds, base_seed)  # type: ignore[arg-type]
     return range(int(seeds))  # type: ignore[arg-type]
@@ -192,8 +196,10 @@ def prepare(
         check_kind(config, RunConfig)
     numbers = seed_numbers(seeds, base_seed)
     execution.check_jax()
-    if memory is not None and memory < 1:
-        raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive")
+    if memory is not None and not 1 <= memory < math.inf:
+        raise ConfigError(f"memory: {memory!r} bytes is out of range; it must be positive and finite")
+    if data is not None and not isinstance(data, str | Path | Sequence):
+        raise ConfigError(f"data: {data!r} does not fit; it must be a file or several")
     if environment is not None:
         environment = environment_of(configs[0].environment, environment)
         configs = [_named(config, environment) for config in configs]

@@ -20,9 +20,13 @@ def parse_numbers(text: str, name: str = "combinations") -> range:
     """The numbers that ``64:128`` says, or ``7``. Raises ConfigError: it says none."""
     first, colon, end = text.rpartition(":")
     try:
-        return range(int(first), int(end)) if colon else range(int(end), int(end) + 1)
+        numbers = range(int(first), int(end)) if colon else range(int(end), int(end) + 1)
     except ValueError:
         raise ConfigError(f"{name}: {text!r} does not fit; it must be a number, or FIRST:END as in 64:128") from None
+    if not 0 <= numbers.start < numbers.stop <= 2**31:
+        right = "FIRST must be below END, and both be" if colon else "it must be"
+        raise ConfigError(f"{name}: {text!r} is out of range; {right} from 0 to 2^31")
+    return numbers
 
 
 def parse_seeds(text: str) -> range:

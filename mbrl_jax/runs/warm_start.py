@@ -66,7 +66,8 @@ def read(folder: Path, config: RunConfig) -> Start:
     if sizes[0] != sizes[1]:
         told = f"it is of {specs[1].name!r}, whose sizes are not those of {specs[0].name!r}"
         raise ConfigError(f"from: {str(folder)!r} does not fit; {told}")
-    assert isinstance(model, Members)
+    if not isinstance(model, Members):
+        raise ConfigError(f"from: {str(folder)!r} does not fit; there is no model.npz in it, which has the models")
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model)):
         raise ConfigError(f"from: {str(folder)!r} does not fit; the model of a seed has numbers that are not finite")
     low, high = LOG_VARIANCE_BOUNDS

@@ -229,6 +229,32 @@ def test_an_engine_that_does_not_cover_an_arm_is_refused_before_a_folder_is_made
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--checkpoint-every", "nan"), "checkpoint_every: nan is out of range; it must be at least 0 seconds, and finite"),
+        (("--memory", "nan"), "memory: nan is out of range; it must be a positive number of GB"),
+        (("--memory", "inf"), "memory: inf is out of range"),
+        (("--retries", "5"), "launcher: --retries and --launcher-option are for jobs, and there is no --launcher"),
+        (("--launcher-option", "a=b"), "launcher: --retries and --launcher-option are for jobs"),
+        (("--wandb", ""), "wandb: '' does not fit; it must be a project's name"),
+        (("--resume-from", "3"), "resume_from: 3 does not fit; there is no run in"),
+        (("--environment.time-limit", "1000000000000"), "environment.time_limit: 1000000000000 is out of range"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_and_leave_no_folder(tmp_path, capsys, flags, message):
+    out = tmp_path / "out"
+    assert message in fails(capsys, "train", "smoke", "--seeds", "1", "--out", str(out), *flags)
+    assert not out.exists()
+
+
+def test_a_comparison_does_not_go_on_in_the_folder_of_a_run(tmp_path, capsys):
+    (tmp_path / "run.json").write_text("{}")
+    words = ("compare", "--protocol", "batch", "--seeds", "1", "--out", str(tmp_path), "--resume")
+    assert "holds a run, and no comparison that could go on" in fails(capsys, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_compare_trains_both_arms_and_prints_one_table(command):
     arms = []
     for name, algorithm in (("ours", "dyna_q"), ("theirs", "model_free_q")):

@@ -264,6 +264,9 @@ def test_some_combinations_are_trained_by_number_and_joined_to_the_whole_sweep(f
     with pytest.raises(SystemExit):
         command(free, words, tmp_path / "b", "--combinations", "4")
     assert "combinations: [4] does not fit; there are the numbers 0 to 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(free, words, tmp_path / "b", "--combinations", "0:2147483648")
+    assert "combinations: [0, 1, 2, 3, 4] does not fit; there are the numbers 0 to 3" in capsys.readouterr().err
     command(free, words, tmp_path / "b", "--combinations", "2")
     join("joined", "b", "a")
     entries = [json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("all", "joined")]

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,6 +76,17 @@ def test_the_spec_is_that_of_the_axes_that_are_seen():
     assert (spec.observation_size, spec.observation_scale, spec.angles) == (2, (1.0, 1.0), ((1, 0),))
     assert make(name="Pendulum-v1", observed=(0, 2)).spec.angles == ()
     assert make(name="Pendulum-v1", observed=(2,)).spec.observation_limits == (8.0,)
+
+
+def test_distractors_are_seen_beside_positions_and_by_their_numbers():
+    tasks = [make(distractors=3), make(observed="positions", distractors=3), make(observed=(2, 0, 5), distractors=3)]
+    begun = [task.draw_resets(jax.random.key(0), ()) for task in tasks]
+    after = [task.step(state, jnp.int32(1), state)[1] for task, state in zip(tasks, begun, strict=True)]
+    whole = np.asarray(after[0].next_observation)
+    assert (whole[4:] != 0).all()
+    for task, transition, axes in zip(tasks[1:], after[1:], ((0, 2, 4, 5, 6), (2, 0, 5)), strict=True):
+        assert task.spec.observed == axes
+        np.testing.assert_array_equal(transition.next_observation, whole[list(axes)])
 
 
 def test_known_functions_of_the_whole_observation_are_not_offered():

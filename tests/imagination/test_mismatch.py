@@ -10,7 +10,7 @@ import pytest
 
 import mbrl_jax
 from mbrl_jax.algorithms.registry import algorithm_of
-from mbrl_jax.config import ConfigError, from_dict, read_preset, to_dict
+from mbrl_jax.config import ConfigError, check, from_dict, read_preset, to_dict
 from mbrl_jax.imagination import mismatch
 from mbrl_jax.model.protocol import Imagined
 from mbrl_jax.runs import metrics
@@ -118,6 +118,14 @@ def test_a_run_that_tells_its_mismatch_learns_what_it_would_without_and_keeps_th
     metrics.write(tmp_path / "metrics.parquet", table)
     read = metrics.read(tmp_path / "metrics.parquet", asked(plain))[2]
     jax.tree.map(np.testing.assert_array_equal, read.mismatch, told)
+
+
+@pytest.mark.parametrize("preset", ["cartpole_mpc", "cartpole_batch_model_free", "pendulum_dmo", "cartpole_positions"])
+def test_an_algorithm_that_would_not_tell_it_refuses_it(preset):
+    config = read_preset(preset)
+    asks = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, mismatch=True))
+    with pytest.raises(ConfigError, match="evaluation.mismatch: True does not fit; .* 'dyna_q' and 'imagined_pg'"):
+        check(asks)
 
 
 def test_a_policy_gradient_tells_its_mismatch_too():

@@ -1,4 +1,5 @@
 import io
+import json
 import shutil
 from dataclasses import replace
 
@@ -31,12 +32,15 @@ def folder(tiny, tmp_path_factory):
         train(program, Batch(0, 2), callbacks=[kept.lines, kept.checkpoints], interruption=stop)
     shutil.copytree(root / "sweep" / "one", root / "broken")
     (root / "broken" / "summary.json").write_text("nothing of ours")
+    shutil.copytree(root / "sweep" / "one", root / "strange")
+    summary = json.loads((root / "strange" / "summary.json").read_text())
+    (root / "strange" / "summary.json").write_text(json.dumps({**summary, "frozen_seeds": 3}))
     return root
 
 
 def test_runs_are_found_with_how_far_they_are_and_what_they_reached(folder):
     runs = {run.name: run for run in listing.find(folder)}
-    assert set(runs) == {"sweep/one", "stopped", "broken"}
+    assert set(runs) == {"sweep/one", "stopped", "broken", "strange"}
     finished, stopped = runs["sweep/one"], runs["stopped"]
     summary = results.read_summary(folder / "sweep" / "one")
     assert (finished.state, finished.last.value, finished.chosen) == ("finished", summary["iqm"]["last"]["value"], None)
@@ -44,13 +48,16 @@ def test_runs_are_found_with_how_far_they_are_and_what_they_reached(folder):
     assert stopped.note.startswith("IQM ")
     assert (runs["broken"].state, runs["broken"].last) == ("unreadable", None)
     assert "summary.json: it cannot be read" in runs["broken"].note
+    assert runs["strange"].state == "unreadable"
 
 
 def test_links_to_runs_and_to_folders_of_runs_are_followed(folder, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "best").symlink_to(folder / "sweep" / "one")
     (tmp_path / "links" / "all").symlink_to(folder)
-    assert [run.name for run in listing.find(tmp_path / "links")] == ["all/broken", "all/stopped", "all/sweep/one"]  # once
+    assert [run.name for run in listing.find(tmp_path / "links")] == [
+        *("all/broken", "all/stopped", "all/strange", "all/sweep/one")  # once
+    ]
     (tmp_path / "links" / "all").unlink()
     (tmp_path / "itself").symlink_to(tmp_path / "links")
     assert [run.name for run in listing.find(tmp_path / "itself")] == ["best"]

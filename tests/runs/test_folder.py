@@ -265,6 +265,16 @@ def test_that_the_checkpoints_have_vanished_is_said(copied):
         enter(take_up(folder, asked))
 
 
+def test_results_without_a_summary_and_a_checkpoint_are_not_trained_over(copied):
+    folder, asked = copied
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "metrics.jsonl").unlink()
+    (folder / "policies.npz").write_bytes(b"of a run that was finished")
+    with pytest.raises(ConfigError, match=r"holds results \(policies.npz\) and neither summary.json nor a checkpoint"):
+        enter(take_up(folder, asked))
+    assert (folder / "policies.npz").read_bytes() == b"of a run that was finished"
+
+
 def test_a_run_that_was_never_saved_begins_anew(tiny, tmp_path):
     asked = Asked(free(tiny), 2, 0, False)
     with create(tmp_path / "run", asked, every=1e9):

@@ -8,7 +8,7 @@ from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.algorithms.training import missing_as_nan, seed_keys
 from mbrl_jax.config import ConfigError
 from mbrl_jax.report.measures import chosen_so_far
-from mbrl_jax.runs import runner
+from mbrl_jax.runs import execution, runner
 from mbrl_jax.runs.run import diverged_model_seeds, frozen_seeds
 
 
@@ -58,11 +58,29 @@ def test_the_curve_of_the_chosen_policy_follows_the_snapshot_that_was_chosen(run
         (True, 0, "seeds: True does not fit"),
         (1, 0.0, "seed: 0.0 does not fit; it must be a whole number"),
         (None, 0, "seeds: None does not fit"),
+        (10**20, 0, "seeds: 1.* is out of range; it must be from 1 to 2.31"),
+        (range(10**20), 0, "seeds: 1.* is out of range; it must be from 1 to 2.31"),
     ],
 )
 def test_impossible_seeds_are_refused(tiny, seeds, base, message):
     with pytest.raises(ConfigError, match=message):
         runner.run(tiny, seeds, base_seed=base)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"memory": float("nan")}, "memory: nan bytes is out of range; it must be positive and finite"),
+        ({"devices": "all"}, "devices: 'all' does not fit; it must be a whole number"),
+        ({"data": 5}, "data: 5 does not fit; it must be a file or several"),
+        ({"controller": "fixed"}, "controller: 'fixed' does not fit; it must be a mbrl_jax.HorizonController"),
+        ({"callbacks": [3]}, "callbacks: 3 does not fit; each must be a mbrl_jax.runs.callbacks.Callback"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_before_anything_compiles(tiny, monkeypatch, given, message):
+    monkeypatch.setattr(execution, "lower", lambda *_: pytest.fail("something is compiled"))
+    with pytest.raises(ConfigError, match=message):
+        runner.run(tiny, 2, **given)
 
 
 @pytest.mark.parametrize("config", [None, {}, "configs/smoke.yaml"])

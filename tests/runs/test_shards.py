@@ -60,7 +60,15 @@ def test_what_is_neither_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "message"), [("4:4", "seeds: 0 is out of range"), ("4:2", "seeds: 0 is out of range"), ("-2:2", "first: -2")]
+    ("seeds", "message"),
+    [
+        ("4:4", "seeds: '4:4' is out of range; FIRST must be below END, and both be from 0 to 2^31"),
+        ("4:2", "seeds: '4:2' is out of range"),
+        ("-2:2", "seeds: '-2:2' is out of range"),
+        ("-3", "seeds: '-3' is out of range; it must be from 0 to 2^31"),
+        ("0", "seeds: 0 is out of range; it must be from 1 to 2^31"),
+        ("99999999999999999999", "seeds: '99999999999999999999' is out of range"),
+    ],
 )
 def test_a_range_without_seeds_is_refused_before_a_folder_is_made(root, tmp_path, capsys, seeds, message):
     with pytest.raises(SystemExit):

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -87,6 +88,13 @@ def test_a_model_that_would_stay_untrained_is_refused_before_anything_compiles(t
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=message):
         runner.run(asked.config, 1)
+
+
+def test_a_run_whose_model_has_gone_is_refused(finished, still, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "model.npz").unlink()
+    with pytest.raises(ConfigError, match="from: .* does not fit; there is no model.npz in it"):
+        warm_start.read(tmp_path / "run", still)
 
 
 def test_the_command_refuses_a_start_without_a_model_and_one_for_jobs(finished, tmp_path, capsys):

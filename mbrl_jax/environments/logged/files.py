@@ -1,7 +1,6 @@
 """Files of logged transitions, by the end of their name: Parquet, Arrow, NPZ, HDF5; and Minari datasets."""
 
-import zipfile
-
+from mbrl_jax import trees
 from mbrl_jax.config import ConfigError, expand
 from mbrl_jax.environments.logged.arrays import hdf5, npz
 from mbrl_jax.environments.logged.blocks import LogFile
@@ -30,7 +29,7 @@ def open_log(path: str) -> LogFile:
         raise ConfigError(f"data: {path!r} does not fit; its name must end in one of {known}, or be a Minari dataset's")
     try:
         return KINDS[place.suffix](str(place))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except trees.DAMAGED as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"data: {path!r} cannot be read: {error}") from error

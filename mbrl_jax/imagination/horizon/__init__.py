@@ -186,6 +186,8 @@ def check_controller(
       ConfigError: naming the setting that does not give what it needs.
 
     """
+    if not isinstance(controller, HorizonController):
+        raise ConfigError(f"controller: {controller!r} does not fit; it must be a mbrl_jax.HorizonController")
     name = config.controller.kind
     if controller.needs_members and spec.members < 2:
         raise ConfigError(f"model.members: {spec.members!r} imagine, which does not fit; {name!r} goes by how members differ")
