@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbrl_jax.algorithms import dyna_q
-from mbrl_jax.config import ConfigError, ImaginationConfig, checks
+from mbrl_jax.config import ConfigError, ImaginationConfig, check, modelled
 from mbrl_jax.imagination import lanes
 from mbrl_jax.imagination.disagreement import gjs, information_loss, one_vs_rest
 from mbrl_jax.imagination.horizon import CONTROLLERS, controller_settings, make_controller, penalised
@@ -429,10 +429,10 @@ def test_what_a_controller_cannot_go_with_is_refused_before_anything_compiles(ti
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_halt_goes_with_every_controller_that_stops_by_what_it_sees_of_the_model(tiny, name):
-    by_depth = name in checks.STOPS_BY_DEPTH
+    by_depth = name in modelled.STOPS_BY_DEPTH
     imagination = replace(tiny.imagination, controller=controller_settings(name, **EVERY[name]), penalty="halt")
     with pytest.raises(ConfigError, match="halt") if by_depth else contextlib.nullcontext():
-        checks.check(replace(tiny, imagination=imagination))
+        check(replace(tiny, imagination=imagination))
     even, uneven = (
         predictions(np.random.default_rng(0), spread=spread, shape=(1, MEMBERS, LANES, AXES)) for spread in (0.0, 9.0)
     )
