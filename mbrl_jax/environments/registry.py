@@ -153,8 +153,10 @@ def _axes_of(environment: Environment, config: EnvironmentConfig) -> tuple[int, 
     if known is None or known.view is None:
         right = "nothing is known of which of its axes are positions; it must be numbers of axes, as [0, 2]"
         raise ConfigError(f"environment.observed: 'positions' does not fit {environment.spec.name!r}; {right}")
-    size = environment.spec.observation_size
-    return (*known.view.places, *range(size - environment.spec.distractors, size))
+    spec, places = environment.spec, known.view.places
+    if spec.observed[: len(places)] == places and len(spec.observed) == len(places) + spec.distractors:
+        return spec.observed  # it is masked so already
+    return (*places, *range(spec.observation_size - spec.distractors, spec.observation_size))
 
 
 def _check_unscaled(config: EnvironmentConfig, takes: tuple[str, ...]) -> None:

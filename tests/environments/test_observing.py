@@ -94,8 +94,9 @@ def test_known_functions_of_the_whole_observation_are_not_offered():
         assert task.reward is task.terminated is task.dynamics is None
 
 
-def test_a_task_that_is_wrapped_already_stays_as_it_is():
-    config = EnvironmentConfig(observed="positions", delay=2)
+@pytest.mark.parametrize("distractors", [0, 3])
+def test_a_task_that_is_wrapped_already_stays_as_it_is(distractors):
+    config = EnvironmentConfig(observed="positions", delay=2, distractors=distractors)
     assert env.environment_of(config, task := env.make_environment(config)) is task
 
 
