@@ -6,7 +6,6 @@ from typing import Literal
 
 import tyro
 
-from mbrl_jax import config as settings
 from mbrl_jax.command_line.training import kept
 from mbrl_jax.config import ConfigError, RunConfig, expand, read_preset
 from mbrl_jax.runs import engines, execution, results, runner, terminal
@@ -74,8 +73,6 @@ def _train(
     from mbrl_jax.report import comparison, figures
 
     comparison.check_arms(model_based, model_free)
-    for config in (model_based, model_free):
-        settings.check(config)
     arms = {"model_based": (model_based, keeping), "model_free": (model_free, keeping._replace(engine="xla"))}
     runner.seed_numbers(seeds, seed)
     execution.use_all_cores()

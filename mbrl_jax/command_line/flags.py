@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +12,9 @@ from mbrl_jax.command_line.usage import show_usage
 from mbrl_jax.config import ConfigError, expand, read_preset
 from mbrl_jax.environments import data
 from mbrl_jax.runs import engines, execution, runner, shards
-from mbrl_jax.runs.launch import Launcher
+from mbrl_jax.runs.launch import RETRIES, Launcher, Work
 
 MANY = tyro.conf.UseAppendAction[tuple[str, ...]]
-RETRIES = 3
 MACHINE: tuple[tuple[str, Any, Any], ...] = (  # flags
     ("memory", float | None, None),
     ("devices", str, "all"),
@@ -26,7 +24,6 @@ MACHINE: tuple[tuple[str, Any, Any], ...] = (  # flags
     ("launcher_option", MANY, ()),
 )
 ENGINE: tuple[str, Any, Any] = ("engine", engines.Named, "xla")
-Work = Callable[[list[str]], int]  # runs `mbrl-jax` with these words in its process, as a job does; its exit status
 
 
 def parse(command: str, words: list[str], *options: tuple[str, Any] | tuple[str, Any, Any]) -> Any:

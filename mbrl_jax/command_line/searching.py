@@ -1,15 +1,17 @@
 """The commands that train many settings: ``sweep`` and ``tune``."""
 
+import itertools
 import math
 import shlex
 import time
 from pathlib import Path
 
-from mbrl_jax.command_line.flags import ENGINE, MACHINE, MANY, Work, machine, memory_and_devices, parse
+from mbrl_jax.command_line.flags import ENGINE, MACHINE, MANY, machine, memory_and_devices, parse
 from mbrl_jax.config import ConfigError, grid
 from mbrl_jax.runs import execution, launch, results, shards, terminal
 from mbrl_jax.runs import sweep as sweeps
 from mbrl_jax.runs.display import Display
+from mbrl_jax.runs.launch import Work
 
 
 def sweep(words: list[str], work: Work) -> None:
@@ -21,7 +23,7 @@ def sweep(words: list[str], work: Work) -> None:
     if given.combinations is not None:
         count = math.prod(map(len, values.values()))
         ranges = map(shards.parse_numbers, given.combinations.split(","))
-        only = [number for numbers in ranges for number in range(numbers.start, min(numbers.stop, max(numbers.start, count) + 1))]
+        only = [number for numbers in ranges for number in itertools.islice(numbers, count + 1)]  # of more one is not there
     execution.check_jax()
     table = sweeps.Table(given.out, given.config, values, given.seeds, given.seed, only)
     started = time.perf_counter()

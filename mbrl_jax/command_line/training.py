@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import tyro
 
 from mbrl_jax import config as settings
-from mbrl_jax.command_line.flags import ENGINE, MACHINE, Work, machine, parse
+from mbrl_jax.command_line.flags import ENGINE, MACHINE, machine, parse
 from mbrl_jax.config import ConfigError, expand
 from mbrl_jax.runs import execution, folder, keeping, launch, results, runner, shards, sweep, terminal, transitions
 from mbrl_jax.runs.claims import claimed
 from mbrl_jax.runs.display import Display
 from mbrl_jax.runs.folder import Asked
 from mbrl_jax.runs.keeping import Keeping
-from mbrl_jax.runs.launch import Launcher
+from mbrl_jax.runs.launch import Launcher, Work
 from mbrl_jax.runs.run import Run
 
 

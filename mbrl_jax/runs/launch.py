@@ -27,6 +27,8 @@ from mbrl_jax.runs.run import Run
 
 GLANCE = 0.5  # seconds between two looks at the jobs
 BAD_INPUT = 2  # the exit status of a command that would be refused again
+RETRIES = 3
+Work = Callable[[list[str]], int]  # runs `mbrl-jax` with these words in a job's process; its exit status
 
 
 class Launcher(NamedTuple):
@@ -34,8 +36,8 @@ class Launcher(NamedTuple):
 
     engine: str  # slurm or ray
     shards: int
-    work: Callable[[list[str]], int]  # runs `mbrl-jax` with these words in a job's process; its exit status
-    retries: int = 3  # of each shard
+    work: Work
+    retries: int = RETRIES  # of each shard
     options: Sequence[str] = ()  # NAME=VALUE, for submitit's executor or Ray's remote function
 
 

@@ -21,7 +21,7 @@ def test_noise_belongs_to_the_batch_protocol(tiny):
     ("base", "seeds", "message"),
     [
         (0, 2.5, "seeds: 2.5 does not fit; it must be a whole number"),
-        (0, 0, "seeds: 0 is out of range; it must be from 1 to 2"),
+        (0, 0, r"seeds: 0 is out of range; it must be from 1 to 2\^31"),
         ("0", 1, "seed: '0' does not fit"),
         (0.0, 1, "seed: 0.0 does not fit"),
     ],

@@ -58,8 +58,8 @@ def test_the_curve_of_the_chosen_policy_follows_the_snapshot_that_was_chosen(run
         (True, 0, "seeds: True does not fit"),
         (1, 0.0, "seed: 0.0 does not fit; it must be a whole number"),
         (None, 0, "seeds: None does not fit"),
-        (10**20, 0, "seeds: 1.* is out of range; it must be from 1 to 2.31"),
-        (range(10**20), 0, "seeds: 1.* is out of range; it must be from 1 to 2.31"),
+        (10**20, 0, r"seeds: 1.* is out of range; it must be from 1 to 2\^31"),
+        (range(10**20), 0, r"seeds: 1.* is out of range; it must be from 1 to 2\^31"),
     ],
 )
 def test_impossible_seeds_are_refused(tiny, seeds, base, message):
